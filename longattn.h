@@ -1,0 +1,5166 @@
+/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.1.0
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. Licence text: end of file. */
+/* ==== §0 what this is, quick start, switches, contents ==========================================
+
+   Full softmax attention over any shape, and KV caches with one policy per KV head: full, or
+   streaming (attention sinks + recent window, constant memory for ever). Partial results merge
+   exactly across threads, machines and devices. No dependency; no malloc, libm or stdio.
+
+   BUILD. In exactly one C or C++ file:
+
+       #define LONGATTN_IMPLEMENTATION
+       #include "longattn.h"
+
+   and in all others just the include. Compile that one file with -O2 -march=native (or -mavx2 -mfma
+   -mf16c): the SIMD level is the compiler's target.
+
+   TEN LINES. One query against two keys; prints 0.731059 0.268941.
+
+       #define LONGATTN_IMPLEMENTATION
+       #include "longattn.h"
+       #include <stdio.h>
+       int main(void) {
+         float q[2] = {1, 0}, k[4] = {1, 0, 0, 0}, v[4] = {1, 0, 0, 1}, o[2];
+         lattn_tensor Q = {q, LATTN_F32, 0, 1, 1, 2, 0, 0}, K = {k, LATTN_F32, 0, 2, 1, 2, 0, 0};
+         lattn_tensor V = {v, LATTN_F32, 0, 2, 1, 2, 0, 0}, O = {o, LATTN_F32, 0, 1, 1, 2, 0, 0};
+         lattn_attn a = {0}; a.size = sizeof a; a.scale = 1;
+         if (lattn_attention(&a, Q, K, V, O, NULL, NULL)) return 1;
+         printf("%f %f\n", (double)o[0], (double)o[1]);
+       }
+
+   The last argument (exec) brings scratch and threads; without it everything still works, one row
+   at a time on the stack, with the same bits, slowly. See lattn_exec.
+
+   WORDS. token: one position of a sequence. head: query head; KV head: the key/value head that a
+   group of query heads shares. sink: one of the first tokens of a sequence, always visible to a
+   streaming head. window: the newest tokens. lse: log-sum-exp of the scores, natural logarithm.
+   panel: 16 keys; block: 128; segment: 2048 (fixed for ever: they fix the order of summation).
+   page: one block of one KV head, K and V together. pool: what pages come from.
+
+   ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
+   tokens into calls; prefill = decode; packed = alone. Two exceptions, each by name: a target without
+   a fused multiply-add (see LONGATTN_STRICT), and merges of partials that are not aligned ranges.
+
+   SWITCHES. Define before the include that has LONGATTN_IMPLEMENTATION (the first two: before all).
+
+   | switch             | default   | effect                                                         |
+   |--------------------|-----------|----------------------------------------------------------------|
+   | LONGATTN_PREFIX    | lattn_    | first part of every external name: two builds in one program   |
+   | LONGATTN_STATIC    | 0         | 1: every function is static; declare where you implement       |
+   | LONGATTN_SHARED    | 0         | 1: export (and, on Windows, dllexport) for a shared library    |
+   | LONGATTN_SIMD      | target's  | LONGATTN_SIMD_SCALAR, _NEON, _AVX2 or _AVX512: force a level   |
+   | LONGATTN_STRICT    | 0         | 1: on targets without FMA, emulate it: slow, and the same bits |
+   | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp)   |
+
+   CONTENTS (grep '§' prints the banners)
+     §1 public API          §4 scalar maths        §7 append: pool and cache
+     §2 platform            §5 tiles               §8 merge
+     §3 vector layer        §6 attend              §9 rotary positions      §10 clean up, licence */
+
+#ifndef LONGATTN_H_INCLUDED
+#define LONGATTN_H_INCLUDED
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ==== §1 public API ==============================================================================
+   Conventions, once, for everything below.
+   - Every function returns a lattn_status: 0 ok, negative an error, positive a note. On an error
+     nothing was written and every object is as it was (exceptions are named at the function).
+   - No function allocates, keeps a pointer it was given (but the ones said to), or uses globals.
+     Different objects may be used from different threads; "const" objects by many at once.
+   - Arrays may have any alignment. Not one byte outside them is read or written.
+   - A struct with a `size` field: set it to sizeof the struct, zero the rest, set what you need.
+     Zero means the default that its comment names.
+   - An int32_t field that names a kind holds one of the enumerators said. */
+
+#define LATTN_VERSION_MAJOR 0
+#define LATTN_VERSION_MINOR 1
+#define LATTN_VERSION_PATCH 0
+#define LATTN_VERSION_NUMBER \
+  (LATTN_VERSION_MAJOR * 10000 + LATTN_VERSION_MINOR * 100 + LATTN_VERSION_PATCH)
+
+#ifdef LONGATTN_PREFIX /* the one list of external names */
+#define LATTN_JOIN2_(a, b) a##b
+#define LATTN_JOIN_(a, b) LATTN_JOIN2_(a, b)
+#define lattn_version_number LATTN_JOIN_(LONGATTN_PREFIX, version_number)
+#define lattn_simd_name LATTN_JOIN_(LONGATTN_PREFIX, simd_name)
+#define lattn_status_text LATTN_JOIN_(LONGATTN_PREFIX, status_text)
+#define lattn_parallel_openmp LATTN_JOIN_(LONGATTN_PREFIX, parallel_openmp)
+#define lattn_attention LATTN_JOIN_(LONGATTN_PREFIX, attention)
+#define lattn_attention_scratch LATTN_JOIN_(LONGATTN_PREFIX, attention_scratch)
+#define lattn_merge LATTN_JOIN_(LONGATTN_PREFIX, merge)
+#define lattn_partial_import LATTN_JOIN_(LONGATTN_PREFIX, partial_import)
+#define lattn_rotary_turns LATTN_JOIN_(LONGATTN_PREFIX, rotary_turns)
+#define lattn_rotary_turns_from_f32 LATTN_JOIN_(LONGATTN_PREFIX, rotary_turns_from_f32)
+#define lattn_rotary_turns_from_f64 LATTN_JOIN_(LONGATTN_PREFIX, rotary_turns_from_f64)
+#define lattn_rotary_yarn_magnitude LATTN_JOIN_(LONGATTN_PREFIX, rotary_yarn_magnitude)
+#define lattn_rotate LATTN_JOIN_(LONGATTN_PREFIX, rotate)
+#define lattn_pool_bytes LATTN_JOIN_(LONGATTN_PREFIX, pool_bytes)
+#define lattn_pool_init LATTN_JOIN_(LONGATTN_PREFIX, pool_init)
+#define lattn_pool_stats_get LATTN_JOIN_(LONGATTN_PREFIX, pool_stats_get)
+#define lattn_cache_bytes LATTN_JOIN_(LONGATTN_PREFIX, cache_bytes)
+#define lattn_cache_init LATTN_JOIN_(LONGATTN_PREFIX, cache_init)
+#define lattn_cache_release LATTN_JOIN_(LONGATTN_PREFIX, cache_release)
+#define lattn_cache_scratch LATTN_JOIN_(LONGATTN_PREFIX, cache_scratch)
+#define lattn_cache_extend LATTN_JOIN_(LONGATTN_PREFIX, cache_extend)
+#define lattn_cache_append LATTN_JOIN_(LONGATTN_PREFIX, cache_append)
+#define lattn_cache_attend LATTN_JOIN_(LONGATTN_PREFIX, cache_attend)
+#define lattn_cache_truncate LATTN_JOIN_(LONGATTN_PREFIX, cache_truncate)
+#define lattn_cache_clear LATTN_JOIN_(LONGATTN_PREFIX, cache_clear)
+#define lattn_cache_stats_get LATTN_JOIN_(LONGATTN_PREFIX, cache_stats_get)
+#define lattn_cache_head_stats_get LATTN_JOIN_(LONGATTN_PREFIX, cache_head_stats_get)
+#endif
+
+#if defined(LONGATTN_STATIC) && LONGATTN_STATIC
+#if defined(__GNUC__)
+#define LATTN_API static __attribute__((unused))
+#else
+#define LATTN_API static
+#endif
+#elif defined(LONGATTN_SHARED) && LONGATTN_SHARED && defined(_WIN32)
+#define LATTN_API __declspec(dllexport)
+#elif defined(LONGATTN_SHARED) && LONGATTN_SHARED && defined(__GNUC__)
+#define LATTN_API __attribute__((visibility("default")))
+#else
+#define LATTN_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ---- */
+
+typedef int32_t lattn_status;
+
+/* The one list of statuses: name, number (fixed for ever), text. */
+#define LATTN_STATUS_LIST(X)                                                                        \
+  X(LATTN_OK, 0, "ok")                                                                              \
+  X(LATTN_CANCELLED, 1, "note: the progress callback asked to stop; see the count of tokens done")  \
+  X(LATTN_OVERFLOWED, 2, "note: a finite value was beyond its 16-bit type and became infinite")     \
+  X(LATTN_E_NULL, -1, "a pointer that is required is null")                                         \
+  X(LATTN_E_SIZE, -2, "a struct's size field is 0 or less than the first release's")                \
+  X(LATTN_E_FIELD, -3, "an enumerator, flag or reserved field has a value unknown to this version") \
+  X(LATTN_E_SHAPE, -4, "a count or dim is negative, zero where it may not be, or does not match")   \
+  X(LATTN_E_TYPE, -5, "an element type is unknown or not supported here")                           \
+  X(LATTN_E_STRIDE, -6, "a stride is negative, or an output's rows overlap")                        \
+  X(LATTN_E_OVERFLOW, -7, "a size or position is beyond what this machine or library can address")  \
+  X(LATTN_E_VALUE, -8, "a number is NaN or outside its range")                                      \
+  X(LATTN_E_ALIAS, -9, "an output overlaps an input or another output")                             \
+  X(LATTN_E_SCRATCH, -10, "scratch is too small for this call (see the ..._scratch functions)")     \
+  X(LATTN_E_MEMORY, -11, "the memory handed over is too small for the object")                      \
+  X(LATTN_E_FULL, -12, "the pool has no page left, or the cache is at its capacity")                \
+  X(LATTN_E_EVICTED, -13, "tokens that this call needs were evicted from a streaming head")         \
+  X(LATTN_E_CONFIG, -14, "the options contradict each other")                                       \
+  X(LATTN_E_STATE, -15, "the object is not in a state that allows this call")
+
+enum lattn_status_codes {
+#define LATTN_STATUS_ENUM_(name, number, text) name = number,
+  LATTN_STATUS_LIST(LATTN_STATUS_ENUM_)
+#undef LATTN_STATUS_ENUM_
+      LATTN_STATUS_END_ = 0x7fffffff
+};
+
+/* The text of a status; "unknown status" for any other number. Never NULL; static storage. */
+LATTN_API const char *lattn_status_text(lattn_status status);
+
+/* Which argument was wrong: give a pointer to one of these in an exec or config; an error fills it.
+   `argument` is a static text in the words of the declaration, e.g. "k.dim" or "config.heads". */
+typedef struct lattn_fault {
+  int32_t status;
+  int32_t zero;
+  const char *argument;
+} lattn_fault;
+
+/* LATTN_VERSION_NUMBER of the implementation, and its SIMD level: "scalar", "neon", "avx2", "avx512". */
+LATTN_API int32_t lattn_version_number(void);
+LATTN_API const char *lattn_simd_name(void);
+
+/* ---- views ---- */
+
+enum lattn_type { LATTN_F32 = 1, LATTN_F16 = 2, LATTN_BF16 = 3 };
+
+/* Stride that repeats one row for every token or head (inputs only). */
+#define LATTN_BROADCAST INT64_MAX
+
+/* A strided view of the caller's array, [token][head][dim], dims adjacent. Used for inputs and outputs
+   (an output is written through `data`). Frozen: this struct never changes. */
+typedef struct lattn_tensor {
+  const void *data;      /* element (0, 0, 0); may be NULL when the view has no element */
+  int32_t type;          /* enum lattn_type; 0 = LATTN_F32 */
+  int32_t zero;          /* must be 0 */
+  int64_t n_tokens;      /* >= 0 */
+  int64_t n_heads;       /* >= 1 */
+  int64_t dim;           /* >= 1 */
+  int64_t stride_token;  /* in elements; 0 = n_heads * dim, or n_heads * stride_head if that is set */
+  int64_t stride_head;   /* in elements; 0 = dim */
+} lattn_tensor;
+
+/* ---- execution: scratch, threads, progress. NULL exec or all zeros: see scratch ---- */
+
+/* Runs task(context, i) for i = 0 ... n_tasks - 1, in any order, on any threads, and returns when all
+   are done. Running them one after another is fine: nothing waits for another task. */
+typedef void (*lattn_parallel_for)(void *pool, int32_t n_tasks,
+                                   void (*task)(void *context, int32_t index), void *context);
+
+typedef struct lattn_exec {
+  uint32_t size;       /* sizeof(lattn_exec) */
+  int32_t n_threads;   /* number of tasks given to parallel_for; 0 = 1; at most 1024 */
+  /* Scratch, any alignment, used only during the call. NULL: each task works on <= 24 KiB of its stack,
+     one row at a time, for key dims <= 256 and value dims <= 160 (beyond: LATTN_E_SCRATCH); the same
+     bits, fine for decode and small inputs, slow for prefill. */
+  void *scratch;
+  size_t scratch_bytes;
+  lattn_parallel_for parallel_for; /* NULL = a plain loop on the caller's thread */
+  void *pool;                      /* handed to parallel_for */
+  /* Called on the caller's thread, outside of the numeric work, with tokens done and in all; non-zero
+     stops the call, which returns LATTN_CANCELLED. NULL = none. */
+  int32_t (*progress)(void *user, int64_t done, int64_t total);
+  void *user;          /* handed to progress */
+  int64_t *tokens_done; /* NULL, or gets the number of tokens whose rows were written */
+  lattn_fault *fault;  /* NULL, or gets the argument that an error is about */
+} lattn_exec;
+
+/* A parallel_for on OpenMP (`pool` is ignored). Without LONGATTN_OPENMP, a plain loop. */
+LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
+                                     void (*task)(void *context, int32_t index), void *context);
+
+/* ---- merge: partial results (Chen et al., Lamina; FlashDecoding; design: heads.md 9) ---- */
+
+/* What attention over some of the keys knows of each row, unnormalised, in float32:
+   maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. A row that
+   saw no key has m = -infinity; its sum and output are not read. Learned sinks and gates are never in
+   it. The arrays are the caller's. Rows are [token][query head], contiguous. */
+typedef struct lattn_partial {
+  uint32_t size;          /* sizeof(lattn_partial) */
+  int32_t basis;          /* 0: plain (other values are for later storage types) */
+  int64_t first_segment;  /* the absolute segments (2048 tokens) that the keys lie in: attend sets these. */
+  int64_t n_segments;     /*   0 = outside of the order of segments: merged last, in argument order */
+  int64_t n_rows;         /* tokens * query heads */
+  int64_t value_dim;
+  float *maximum;         /* [n_rows] */
+  float *sum;             /* [n_rows] */
+  float *output;          /* [n_rows][value_dim] */
+  float weight;           /* lattn_merge: weight of this part, by mode */
+  float zero;             /* must be 0 */
+  const float *row_weights; /* lattn_merge: NULL, or [n_rows]: a weight per row, instead of `weight` */
+} lattn_partial;
+
+enum lattn_merge_mode {
+  LATTN_MERGE_ADD = 0,     /* weight is added to the part's lse: 0 = plain exact merge of split keys */
+  LATTN_MERGE_REPLACE = 1, /* weight takes the place of the lse: parts enter as softmax of weights */
+  LATTN_MERGE_LINEAR = 2   /* out = sum of weight * (normalised part); no division; lse = NaN */
+};
+
+typedef struct lattn_merge_options {
+  uint32_t size;             /* sizeof(lattn_merge_options) */
+  int32_t mode;              /* enum lattn_merge_mode; 0 = add */
+  const float *sink_logits;  /* NULL, or [query heads]: learned sink logits, counted once here */
+  const lattn_tensor *gate;  /* NULL, or output gates as in lattn_attn */
+  lattn_partial *partial;    /* NULL, or gets the merged partial (add and replace only), without sink
+                                and gate; then out.data and lse may be NULL */
+} lattn_merge_options;
+
+/* Combines n partials into out [tokens][heads][value_dim] (tokens * heads = n_rows) and lse [tokens][heads]
+   (NULL = not wanted; natural log, sink included; ln of the summed weights in replace mode; NaN in linear).
+   Parts are folded by the fixed tree on absolute segments, whatever the order of the list; parts that
+   are aligned power-of-two ranges of segments, or whole, give the bits of one undivided call. Other
+   ranges merge to rounding. A weight of -infinity drops a part unread; +infinity or NaN is LATTN_E_VALUE
+   (linear: only NaN or infinite). n = 0 or all rows empty: +0 and -infinity.
+   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE (weights), ALIAS, CONFIG. n <= 1024.
+   options and exec may be NULL (exec: threads and fault are used; no scratch is needed). */
+LATTN_API lattn_status lattn_merge(const lattn_merge_options *options, int64_t n,
+                                   const lattn_partial *parts, lattn_tensor out, float *lse,
+                                   const lattn_exec *exec);
+
+enum lattn_import_flags {
+  LATTN_IMPORT_BASE2 = 1,          /* lse is a base-2 logarithm (FlashInfer) */
+  LATTN_IMPORT_INFINITE_EMPTY = 2  /* lse = +infinity marks a row that saw no key (FlashAttention) */
+};
+
+/* Makes a partial of a foreign kernel's (output, lse): m = lse, sum = 1, output as it is, n_segments 0.
+   Fills partial->maximum, ->sum and ->output, which the caller has set to arrays of n_rows and
+   n_rows * value_dim floats. out is [tokens][heads][value_dim], lse [tokens][heads].
+   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW. */
+LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor out,
+                                            const float *lse, int32_t flags);
+
+/* ---- attend ---- */
+
+enum lattn_mask {
+  LATTN_FULL = 0,     /* every key; on a cache: causal */
+  LATTN_CAUSAL = 1,   /* causal, the last row aligned with the last key */
+  LATTN_CAUSAL_AT = 2 /* causal, row r at position query_position + r, key j at key_position + j */
+};
+
+/* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a multiple of
+   16) for row `row` of q, at position `query`, query head `head`, sequence `sequence`. Scores of hidden
+   keys are also there, with any value, and are ignored afterwards. Must be pure, and callable on any thread. */
+typedef void (*lattn_score_function)(void *user, int64_t sequence, int64_t row, int64_t query,
+                                     int32_t head, int64_t first_key, float scores[16]);
+
+/* Options of lattn_attention. They compose, in this order, on a score s = sum_d (scale * q_d) * k_d:
+   softcap, ALiBi, key bias, pair bias, score function, masks, then at the root the learned sink, the
+   division, the gate, the rounding to the output's type. An absent step changes no bit.
+   Visible to row i (at position p_i) are the keys j that pass all of: the mask; visible_from[i] <= j <
+   visible_to[i]; and (j < sinks, or p_i - p_j < window and p_j - p_i <= ahead). */
+typedef struct lattn_attn {
+  uint32_t size;            /* sizeof(lattn_attn) */
+  int32_t mask;             /* enum lattn_mask */
+  float scale;              /* 0 = 1 / sqrt(key dim); finite, may be negative */
+  float softcap;            /* s = softcap * tanh(s / softcap); 0 or infinite = none; not negative */
+  int64_t window;           /* 0 = no limit; else keys up to window - 1 before the row, own key included */
+  int64_t ahead;            /* with mask LATTN_FULL and a window: keys after the row's own; 0 = none */
+  int64_t sinks;            /* absolute keys 0 ... sinks - 1 are visible whatever the window */
+  int64_t query_position;   /* absolute position of row 0 (not used by LATTN_CAUSAL) */
+  int64_t key_position;     /* absolute index of key 0; blocks of summation follow absolute indices */
+  const int64_t *visible_from; /* NULL, or [n_queries]: first absolute key that the row may see */
+  const int64_t *visible_to;   /* NULL, or [n_queries]: one past the last */
+  const int64_t *query_positions; /* NULL, or [n_queries]: override p_i for window, ahead and ALiBi */
+  const int64_t *key_positions;   /* NULL, or [n_keys]: override p_j likewise (never the order of keys) */
+  /* Several sequences in one call: sequence s has rows query_starts[s] ... query_starts[s+1] - 1 and keys
+     key_starts[s] ... key_starts[s+1] - 1. Starts begin at 0, never fall, and end at the tensor's n_tokens.
+     The result is that of n_sequences single calls, bit for bit. Absolute indices count from each
+     sequence's own first key; per-row and per-key arrays and biases are indexed as the tensors are. */
+  int64_t n_sequences;             /* 0 = one sequence, starts unused */
+  const int64_t *query_starts;     /* [n_sequences + 1] */
+  const int64_t *key_starts;       /* [n_sequences + 1] */
+  const int64_t *sequence_query_positions; /* NULL = query_position for all, or [n_sequences] */
+  const int64_t *sequence_key_positions;   /* NULL = key_position for all, or [n_sequences] */
+  const lattn_tensor *key_bias;    /* NULL, or [1][heads or 1][n_keys]: added to every row's score */
+  const lattn_tensor *pair_bias;   /* NULL, or [n_queries][heads or 1][n_keys]; -infinity = weight 0 */
+  const float *alibi_slopes;       /* NULL, or [heads]: s = fma(-slope, |p_i - p_j|, s) */
+  const float *sink_logits;        /* NULL, or [heads]: a learned logit z in the denominator, without a
+                                      value (gpt-oss; z = 0 is softmax-off-by-one); -infinity = none */
+  const lattn_tensor *gate;        /* NULL, or [n_queries][heads or 1][1 or value dim]: out *= gate */
+  lattn_score_function score;      /* NULL, or the score callback */
+  void *score_user;
+  lattn_partial *partial;          /* NULL, or gets the partial of this call; then out.data may be NULL.
+                                      first_segment and n_segments are set; not with n_sequences > 1 */
+} lattn_attn;
+
+/* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n x n.
+   q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv]; H a multiple of G;
+   query head h uses KV head h / (H / G). Any dims, any mix of element types. lse: NULL, or [n_queries][H]
+   floats. A row that sees no key gets +0 and lse = -infinity (or its learned sink logit). NaN reaches the
+   rows that see it and no others; hidden keys and values are never in the arithmetic. out may be exactly
+   q's array (same strides and element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31.
+   options NULL = all defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when
+   cancelled, rows >= *tokens_done are unwritten.
+   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE, ALIAS, SCRATCH, CONFIG. Notes: CANCELLED,
+   OVERFLOWED. */
+LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                       lattn_tensor v, lattn_tensor out, float *lse,
+                                       const lattn_exec *exec);
+
+/* Bytes of scratch for that call with n_threads (data pointers are not read); independent of the numbers of
+   tokens but for their logarithm. 0: impossible shapes. */
+LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                         lattn_tensor v, int32_t n_threads);
+
+/* ---- rotary positions (Su et al., RoFormer; YaRN: Peng et al.) ---- */
+
+enum lattn_rotary_layout {
+  LATTN_ROTARY_INTERLEAVED = 0, /* pairs (x[2f], x[2f+1]): llama2.c, GPT-J, DeepSeek */
+  LATTN_ROTARY_HALF_SPLIT = 1   /* pairs (x[f], x[f + n_dims/2]): GPT-NeoX, Hugging Face Llama */
+};
+
+/* How q and k are rotated. Frequencies are turns a position, theta / (2 pi) * 2^64, modulo one turn: the
+   angle at any position is then an exact 64-bit integer, and rounding does not grow with position. */
+typedef struct lattn_rotary {
+  uint32_t size;          /* sizeof(lattn_rotary) */
+  int32_t layout;         /* enum lattn_rotary_layout */
+  int32_t first_dim;      /* rotated dims are first_dim ... first_dim + n_dims - 1 */
+  int32_t n_dims;         /* even, 2 ... 1024 */
+  float magnitude;        /* multiplies cos and sin of q and k alike (YaRN); 0 = 1 */
+  int32_t zero;           /* must be 0 */
+  const uint64_t *turns;  /* [n_dims / 2] */
+} lattn_rotary;
+
+enum lattn_rotary_kind {
+  LATTN_ROTARY_PLAIN = 0,  /* theta_f = base^(-2f / n_dims) */
+  LATTN_ROTARY_LINEAR = 1, /* theta_f / factor (position interpolation) */
+  LATTN_ROTARY_NTK = 2,    /* base * factor^(n_dims / (n_dims - 2)) */
+  LATTN_ROTARY_YARN = 3,   /* mixed by a ramp over dims; see also lattn_rotary_yarn_magnitude */
+  LATTN_ROTARY_LLAMA3 = 4  /* mixed by wavelength, as in Llama 3.1 */
+};
+enum lattn_rotary_flags {
+  LATTN_ROTARY_ROUND_F32 = 1,  /* round each theta to float32 first, as common model code does */
+  LATTN_ROTARY_NO_TRUNCATE = 2 /* YaRN: bounds of the ramp without floor and ceil */
+};
+
+typedef struct lattn_rotary_scaling {
+  uint32_t size;                 /* sizeof(lattn_rotary_scaling) */
+  int32_t kind;                  /* enum lattn_rotary_kind */
+  int32_t n_dims;                /* even, 2 ... 1024 */
+  int32_t flags;                 /* enum lattn_rotary_flags */
+  double base;                   /* 0 = 10000 */
+  double factor;                 /* 0 = 1 */
+  double original_length;        /* trained context; required > 0 by YARN and LLAMA3 */
+  double low_frequency_factor;   /* LLAMA3; 0 = 1 */
+  double high_frequency_factor;  /* LLAMA3; 0 = 4 */
+  double beta_fast;              /* YARN; 0 = 32 */
+  double beta_slow;              /* YARN; 0 = 1 */
+} lattn_rotary_scaling;
+
+/* Fills turns[n_dims / 2], to <= 2^-60 relative, by integer arithmetic. Errors: NULL, SIZE, FIELD, SHAPE, VALUE. */
+LATTN_API lattn_status lattn_rotary_turns(uint64_t *turns, const lattn_rotary_scaling *scaling);
+
+/* Turns of n frequencies in radians a position, taken as exact. Errors: NULL, SHAPE (n < 0), VALUE (not finite). */
+LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians, int64_t n);
+LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians, int64_t n);
+
+/* YaRN's magnitude: 0.1 * mscale * ln(factor) + 1 for factor > 1, else 1. Errors: NULL, VALUE. */
+LATTN_API lattn_status lattn_rotary_yarn_magnitude(float *magnitude, double factor, double mscale);
+
+/* Rotates x in place: token t to position positions[t], or first_position + t where positions is NULL.
+   In float32, then rounded to x's type. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE. Note:
+   OVERFLOWED. */
+LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
+                                    int64_t first_position, const int64_t *positions);
+
+/* ---- append: pools and caches ---- */
+
+/* Owns pages; hands them to caches. Lives in the arena given to lattn_pool_init, or its pages come from an
+   allocator. A pool whose pages are in its arena holds no pointer: the arena may be copied to another
+   place of the same alignment modulo 64 (caches are then found at the same offsets). */
+typedef struct lattn_pool lattn_pool;
+
+/* One sequence of one layer: keys and values of n_kv_heads heads, each kept by its own policy. Its tables
+   live in its pool's arena. Calls that change any cache of a pool are serialised by the caller; attends
+   run beside each other. */
+typedef struct lattn_cache lattn_cache;
+
+enum lattn_policy {
+  LATTN_HEAD_FULL = 0,     /* keeps every token */
+  LATTN_HEAD_STREAMING = 1 /* row i sees j <= i with j < sinks or i - j < window (Xiao et al., StreamingLLM) */
+};
+
+enum lattn_positions {
+  LATTN_POSITIONS_DEFAULT = 0,  /* in-cache for streaming heads of a cache that rotates or has ALiBi */
+  LATTN_POSITIONS_ABSOLUTE = 1, /* sinks keep their true distance (DuoAttention's deployment) */
+  LATTN_POSITIONS_IN_CACHE = 2  /* sinks appear just before the window: at distance min(i, S+W-1) - j */
+};
+
+/* Policy of one KV head. */
+typedef struct lattn_head {
+  int32_t policy;    /* enum lattn_policy */
+  int32_t positions; /* enum lattn_positions; streaming heads only */
+  int64_t sinks;     /* S >= 0 */
+  int64_t window;    /* W >= 1, the own token included (DuoAttention's recent_size + 1) */
+  int64_t slack;     /* tokens kept beyond the window, so that truncate can go back so far; >= 0 */
+} lattn_head;
+
+typedef struct lattn_cache_config {
+  uint32_t size;            /* sizeof(lattn_cache_config) */
+  uint32_t head_size;       /* sizeof(lattn_head) if heads is given */
+  int32_t n_kv_heads;       /* >= 1 */
+  int32_t n_heads;          /* query heads, a multiple of n_kv_heads; 0 = n_kv_heads */
+  int32_t key_dim;          /* >= 1 */
+  int32_t value_dim;        /* 0 = key_dim */
+  int32_t key_type;         /* enum lattn_type of storage; 0 = LATTN_F32 */
+  int32_t value_type;       /* 0 = LATTN_F32 */
+  int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no limit */
+  int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
+  float scale;              /* as in lattn_attn */
+  float softcap;
+  const lattn_head *heads;  /* NULL = all full, or [n_kv_heads]; copied */
+  const lattn_rotary *rotary;  /* NULL = none: keys and queries are taken as they are; else the cache
+                                  rotates both at their positions, in float32, before storage; copied */
+  const float *alibi_slopes;   /* NULL, or [n_heads]; copied */
+  const float *sink_logits;    /* NULL, or [n_heads]; copied */
+  lattn_fault *fault;          /* NULL, or gets the field that an error is about; not kept */
+} lattn_cache_config;
+
+/* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both are called
+   only inside calls that change a cache of the pool. */
+typedef struct lattn_pool_config {
+  uint32_t size;                   /* sizeof(lattn_pool_config) */
+  int32_t zero;                    /* must be 0 */
+  void *(*alloc)(void *user, size_t bytes, size_t alignment); /* NULL = pages from the arena */
+  void (*free)(void *user, void *page, size_t bytes);         /* given with alloc */
+  void *user;
+} lattn_pool_config;
+
+typedef struct lattn_pool_stats {
+  uint32_t size;        /* sizeof(lattn_pool_stats), set by the caller */
+  int32_t n_caches;     /* caches initialised and not released */
+  int64_t n_pages;      /* pages in use */
+  int64_t page_bytes;   /* bytes of those */
+  int64_t table_bytes;  /* bytes of the pool itself and the tables of its caches */
+  int64_t arena_bytes;  /* size of the arena */
+  int64_t free_bytes;   /* bytes of the arena that no table or page uses */
+} lattn_pool_stats;
+
+typedef struct lattn_cache_stats {
+  uint32_t size;            /* sizeof(lattn_cache_stats), set by the caller */
+  int32_t zero;
+  int64_t n_tokens;         /* tokens appended (the next one's position) */
+  int64_t capacity;         /* most tokens; INT64_MAX without limit */
+  int64_t n_full_heads, n_streaming_heads;
+  int64_t full_bytes;       /* bytes of pages held by full heads */
+  int64_t streaming_bytes;  /* bytes of pages held by streaming heads */
+  int64_t table_bytes;      /* bytes of the cache's tables */
+  int64_t token_bytes;      /* bytes of the keys and values held (page_bytes less unused slots) */
+} lattn_cache_stats;
+
+typedef struct lattn_cache_head_stats {
+  uint32_t size;           /* sizeof(lattn_cache_head_stats), set by the caller */
+  int32_t policy;          /* enum lattn_policy */
+  int32_t positions;       /* LATTN_POSITIONS_ABSOLUTE or _IN_CACHE: which one holds */
+  int32_t zero;
+  int64_t sinks, window, slack;
+  int64_t n_sink_tokens;   /* tokens 0 ... n_sink_tokens - 1 are held whatever the window */
+  int64_t first_token;     /* and tokens first_token ... n_tokens - 1 */
+  int64_t n_tokens_held;   /* distinct tokens held */
+  int64_t page_bytes;      /* bytes of this head's pages */
+} lattn_cache_head_stats;
+
+/* Bytes one cache takes of a pool's arena, at most, between calls of lattn_cache_extend: tables and pages.
+   0: impossible config (lattn_cache_init says why). */
+LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config);
+
+/* Bytes of arena for a pool of n caches of that config, filled to capacity by extend (which needs room for
+   max_append tokens of one cache's streaming heads at a time; if you append to several caches before you
+   attend, add n * the difference to a config with slack + max_append). With an allocator (pool config with
+   alloc): tables only. pool NULL = pages from the arena. Sum over configs for a mixed pool. 0: impossible. */
+LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cache_config *config,
+                                  int64_t n_caches);
+
+/* Makes a pool in arena (any alignment; the pool starts at the first multiple of 64). The arena stays the
+   caller's: to end the pool, release its caches if they use an allocator, and forget it.
+   Errors: NULL, SIZE, FIELD, MEMORY, CONFIG (alloc without free). */
+LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t arena_bytes,
+                                       const lattn_pool_config *config);
+LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_stats *stats);
+
+/* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG (in-cache positions
+   without rotary or ALiBi; no capacity with a full head; more than 8 page sizes in a pool), FULL. */
+LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
+                                        const lattn_cache_config *config);
+
+/* Gives the cache's pages and tables back to its pool. The cache is then gone. */
+LATTN_API lattn_status lattn_cache_release(lattn_cache *cache);
+
+/* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned sinks, rotary,
+   policies) is the cache's config. Key indices are positions in the cache. */
+typedef struct lattn_call {
+  uint32_t size;                  /* sizeof(lattn_call) */
+  int32_t zero;                   /* must be 0 */
+  const lattn_tensor *key_bias;   /* as in lattn_attn; dim >= tokens in the cache after the call */
+  const lattn_tensor *pair_bias;  /* likewise */
+  const lattn_tensor *gate;       /* as in lattn_attn */
+  lattn_score_function score;     /* as in lattn_attn (sequence = 0, row = row of this call's q) */
+  void *score_user;
+  lattn_partial *partial;         /* attend only: as in lattn_attn */
+} lattn_call;
+
+/* Bytes of scratch for calls of up to n_tokens rows on a cache of this config. 0: impossible. */
+LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
+                                     int32_t n_threads);
+
+/* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv], and attends with q
+   [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the token at position (tokens before) + r and sees
+   itself and what its head's policy lets it see. Any n, in inner steps of max_append tokens: memory for a
+   streaming head stays constant. Pages for the whole call are reserved first: LATTN_E_FULL comes before
+   anything is written. When cancelled, the cache holds exactly *tokens_done more tokens than before, whose
+   rows are written. out may be exactly q's array. Errors: as lattn_attention, and FULL. Notes: CANCELLED,
+   OVERFLOWED. */
+LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call, lattn_tensor q,
+                                          lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                          float *lse, const lattn_exec *exec);
+
+/* Appends only: at most max_append tokens (else LATTN_E_SHAPE). Streaming heads then hold these tokens besides
+   their window, until the next extend or append. Errors: NULL, SIZE, SHAPE, TYPE, STRIDE, OVERFLOW, FULL. Note:
+   OVERFLOWED. exec: only fault is used. */
+LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
+                                          const lattn_exec *exec);
+
+/* Attends only: the n rows of q are the newest n tokens of the cache. Extend = append + attend, bit for bit.
+   Errors: as lattn_attention; SHAPE for more rows than tokens; EVICTED when a row's window is no longer held. */
+LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
+                                          lattn_tensor q, lattn_tensor out, float *lse,
+                                          const lattn_exec *exec);
+
+/* Forgets the tokens from position n_tokens on, as if they had never been appended. For streaming heads that
+   have evicted: as far back as the next token's whole window is still held (at least `slack` tokens), else
+   LATTN_E_EVICTED. Errors: NULL, SHAPE (negative, or more than held), EVICTED. */
+LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens);
+
+/* Forgets everything; gives all pages back to the pool. Errors: NULL. */
+LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache);
+
+/* What the cache, or one KV head of it, holds. Errors: NULL, SIZE, SHAPE (head). */
+LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cache_stats *stats);
+LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int32_t kv_head,
+                                                  lattn_cache_head_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LONGATTN_H_INCLUDED */
+
+#ifdef LONGATTN_IMPLEMENTATION
+#ifndef LONGATTN_IMPLEMENTED_
+#define LONGATTN_IMPLEMENTED_
+
+/* ==== §2 platform ================================================================================
+   The only place that asks what the compiler and the machine are. Below, only our own names. */
+
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "longattn.h: compile the file that defines LONGATTN_IMPLEMENTATION without -ffast-math, \
+-Ofast and -ffinite-math-only: they break NaN, infinities and the one-answer contract"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
+#error "longattn.h: float arithmetic is not rounded to float here; on 32-bit x86 use -msse2 -mfpmath=sse"
+#endif
+
+#define LONGATTN_SIMD_SCALAR 1
+#define LONGATTN_SIMD_NEON 2
+#define LONGATTN_SIMD_AVX2 3
+#define LONGATTN_SIMD_AVX512 4
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define LATTN_BEST_SIMD_ LONGATTN_SIMD_AVX512
+#elif defined(__AVX2__) && ((defined(__FMA__) && defined(__F16C__)) || defined(_MSC_VER))
+#define LATTN_BEST_SIMD_ LONGATTN_SIMD_AVX2
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define LATTN_BEST_SIMD_ LONGATTN_SIMD_NEON
+#else
+#define LATTN_BEST_SIMD_ LONGATTN_SIMD_SCALAR
+#endif
+
+#ifndef LONGATTN_SIMD
+#define LONGATTN_SIMD LATTN_BEST_SIMD_
+#endif
+#if (LONGATTN_SIMD == LONGATTN_SIMD_AVX512 && LATTN_BEST_SIMD_ != LONGATTN_SIMD_AVX512) || \
+    (LONGATTN_SIMD == LONGATTN_SIMD_AVX2 && LATTN_BEST_SIMD_ < LONGATTN_SIMD_AVX2) ||      \
+    (LONGATTN_SIMD == LONGATTN_SIMD_NEON && LATTN_BEST_SIMD_ != LONGATTN_SIMD_NEON) ||     \
+    LONGATTN_SIMD < LONGATTN_SIMD_SCALAR || LONGATTN_SIMD > LONGATTN_SIMD_AVX512
+#error "longattn.h: LONGATTN_SIMD asks for a level that the compiler's target does not have"
+#endif
+
+#ifndef LONGATTN_STRICT
+#define LONGATTN_STRICT 0
+#endif
+#ifndef LONGATTN_OPENMP
+#define LONGATTN_OPENMP 0
+#endif
+
+#if LONGATTN_SIMD != LONGATTN_SIMD_SCALAR || defined(__FMA__) || defined(__aarch64__) || \
+    defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF) || defined(FP_FAST_FMAF)
+#define LATTN_HAS_FMA_ 1
+#else
+#define LATTN_HAS_FMA_ 0
+#endif
+
+#if defined(__SSE__) || defined(_M_X64) || LONGATTN_SIMD >= LONGATTN_SIMD_AVX2
+#define LATTN_HAS_MXCSR_ 1
+#include <immintrin.h>
+#else
+#define LATTN_HAS_MXCSR_ 0
+#endif
+#if LONGATTN_SIMD == LONGATTN_SIMD_NEON
+#include <arm_neon.h>
+#endif
+#if LONGATTN_OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__GNUC__)
+#define LATTN_FN_ static __attribute__((unused))
+#define LATTN_NOINLINE_ static __attribute__((unused, noinline))
+#define LATTN_INLINE_ static inline __attribute__((unused, always_inline))
+#define LATTN_MEMCPY_ __builtin_memcpy
+#define LATTN_MEMSET_ __builtin_memset
+#define LATTN_PREFETCH_(p) __builtin_prefetch(p)
+#if defined(__clang__) || __GNUC__ >= 8
+#define LATTN_UNROLL_ _Pragma("GCC unroll 16") /* without it gcc keeps accumulators in memory */
+#else
+#define LATTN_UNROLL_
+#endif
+#else
+#include <string.h>
+#define LATTN_FN_ static
+#define LATTN_NOINLINE_ static
+#define LATTN_INLINE_ static inline
+#define LATTN_MEMCPY_ memcpy
+#define LATTN_MEMSET_ memset
+#define LATTN_PREFETCH_(p) ((void)(p))
+#define LATTN_UNROLL_
+#endif
+
+#if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunused-function"
+#endif
+
+/* Work counters shared by threads. Where the target has no lock-free int, tasks take every n-th unit. */
+#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2
+#define LATTN_HAS_ATOMIC_ 1
+LATTN_FN_ int32_t lattn_take_(int32_t *counter) {
+  return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+}
+LATTN_FN_ void lattn_raise_(int32_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+#else
+#define LATTN_HAS_ATOMIC_ 0
+LATTN_FN_ int32_t lattn_take_(int32_t *counter) { return (*counter)++; }
+LATTN_FN_ void lattn_raise_(int32_t *flag) { *flag = 1; }
+#endif
+
+/* The floating-point control word. Work runs round-to-nearest, no flush to zero, exceptions masked; the
+   caller's word comes back with its sticky flags. The work itself is in a callee that is not inlined,
+   so no operation can move across the write. On targets without one known here, nothing is done. */
+typedef struct lattn_fpenv_ {
+  uint64_t control, status;
+} lattn_fpenv_;
+
+LATTN_FN_ void lattn_fpenv_enter_(lattn_fpenv_ *saved) {
+  saved->control = saved->status = 0;
+#if LATTN_HAS_MXCSR_
+  saved->control = _mm_getcsr();
+  _mm_setcsr(0x1f80u);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  __asm__ volatile("mrs %0, fpcr" : "=r"(saved->control));
+  __asm__ volatile("mrs %0, fpsr" : "=r"(saved->status));
+  __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0) : "memory");
+#endif
+}
+
+LATTN_FN_ void lattn_fpenv_leave_(const lattn_fpenv_ *saved) {
+#if LATTN_HAS_MXCSR_
+  _mm_setcsr((unsigned)saved->control);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  __asm__ volatile("msr fpcr, %0" : : "r"(saved->control) : "memory");
+  __asm__ volatile("msr fpsr, %0" : : "r"(saved->status) : "memory");
+#else
+  (void)saved;
+#endif
+}
+
+/* ---- bits, 16-bit floats, scalar fused multiply-add: what the vector layer needs ---- */
+
+LATTN_INLINE_ uint32_t lattn_bits_(float x) {
+  uint32_t u;
+  LATTN_MEMCPY_(&u, &x, sizeof u);
+  return u;
+}
+
+LATTN_INLINE_ float lattn_float_(uint32_t u) {
+  float x;
+  LATTN_MEMCPY_(&x, &u, sizeof x);
+  return x;
+}
+
+#define LATTN_INFINITY_ lattn_float_(0x7f800000u)
+#define LATTN_NAN_ lattn_float_(0x7fc00000u)
+
+LATTN_INLINE_ int lattn_is_nan_(float x) { return (lattn_bits_(x) & 0x7fffffffu) > 0x7f800000u; }
+LATTN_INLINE_ int lattn_is_finite_(float x) {
+  return (lattn_bits_(x) & 0x7f800000u) != 0x7f800000u;
+}
+LATTN_INLINE_ int lattn_is_empty_(float maximum) { return lattn_bits_(maximum) == 0xff800000u; }
+
+LATTN_FN_ float lattn_from_f16_(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 0x3ffu;
+  if (exponent == 31) return lattn_float_(sign | 0x7f800000u | fraction << 13);
+  if (exponent != 0) return lattn_float_(sign | (exponent + 112u) << 23 | fraction << 13);
+  if (fraction == 0) return lattn_float_(sign);
+  exponent = 113; /* denormal: shift the leading one into place */
+  while (!(fraction & 0x400u)) {
+    fraction <<= 1;
+    exponent--;
+  }
+  return lattn_float_(sign | exponent << 23 | (fraction & 0x3ffu) << 13);
+}
+
+/* Round to nearest even, on bits. */
+LATTN_FN_ uint16_t lattn_to_f16_(float x) {
+  uint32_t u = lattn_bits_(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((a >> 13) & 0x3ffu));
+  if (a >= 0x47800000u) return (uint16_t)(sign | 0x7c00u); /* 65536 and beyond, infinity */
+  if (a >= 0x38800000u) { /* normal f16; a carry may reach infinity, as IEEE says */
+    uint32_t r = a - 0x38000000u;
+    return (uint16_t)(sign | (r + 0xfffu + ((r >> 13) & 1u)) >> 13);
+  }
+  if (a < 0x33000000u) return (uint16_t)sign; /* below half of the least denormal */
+  uint32_t shift = 126u - (a >> 23), fraction = (a & 0x7fffffu) | 0x800000u;
+  uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1u), half = 1u << (shift - 1);
+  return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1u)))));
+}
+
+LATTN_INLINE_ float lattn_from_bf16_(uint16_t h) { return lattn_float_((uint32_t)h << 16); }
+
+LATTN_INLINE_ uint16_t lattn_to_bf16_(float x) {
+  uint32_t u = lattn_bits_(x);
+  if (lattn_is_nan_(x)) return (uint16_t)(u >> 16 | 0x40u);
+  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+/* a * b + c with one rounding. Without the instruction: fast (two roundings) by default; exact under
+   LONGATTN_STRICT: the product of two floats is exact in double; the sum is rounded to odd (its last bit
+   set if anything was lost), so that the second rounding, to float, is the only one that shows. */
+LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
+#if LATTN_HAS_FMA_ && defined(__GNUC__)
+  return __builtin_fmaf(a, b, c);
+#elif LATTN_HAS_FMA_ && LATTN_HAS_MXCSR_
+  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+#elif LONGATTN_STRICT
+  double product = (double)a * (double)b, term = (double)c, sum = product + term;
+  double back = sum - product, lost = (product - (sum - back)) + (term - back);
+  uint64_t u;
+  LATTN_MEMCPY_(&u, &sum, sizeof u);
+  if (lost != 0 && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u && !(u & 1u)) {
+    u += (lost > 0) == (sum > 0) ? 1u : (uint64_t)0 - 1u;
+    LATTN_MEMCPY_(&sum, &u, sizeof u);
+  }
+  return (float)sum;
+#else
+  return a * b + c;
+#endif
+}
+
+/* ==== §3 vector layer ============================================================================
+   One logical vector of 16 floats, the lanes of one panel, on every ISA: the same lanes, the same order,
+   the same reductions, so the same bits by construction. What each function must do is said at the
+   scalar block; the other blocks follow it line by line. Tile constants (rows and panels in registers)
+   are per ISA and change no row's arithmetic. `n` is a count of valid lanes, 0 ... 16: nothing past it is
+   read or written, and lanes past it load as +0. `bits`: lane t is bit t. */
+
+enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_ROWS_ = 6 };
+
+#if LONGATTN_SIMD == LONGATTN_SIMD_SCALAR
+
+#define LATTN_SIMD_NAME_ "scalar"
+#define LATTN_TILE_PANELS_ 1
+
+typedef struct lattn_v16_ {
+  float r[16];
+} lattn_v16_;
+
+#define LATTN_LANES_ for (int t = 0; t < 16; t++)
+
+LATTN_INLINE_ lattn_v16_ lattn_v_set_(float x) {
+  lattn_v16_ y;
+  LATTN_LANES_ y.r[t] = x;
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) {
+  lattn_v16_ y;
+  LATTN_MEMCPY_(y.r, p, sizeof y.r);
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_n_(const float *p, int n) {
+  lattn_v16_ y = lattn_v_set_(0);
+  LATTN_MEMCPY_(y.r, p, (size_t)n * sizeof *p);
+  return y;
+}
+LATTN_INLINE_ void lattn_v_store_(float *p, lattn_v16_ x) { LATTN_MEMCPY_(p, x.r, sizeof x.r); }
+LATTN_INLINE_ void lattn_v_store_n_(float *p, lattn_v16_ x, int n) {
+  LATTN_MEMCPY_(p, x.r, (size_t)n * sizeof *p);
+}
+/* 16-bit floats, exact */
+LATTN_INLINE_ lattn_v16_ lattn_v_load_f16_(const uint16_t *p) {
+  lattn_v16_ y;
+  uint16_t h[16];
+  LATTN_MEMCPY_(h, p, sizeof h);
+  LATTN_LANES_ y.r[t] = lattn_from_f16_(h[t]);
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
+  lattn_v16_ y;
+  uint16_t h[16];
+  LATTN_MEMCPY_(h, p, sizeof h);
+  LATTN_LANES_ y.r[t] = lattn_from_bf16_(h[t]);
+  return y;
+}
+/* round to nearest even */
+LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
+  uint16_t h[16];
+  LATTN_LANES_ h[t] = lattn_to_f16_(x.r[t]);
+  LATTN_MEMCPY_(p, h, sizeof h);
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ a.r[t] = a.r[t] + b.r[t];
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_sub_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ a.r[t] = a.r[t] - b.r[t];
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_mul_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ a.r[t] = a.r[t] * b.r[t];
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ a.r[t] = a.r[t] / b.r[t];
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_fma_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) { /* a * b + c */
+  LATTN_LANES_ c.r[t] = lattn_fma_(a.r[t], b.r[t], c.r[t]);
+  return c;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) { /* a > b ? a : b */
+  LATTN_LANES_ b.r[t] = a.r[t] > b.r[t] ? a.r[t] : b.r[t];
+  return b;
+}
+/* x < y ? a : b, and x == y ? a : b; false for NaN */
+LATTN_INLINE_ lattn_v16_ lattn_v_if_less_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ b.r[t] = x.r[t] < y.r[t] ? a.r[t] : b.r[t];
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_equal_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ b.r[t] = x.r[t] == y.r[t] ? a.r[t] : b.r[t];
+  return b;
+}
+/* bit t of bits ? a : b */
+LATTN_INLINE_ lattn_v16_ lattn_v_if_bits_(uint32_t bits, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_LANES_ b.r[t] = (bits >> t & 1u) ? a.r[t] : b.r[t];
+  return b;
+}
+/* |x| */
+LATTN_INLINE_ lattn_v16_ lattn_v_abs_(lattn_v16_ x) {
+  LATTN_LANES_ x.r[t] = lattn_float_(lattn_bits_(x.r[t]) & 0x7fffffffu);
+  return x;
+}
+/* |x| with the sign of s */
+LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
+  LATTN_LANES_ x.r[t] = lattn_float_((lattn_bits_(x.r[t]) & 0x7fffffffu) |
+                                     (lattn_bits_(s.r[t]) & 0x80000000u));
+  return x;
+}
+/* 2^k for the integer k in the low bits of the float 1.5 * 2^23 + k, -126 <= k <= 127 */
+LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
+  LATTN_LANES_ x.r[t] = lattn_float_((lattn_bits_(x.r[t]) << 23) + 0x3f800000u);
+  return x;
+}
+/* lanes i and i+8, then i+4, i+2, i+1: the fixed tree */
+LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
+  for (int w = 8; w > 0; w /= 2)
+    for (int t = 0; t < w; t++) x.r[t] = x.r[t] > x.r[t + w] ? x.r[t] : x.r[t + w];
+  return x.r[0];
+}
+LATTN_INLINE_ float lattn_v_reduce_add_(lattn_v16_ x) {
+  for (int w = 8; w > 0; w /= 2)
+    for (int t = 0; t < w; t++) x.r[t] = x.r[t] + x.r[t + w];
+  return x.r[0];
+}
+/* bit t: lane t is infinite or NaN */
+LATTN_INLINE_ uint32_t lattn_v_nonfinite_(lattn_v16_ x) {
+  uint32_t bits = 0;
+  LATTN_LANES_ bits |= (uint32_t)!lattn_is_finite_(x.r[t]) << t;
+  return bits;
+}
+/* x[i] lane j <-> x[j] lane i */
+LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < i; j++) {
+      float y = x[i].r[j];
+      x[i].r[j] = x[j].r[i];
+      x[j].r[i] = y;
+    }
+}
+#undef LATTN_LANES_
+
+#elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
+
+#define LATTN_SIMD_NAME_ "avx512"
+#define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
+
+typedef struct lattn_v16_ {
+  __m512 r;
+} lattn_v16_;
+
+LATTN_INLINE_ lattn_v16_ lattn_v_of_(__m512 r) {
+  lattn_v16_ y;
+  y.r = r;
+  return y;
+}
+LATTN_INLINE_ __mmask16 lattn_v_count_(int n) { return (__mmask16)((1u << n) - 1u); }
+LATTN_INLINE_ lattn_v16_ lattn_v_set_(float x) { return lattn_v_of_(_mm512_set1_ps(x)); }
+LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) { return lattn_v_of_(_mm512_loadu_ps(p)); }
+LATTN_INLINE_ lattn_v16_ lattn_v_load_n_(const float *p, int n) {
+  return lattn_v_of_(_mm512_maskz_loadu_ps(lattn_v_count_(n), p));
+}
+LATTN_INLINE_ void lattn_v_store_(float *p, lattn_v16_ x) { _mm512_storeu_ps(p, x.r); }
+LATTN_INLINE_ void lattn_v_store_n_(float *p, lattn_v16_ x, int n) {
+  _mm512_mask_storeu_ps(p, lattn_v_count_(n), x.r);
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_f16_(const uint16_t *p) {
+  return lattn_v_of_(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
+  __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+  return lattn_v_of_(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
+}
+LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
+  __m256i h = _mm512_cvtps_ph(x.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256((__m256i *)(void *)p, h);
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_add_ps(a.r, b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_sub_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_sub_ps(a.r, b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_mul_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_mul_ps(a.r, b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_div_ps(a.r, b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_fma_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  return lattn_v_of_(_mm512_fmadd_ps(a.r, b.r, c.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_max_ps(a.r, b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_less_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.r, y.r, _CMP_LT_OQ), b.r, a.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_equal_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.r, y.r, _CMP_EQ_OQ), b.r, a.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_bits_(uint32_t bits, lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_(_mm512_mask_blend_ps((__mmask16)bits, b.r, a.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_abs_(lattn_v16_ x) { return lattn_v_of_(_mm512_abs_ps(x.r)); }
+LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
+  __m512 sign = _mm512_castsi512_ps(_mm512_set1_epi32((int)0x80000000u));
+  return lattn_v_of_(_mm512_or_ps(_mm512_abs_ps(x.r), _mm512_and_ps(s.r, sign)));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
+  __m512i k = _mm512_slli_epi32(_mm512_castps_si512(x.r), 23);
+  return lattn_v_of_(_mm512_castsi512_ps(_mm512_add_epi32(k, _mm512_set1_epi32(0x3f800000))));
+}
+LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
+  __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.r), _mm512_extractf32x8_ps(x.r, 1));
+  __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+LATTN_INLINE_ float lattn_v_reduce_add_(lattn_v16_ x) {
+  __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x.r), _mm512_extractf32x8_ps(x.r, 1));
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+LATTN_INLINE_ uint32_t lattn_v_nonfinite_(lattn_v16_ x) {
+  __m512i e = _mm512_set1_epi32(0x7f800000);
+  return _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(x.r), e), e);
+}
+LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
+  __m512 a[16], b[16];
+  LATTN_UNROLL_
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(x[i].r, x[i + 1].r);
+    a[i + 1] = _mm512_unpackhi_ps(x[i].r, x[i + 1].r);
+  }
+  LATTN_UNROLL_
+  for (int i = 0; i < 16; i += 4) { /* b[i + c]: column 4 q + c of rows i ... i+3, quarter q */
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  LATTN_UNROLL_
+  for (int c = 0; c < 4; c++) {
+    __m512 p = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+    __m512 s = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+    __m512 u = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+    x[c].r = _mm512_shuffle_f32x4(p, s, 0x88);
+    x[4 + c].r = _mm512_shuffle_f32x4(q, u, 0x88);
+    x[8 + c].r = _mm512_shuffle_f32x4(p, s, 0xdd);
+    x[12 + c].r = _mm512_shuffle_f32x4(q, u, 0xdd);
+  }
+}
+
+#elif LONGATTN_SIMD == LONGATTN_SIMD_AVX2
+
+#define LATTN_SIMD_NAME_ "avx2"
+#define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
+
+typedef struct lattn_v16_ {
+  __m256 r[2];
+} lattn_v16_;
+
+#define LATTN_HALVES_ LATTN_UNROLL_ for (int i = 0; i < 2; i++)
+
+LATTN_INLINE_ lattn_v16_ lattn_v_set_(float x) {
+  lattn_v16_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_set1_ps(x);
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) {
+  lattn_v16_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_loadu_ps(p + 8 * i);
+  return y;
+}
+/* lanes 8 i ... 8 i + 7 below n, all ones */
+LATTN_INLINE_ __m256i lattn_v_count_(int n, int i) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8 * i), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_n_(const float *p, int n) {
+  lattn_v16_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_maskload_ps(p + 8 * i, lattn_v_count_(n, i));
+  return y;
+}
+LATTN_INLINE_ void lattn_v_store_(float *p, lattn_v16_ x) {
+  LATTN_HALVES_ _mm256_storeu_ps(p + 8 * i, x.r[i]);
+}
+LATTN_INLINE_ void lattn_v_store_n_(float *p, lattn_v16_ x, int n) {
+  LATTN_HALVES_ _mm256_maskstore_ps(p + 8 * i, lattn_v_count_(n, i), x.r[i]);
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_f16_(const uint16_t *p) {
+  lattn_v16_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8 * i)));
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
+  lattn_v16_ y;
+  LATTN_HALVES_ {
+    __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + 8 * i));
+    y.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+  return y;
+}
+LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
+  LATTN_HALVES_ _mm_storeu_si128((__m128i *)(void *)(p + 8 * i),
+                                 _mm256_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ a.r[i] = _mm256_add_ps(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_sub_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ a.r[i] = _mm256_sub_ps(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_mul_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ a.r[i] = _mm256_mul_ps(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ a.r[i] = _mm256_div_ps(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_fma_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  LATTN_HALVES_ c.r[i] = _mm256_fmadd_ps(a.r[i], b.r[i], c.r[i]);
+  return c;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ b.r[i] = _mm256_max_ps(a.r[i], b.r[i]);
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_less_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ b.r[i] = _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_LT_OQ));
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_equal_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_HALVES_ b.r[i] = _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_EQ_OQ));
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_bits_(uint32_t bits, lattn_v16_ a, lattn_v16_ b) {
+  __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  LATTN_HALVES_ {
+    __m256i m = _mm256_and_si256(_mm256_set1_epi32((int)(bits >> (8 * i))), lane);
+    b.r[i] = _mm256_blendv_ps(b.r[i], a.r[i], _mm256_castsi256_ps(_mm256_cmpeq_epi32(m, lane)));
+  }
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_abs_(lattn_v16_ x) {
+  __m256 sign = _mm256_set1_ps(-0.0f);
+  LATTN_HALVES_ x.r[i] = _mm256_andnot_ps(sign, x.r[i]);
+  return x;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
+  __m256 sign = _mm256_set1_ps(-0.0f);
+  LATTN_HALVES_ x.r[i] = _mm256_or_ps(_mm256_andnot_ps(sign, x.r[i]), _mm256_and_ps(s.r[i], sign));
+  return x;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
+  LATTN_HALVES_ {
+    __m256i k = _mm256_slli_epi32(_mm256_castps_si256(x.r[i]), 23);
+    x.r[i] = _mm256_castsi256_ps(_mm256_add_epi32(k, _mm256_set1_epi32(0x3f800000)));
+  }
+  return x;
+}
+LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
+  __m256 a = _mm256_max_ps(x.r[0], x.r[1]);
+  __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+LATTN_INLINE_ float lattn_v_reduce_add_(lattn_v16_ x) {
+  __m256 a = _mm256_add_ps(x.r[0], x.r[1]);
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+LATTN_INLINE_ uint32_t lattn_v_nonfinite_(lattn_v16_ x) {
+  __m256i e = _mm256_set1_epi32(0x7f800000);
+  uint32_t bits = 0;
+  LATTN_HALVES_ {
+    __m256i m = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(x.r[i]), e), e);
+    bits |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(m)) << (8 * i);
+  }
+  return bits;
+}
+/* One 8 x 8 quarter: rows x[row ...], half `half`. */
+LATTN_INLINE_ void lattn_v_transpose8_(__m256 y[8], const lattn_v16_ *x, int half) {
+  __m256 a[8], b[8];
+  LATTN_UNROLL_
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(x[i].r[half], x[i + 1].r[half]);
+    a[i + 1] = _mm256_unpackhi_ps(x[i].r[half], x[i + 1].r[half]);
+  }
+  LATTN_UNROLL_
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  LATTN_UNROLL_
+  for (int c = 0; c < 4; c++) {
+    y[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+    y[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+  }
+}
+LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
+  __m256 q[2][2][8];
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 2; j++) lattn_v_transpose8_(q[i][j], x + 8 * i, j);
+  for (int i = 0; i < 2; i++)
+    for (int t = 0; t < 8; t++)
+      LATTN_UNROLL_
+      for (int j = 0; j < 2; j++) x[8 * j + t].r[i] = q[i][j][t];
+}
+#undef LATTN_HALVES_
+
+#elif LONGATTN_SIMD == LONGATTN_SIMD_NEON
+
+#define LATTN_SIMD_NAME_ "neon"
+#define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
+
+typedef struct lattn_v16_ {
+  float32x4_t r[4];
+} lattn_v16_;
+
+#define LATTN_QUARTERS_ LATTN_UNROLL_ for (int i = 0; i < 4; i++)
+
+LATTN_INLINE_ lattn_v16_ lattn_v_set_(float x) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ y.r[i] = vdupq_n_f32(x);
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ y.r[i] = vld1q_f32(p + 4 * i);
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_n_(const float *p, int n) {
+  float y[16] = {0};
+  LATTN_MEMCPY_(y, p, (size_t)n * sizeof *p);
+  return lattn_v_load_(y);
+}
+LATTN_INLINE_ void lattn_v_store_(float *p, lattn_v16_ x) {
+  LATTN_QUARTERS_ vst1q_f32(p + 4 * i, x.r[i]);
+}
+LATTN_INLINE_ void lattn_v_store_n_(float *p, lattn_v16_ x, int n) {
+  float y[16];
+  lattn_v_store_(y, x);
+  LATTN_MEMCPY_(p, y, (size_t)n * sizeof *p);
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_f16_(const uint16_t *p) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ y.r[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ y.r[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+  return y;
+}
+LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
+  LATTN_QUARTERS_ vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.r[i])));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ a.r[i] = vaddq_f32(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_sub_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ a.r[i] = vsubq_f32(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_mul_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ a.r[i] = vmulq_f32(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ a.r[i] = vdivq_f32(a.r[i], b.r[i]);
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_fma_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  LATTN_QUARTERS_ c.r[i] = vfmaq_f32(c.r[i], a.r[i], b.r[i]);
+  return c;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) { /* not vmaxq: it prefers NaN */
+  LATTN_QUARTERS_ b.r[i] = vbslq_f32(vcgtq_f32(a.r[i], b.r[i]), a.r[i], b.r[i]);
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_less_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ b.r[i] = vbslq_f32(vcltq_f32(x.r[i], y.r[i]), a.r[i], b.r[i]);
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_equal_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ b.r[i] = vbslq_f32(vceqq_f32(x.r[i], y.r[i]), a.r[i], b.r[i]);
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_if_bits_(uint32_t bits, lattn_v16_ a, lattn_v16_ b) {
+  static const uint32_t lane[4] = {1, 2, 4, 8};
+  LATTN_QUARTERS_ {
+    uint32x4_t m = vtstq_u32(vdupq_n_u32(bits >> (4 * i)), vld1q_u32(lane));
+    b.r[i] = vbslq_f32(m, a.r[i], b.r[i]);
+  }
+  return b;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_abs_(lattn_v16_ x) {
+  LATTN_QUARTERS_ x.r[i] = vabsq_f32(x.r[i]);
+  return x;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
+  LATTN_QUARTERS_ x.r[i] = vbslq_f32(vdupq_n_u32(0x80000000u), s.r[i], x.r[i]);
+  return x;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
+  LATTN_QUARTERS_ {
+    uint32x4_t k = vshlq_n_u32(vreinterpretq_u32_f32(x.r[i]), 23);
+    x.r[i] = vreinterpretq_f32_u32(vaddq_u32(k, vdupq_n_u32(0x3f800000u)));
+  }
+  return x;
+}
+LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
+  float y[4];
+  float32x4_t a = vbslq_f32(vcgtq_f32(x.r[0], x.r[2]), x.r[0], x.r[2]);
+  float32x4_t b = vbslq_f32(vcgtq_f32(x.r[1], x.r[3]), x.r[1], x.r[3]);
+  vst1q_f32(y, vbslq_f32(vcgtq_f32(a, b), a, b));
+  y[0] = y[0] > y[2] ? y[0] : y[2];
+  y[1] = y[1] > y[3] ? y[1] : y[3];
+  return y[0] > y[1] ? y[0] : y[1];
+}
+LATTN_INLINE_ float lattn_v_reduce_add_(lattn_v16_ x) {
+  float y[4];
+  vst1q_f32(y, vaddq_f32(vaddq_f32(x.r[0], x.r[2]), vaddq_f32(x.r[1], x.r[3])));
+  y[0] = y[0] + y[2];
+  y[1] = y[1] + y[3];
+  return y[0] + y[1];
+}
+LATTN_INLINE_ uint32_t lattn_v_nonfinite_(lattn_v16_ x) {
+  static const uint32_t lane[4] = {1, 2, 4, 8};
+  uint32x4_t e = vdupq_n_u32(0x7f800000u);
+  uint32_t bits = 0;
+  LATTN_QUARTERS_ {
+    uint32x4_t m = vceqq_u32(vandq_u32(vreinterpretq_u32_f32(x.r[i]), e), e);
+    bits |= vaddvq_u32(vandq_u32(m, vld1q_u32(lane))) << (4 * i);
+  }
+  return bits;
+}
+LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
+  lattn_v16_ y[16];
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) {
+      const lattn_v16_ *r = x + 4 * i;
+      float32x4x2_t a = vtrnq_f32(r[0].r[j], r[1].r[j]), b = vtrnq_f32(r[2].r[j], r[3].r[j]);
+      y[4 * j].r[i] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+      y[4 * j + 1].r[i] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+      y[4 * j + 2].r[i] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+      y[4 * j + 3].r[i] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+    }
+  for (int i = 0; i < 16; i++) x[i] = y[i];
+}
+#undef LATTN_QUARTERS_
+
+#endif /* LONGATTN_SIMD */
+
+/* ---- the same on every ISA ---- */
+
+/* Element `index` ... of an array of `type`; always inlined with a constant type. */
+LATTN_INLINE_ lattn_v16_ lattn_v_get_(const void *p, int type, int64_t index) {
+  if (type == LATTN_F16) return lattn_v_load_f16_((const uint16_t *)p + index);
+  if (type == LATTN_BF16) return lattn_v_load_bf16_((const uint16_t *)p + index);
+  return lattn_v_load_((const float *)p + index);
+}
+
+LATTN_INLINE_ lattn_v16_ lattn_v_get_n_(const void *p, int type, int64_t index, int n) {
+  uint16_t h[16] = {0};
+  if (n == 16) return lattn_v_get_(p, type, index);
+  if (type == LATTN_F32) return lattn_v_load_n_((const float *)p + index, n);
+  LATTN_MEMCPY_(h, (const uint16_t *)p + index, (size_t)n * sizeof *h);
+  return lattn_v_get_(h, type, 0);
+}
+
+/* Rounds to the type and stores n lanes. Returns whether a finite lane became infinite. */
+LATTN_FN_ int lattn_v_put_n_(void *p, int type, int64_t index, lattn_v16_ x, int n) {
+  uint16_t h[16];
+  float f[16];
+  int lost = 0;
+  uint16_t infinity = type == LATTN_F16 ? 0x7c00u : 0x7f80u;
+  if (type == LATTN_F32) {
+    lattn_v_store_n_((float *)p + index, x, n);
+    return 0;
+  }
+  lattn_v_store_(f, x);
+  if (type == LATTN_F16)
+    lattn_v_store_f16_(h, x);
+  else
+    for (int t = 0; t < 16; t++) h[t] = lattn_to_bf16_(f[t]);
+  for (int t = 0; t < n; t++) lost |= (h[t] & 0x7fffu) == infinity && lattn_is_finite_(f[t]);
+  LATTN_MEMCPY_((uint16_t *)p + index, h, (size_t)n * sizeof *h);
+  return lost;
+}
+
+/* One element. */
+LATTN_FN_ float lattn_get_(const void *p, int type, int64_t index) {
+  uint16_t h;
+  float x;
+  if (type == LATTN_F32) {
+    LATTN_MEMCPY_(&x, (const float *)p + index, sizeof x);
+    return x;
+  }
+  LATTN_MEMCPY_(&h, (const uint16_t *)p + index, sizeof h);
+  return type == LATTN_F16 ? lattn_from_f16_(h) : lattn_from_bf16_(h);
+}
+
+LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
+  uint16_t h;
+  if (type == LATTN_F32) {
+    LATTN_MEMCPY_((float *)p + index, &x, sizeof x);
+    return 0;
+  }
+  h = type == LATTN_F16 ? lattn_to_f16_(x) : lattn_to_bf16_(x);
+  LATTN_MEMCPY_((uint16_t *)p + index, &h, sizeof h);
+  return (h & 0x7fffu) == (type == LATTN_F16 ? 0x7c00u : 0x7f80u) && lattn_is_finite_(x);
+}
+
+/* ==== §4 scalar maths ============================================================================
+   exp, log, tanh and 1/sqrt: ours, the same operations in the same order everywhere, no libm. */
+
+/* exp(x) for x <= 0, to 1 ulp; +0 below ln(FLT_MIN), so no weight is ever denormal; NaN stays NaN.
+   x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off, times
+   r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it is exact. */
+LATTN_INLINE_ lattn_v16_ lattn_v_exp_(lattn_v16_ x) {
+  lattn_v16_ limit = lattn_v_set_(-87.3365402f), magic = lattn_v_set_(12582912.0f), t, k, r, p, y;
+  t = lattn_v_max_(limit, x); /* NaN passes: limit > NaN is false */
+  k = lattn_v_fma_(t, lattn_v_set_(1.44269504f), magic);
+  p = lattn_v_exp2_of_(k);
+  k = lattn_v_sub_(k, magic);
+  r = lattn_v_fma_(k, lattn_v_set_(-0.693145752f), t);
+  r = lattn_v_fma_(k, lattn_v_set_(-1.42860682e-06f), r);
+  y = lattn_v_fma_(lattn_v_set_(0.00139412144f), r, lattn_v_set_(0.00836323481f));
+  y = lattn_v_fma_(y, r, lattn_v_set_(0.0416663736f));
+  y = lattn_v_fma_(y, r, lattn_v_set_(0.166665763f));
+  y = lattn_v_fma_(y, r, lattn_v_set_(0.5f));
+  y = lattn_v_fma_(lattn_v_mul_(r, r), y, r);
+  y = lattn_v_add_(y, lattn_v_set_(1.0f));
+  y = lattn_v_mul_(y, p); /* a multiply, not an exponent add: NaN * anything is NaN */
+  return lattn_v_if_less_(x, limit, lattn_v_set_(0.0f), y);
+}
+
+LATTN_FN_ float lattn_exp_(float x) {
+  float y[16];
+  lattn_v_store_(y, lattn_v_exp_(lattn_v_set_(x)));
+  return y[0];
+}
+
+/* tanh(x), to 2 ulp, odd. Near 0 an odd polynomial; else (1 - e) / (1 + e) with e = exp(-2 |x|). */
+LATTN_FN_ lattn_v16_ lattn_v_tanh_(lattn_v16_ x) {
+  lattn_v16_ a = lattn_v_abs_(x), one = lattn_v_set_(1.0f), u = lattn_v_mul_(a, a), y, e;
+  y = lattn_v_fma_(lattn_v_set_(-0.00628366508f), u, lattn_v_set_(0.0211214535f));
+  y = lattn_v_fma_(y, u, lattn_v_set_(-0.053876318f));
+  y = lattn_v_fma_(y, u, lattn_v_set_(0.133329332f));
+  y = lattn_v_fma_(y, u, lattn_v_set_(-0.333333313f));
+  y = lattn_v_fma_(lattn_v_mul_(a, u), y, a);
+  e = lattn_v_exp_(lattn_v_mul_(a, lattn_v_set_(-2.0f)));
+  e = lattn_v_div_(lattn_v_sub_(one, e), lattn_v_add_(one, e));
+  return lattn_v_copysign_(lattn_v_if_less_(a, lattn_v_set_(0.6f), y, e), x);
+}
+
+/* ln(x) for positive normal x, to 1 ulp of the result or 2^-25, whichever is larger.
+   x = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2); ln(1 + f) = f - f^2/2 + f^3 Q(f), Q of degree 8. */
+LATTN_FN_ float lattn_log_(float x) {
+  static const float q[9] = {0.333333313f, -0.249999806f, 0.200006887f, -0.166691512f, 0.142511547f,
+                             -0.123967074f, 0.116346769f, -0.116598874f, 0.0733243823f};
+  uint32_t u = lattn_bits_(x);
+  int32_t k = (int32_t)(u >> 23) - 127;
+  float f, y, e;
+  if (lattn_is_nan_(x) || u == 0x7f800000u) return x;
+  if ((u & 0x7fffffu) > 0x3504f3u) k++; /* 1 + f above sqrt(2): halve it */
+  f = lattn_float_(u - ((uint32_t)k << 23)) - 1.0f;
+  e = (float)k;
+  y = q[8];
+  for (int i = 7; i >= 0; i--) y = lattn_fma_(y, f, q[i]);
+  y = lattn_fma_(y, f, -0.5f);
+  y = lattn_fma_(f * f, y, e * 1.42860682e-06f);
+  return lattn_fma_(e, 0.693145752f, f + y);
+}
+
+/* 1 / sqrt(d) rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25 bits. */
+LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
+  int s = 24;
+  uint64_t m = 0, quotient = 0, rest = 0;
+  while (s < 55 && d >> (2 * (s - 24)) >= 1) s++; /* d < 4^(s-24) <= 4 d, so 2^24 < m <= 2^25 */
+  for (int i = 2 * s; i >= 0; i--) {              /* 4^s / d, bit by bit */
+    rest = rest << 1 | (uint64_t)(i == 2 * s);
+    quotient = quotient << 1 | (uint64_t)(rest >= (uint64_t)d);
+    if (rest >= (uint64_t)d) rest -= (uint64_t)d;
+  }
+  for (int bit = 25; bit >= 0; bit--) {
+    uint64_t t = m | (uint64_t)1 << bit;
+    if (t * t <= quotient) m = t;
+  }
+  m = (m + (m & 1)) >> 1; /* to 24 bits; an odd m is above half, since m^2 d = 4^s has no odd solution > 1 */
+  return (float)m * lattn_float_((uint32_t)(128 - s) << 23);
+}
+
+/* ==== §5 tiles ===================================================================================
+   The inner kernels, written once over the vector layer. A tile is up to 6 rows (queries) by some
+   panels of keys (scores) or vectors of value columns (values), its accumulators in registers.
+   The order of every sum is that of one lane, whatever the tile's shape. */
+
+/* s[a][16 p ...] = q[a] . key, for m rows and `panels` adjacent panels [dim][16] of keys at element `at`
+   of k. Per dim of a full AVX-512 tile: 4 key loads, 6 broadcasts, 24 multiply-adds. */
+LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q, int64_t dim,
+                                     const void *k, int64_t at, float *s) {
+  lattn_v16_ acc[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++) acc[a][p] = lattn_v_set_(0);
+  for (int64_t d = 0; d < dim; d++) {
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++)
+      b[p] = lattn_v_get_(k, type, at + (p * dim + d) * LATTN_PANEL_);
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++) {
+      lattn_v16_ x = lattn_v_set_(q[a * dim + d]);
+      LATTN_UNROLL_
+      for (int p = 0; p < panels; p++) acc[a][p] = lattn_v_fma_(x, b[p], acc[a][p]);
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++)
+      lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_, acc[a][p]);
+}
+
+/* The same for one panel of keys in the caller's layout: key of lane t at (index + t) * stride, lanes
+   [from, to) exist. 16 x 16 transposes in registers instead of a packing pass. */
+LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, const float *q, int64_t dim,
+                                             const void *k, int64_t index, int64_t stride, int from,
+                                             int to, float *s) {
+  lattn_v16_ acc[LATTN_TILE_ROWS_], x[LATTN_PANEL_];
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++) acc[a] = lattn_v_set_(0);
+  for (int64_t d = 0; d < dim; d += LATTN_PANEL_) {
+    int n = dim - d < LATTN_PANEL_ ? (int)(dim - d) : LATTN_PANEL_;
+    for (int t = 0; t < LATTN_PANEL_; t++)
+      x[t] = t >= from && t < to ? lattn_v_get_n_(k, type, (index + t) * stride + d, n)
+                                 : lattn_v_set_(0);
+    lattn_v_transpose_(x);
+    for (int i = 0; i < n; i++)
+      LATTN_UNROLL_
+      for (int a = 0; a < m; a++)
+        acc[a] = lattn_v_fma_(lattn_v_set_(q[a * dim + d + i]), x[i], acc[a]);
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++) lattn_v_store_(s + a * LATTN_BLOCK_, acc[a]);
+}
+
+/* acc[a][...] = fma(acc, e[a], sum_j w[a][j] v[j]) for m rows, keys 0 ... n_keys - 1 of v at element
+   at + j * stride, and `vectors` vectors of columns, the last of which has `last` columns. The chain over
+   the keys starts at +0. Per key of a full AVX-512 tile: 4 value loads, 6 broadcasts, 24 multiply-adds. */
+LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, const float *w,
+                                     const void *v, int64_t at, int64_t stride, int n_keys, int last,
+                                     float *acc, int64_t acc_stride, const float *e) {
+  lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_set_(0);
+  for (int j = 0; j < n_keys; j++, at += stride) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++)
+      b[c] = whole ? lattn_v_get_(v, type, at + c * 16) : lattn_v_get_n_(v, type, at + c * 16, last);
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++) {
+      lattn_v16_ x = lattn_v_set_(w[a * LATTN_BLOCK_ + j]);
+      LATTN_UNROLL_
+      for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_fma_(x, b[c], sum[a][c]);
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++) {
+    lattn_v16_ x = lattn_v_set_(e[a]);
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) {
+      float *to = acc + a * acc_stride + c * 16;
+      lattn_v_store_(to, lattn_v_fma_(lattn_v_load_(to), x, sum[a][c]));
+    }
+  }
+}
+
+#define LATTN_EACH_ROWS_(m, body)                                                                  \
+  switch (m) {                                                                                     \
+    case 1: body(1); break;                                                                        \
+    case 2: body(2); break;                                                                        \
+    case 3: body(3); break;                                                                        \
+    case 4: body(4); break;                                                                        \
+    case 5: body(5); break;                                                                        \
+    default: body(6); break;                                                                       \
+  }
+#define LATTN_EACH_TYPE_(type, body)                                                               \
+  switch (type) {                                                                                  \
+    case LATTN_F32: body(LATTN_F32); break;                                                        \
+    case LATTN_F16: body(LATTN_F16); break;                                                        \
+    default: body(LATTN_BF16); break;                                                              \
+  }
+
+/* Scores of m rows against panels [first, end) of a block whose panels start at element 0 of k. */
+LATTN_INLINE_ void lattn_score_panels_(int m, int type, const float *q, int64_t dim, const void *k,
+                                       int first, int end, float *s) {
+  int p = first;
+  for (; p + LATTN_TILE_PANELS_ <= end; p += LATTN_TILE_PANELS_)
+    lattn_score_body_(m, LATTN_TILE_PANELS_, type, q, dim, k, p * dim * LATTN_PANEL_,
+                      s + p * LATTN_PANEL_);
+  for (; p < end; p++)
+    lattn_score_body_(m, 1, type, q, dim, k, p * dim * LATTN_PANEL_, s + p * LATTN_PANEL_);
+}
+
+LATTN_NOINLINE_ void lattn_score_f32_(int m, const float *q, int64_t dim, const void *k, int first,
+                                      int end, float *s) {
+#define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_F32, q, dim, k, first, end, s)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+LATTN_NOINLINE_ void lattn_score_f16_(int m, const float *q, int64_t dim, const void *k, int first,
+                                      int end, float *s) {
+#define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_F16, q, dim, k, first, end, s)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+LATTN_NOINLINE_ void lattn_score_bf16_(int m, const float *q, int64_t dim, const void *k, int first,
+                                       int end, float *s) {
+#define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_BF16, q, dim, k, first, end, s)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+LATTN_NOINLINE_ void lattn_score_strided_(int m, int type, const float *q, int64_t dim,
+                                          const void *k, int64_t index, int64_t stride, int from,
+                                          int to, float *s) {
+  for (; m >= 2; m -= 2, q += 2 * dim, s += 2 * LATTN_BLOCK_) {
+#define LATTN_BODY_(T) lattn_score_strided_body_(2, T, q, dim, k, index, stride, from, to, s)
+    LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+  if (m) {
+#define LATTN_BODY_(T) lattn_score_strided_body_(1, T, q, dim, k, index, stride, from, to, s)
+    LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+}
+
+/* Values of m rows, all columns. */
+LATTN_INLINE_ void lattn_value_columns_(int m, int type, const float *w, const void *v, int64_t at,
+                                        int64_t stride, int n_keys, int64_t dim, float *acc,
+                                        int64_t acc_stride, const float *e) {
+  const int wide = 16 * LATTN_TILE_PANELS_;
+  int64_t c = 0;
+  for (; c + wide <= dim; c += wide)
+    lattn_value_body_(m, LATTN_TILE_PANELS_, type, 1, w, v, at + c, stride, n_keys, 16, acc + c,
+                      acc_stride, e);
+  for (; c + 16 <= dim; c += 16)
+    lattn_value_body_(m, 1, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e);
+  if (c < dim)
+    lattn_value_body_(m, 1, type, 0, w, v, at + c, stride, n_keys, (int)(dim - c), acc + c,
+                      acc_stride, e);
+}
+
+LATTN_NOINLINE_ void lattn_value_f32_(int m, const float *w, const void *v, int64_t at,
+                                      int64_t stride, int n_keys, int64_t dim, float *acc,
+                                      int64_t acc_stride, const float *e) {
+#define LATTN_BODY_(M) \
+  lattn_value_columns_(M, LATTN_F32, w, v, at, stride, n_keys, dim, acc, acc_stride, e)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+LATTN_NOINLINE_ void lattn_value_f16_(int m, const float *w, const void *v, int64_t at,
+                                      int64_t stride, int n_keys, int64_t dim, float *acc,
+                                      int64_t acc_stride, const float *e) {
+#define LATTN_BODY_(M) \
+  lattn_value_columns_(M, LATTN_F16, w, v, at, stride, n_keys, dim, acc, acc_stride, e)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+LATTN_NOINLINE_ void lattn_value_bf16_(int m, const float *w, const void *v, int64_t at,
+                                       int64_t stride, int n_keys, int64_t dim, float *acc,
+                                       int64_t acc_stride, const float *e) {
+#define LATTN_BODY_(M) \
+  lattn_value_columns_(M, LATTN_BF16, w, v, at, stride, n_keys, dim, acc, acc_stride, e)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* Values of one row when a key that it does not see may hold infinity or NaN: only its own keys (bits
+   of `visible`, 8 panels) enter the chain. The same order, the same bits. Rare, so plain. */
+LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], int type, const float *w,
+                                          const void *v, int64_t at, int64_t stride, int first,
+                                          int end, int64_t dim, float *acc, float e) {
+  for (int64_t c = 0; c < dim; c += 16) {
+    int n = dim - c < 16 ? (int)(dim - c) : 16;
+    lattn_v16_ sum = lattn_v_set_(0), b;
+    for (int j = first; j < end; j++) {
+      int64_t i = at + (j - first) * stride + c;
+      if (!(visible[j / 16] >> (j % 16) & 1u)) continue;
+      if (type == LATTN_F32)
+        b = lattn_v_get_n_(v, LATTN_F32, i, n);
+      else if (type == LATTN_F16)
+        b = lattn_v_get_n_(v, LATTN_F16, i, n);
+      else
+        b = lattn_v_get_n_(v, LATTN_BF16, i, n);
+      sum = lattn_v_fma_(lattn_v_set_(w[j]), b, sum);
+    }
+    lattn_v_store_(acc + c, lattn_v_fma_(lattn_v_load_(acc + c), lattn_v_set_(e), sum));
+  }
+}
+
+/* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the panels that
+   these touch become +0. */
+LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_t index,
+                                      int64_t stride, int64_t dim, int from, int end) {
+  lattn_v16_ x[LATTN_PANEL_];
+  for (int p = from / 16; p * 16 < end; p++)
+    for (int64_t d = 0; d < dim; d += 16) {
+      int n = dim - d < 16 ? (int)(dim - d) : 16;
+      float *out = to + (p * dim + d) * LATTN_PANEL_;
+#define LATTN_BODY_(T)                                                                             \
+  for (int t = 0; t < 16; t++)                                                                     \
+  x[t] = p * 16 + t >= from && p * 16 + t < end                                                    \
+             ? lattn_v_get_n_(k, T, (index + p * 16 + t) * stride + d, n)                          \
+             : lattn_v_set_(0)
+      LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+      lattn_v_transpose_(x);
+      for (int i = 0; i < n; i++) lattn_v_store_(out + i * LATTN_PANEL_, x[i]);
+    }
+}
+
+/* Widens n adjacent elements (rows of panels, or one row of values padded to full vectors with +0). */
+LATTN_NOINLINE_ void lattn_widen_(float *to, const void *from, int type, int64_t at, int64_t n) {
+#define LATTN_BODY_(T)                                                            \
+  for (int64_t i = 0; i < n; i += 16)                                             \
+  lattn_v_store_(to + i, lattn_v_get_n_(from, T, at + i, n - i < 16 ? (int)(n - i) : 16))
+  LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* Whether any of n_keys value rows holds infinity or NaN. */
+LATTN_NOINLINE_ int lattn_values_nonfinite_(const void *v, int type, int64_t at, int64_t stride,
+                                            int n_keys, int64_t dim) {
+  uint32_t bits = 0;
+  for (int j = 0; j < n_keys; j++, at += stride) {
+#define LATTN_BODY_(T)                  \
+  for (int64_t c = 0; c < dim; c += 16) \
+  bits |= lattn_v_nonfinite_(lattn_v_get_n_(v, T, at + c, dim - c < 16 ? (int)(dim - c) : 16))
+    LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+  return bits != 0;
+}
+
+/* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)), then lanes.
+   x - x is 0 for infinities too: only m = +infinity can meet an equal infinite score. */
+LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
+  lattn_v16_ m = lattn_v_set_(maximum), w[8];
+  if (lattn_bits_(maximum) == 0x7f800000u) {
+    for (int p = 0; p < 8; p++) {
+      lattn_v16_ x = lattn_v_load_(s + 16 * p);
+      w[p] = lattn_v_exp_(lattn_v_if_equal_(x, m, lattn_v_set_(0), lattn_v_sub_(x, m)));
+    }
+  } else {
+    LATTN_UNROLL_
+    for (int p = 0; p < 8; p++)
+      w[p] = lattn_v_exp_(lattn_v_sub_(lattn_v_load_(s + 16 * p), m));
+  }
+  LATTN_UNROLL_
+  for (int p = 0; p < 8; p++) lattn_v_store_(s + 16 * p, w[p]);
+  w[0] = lattn_v_add_(lattn_v_add_(w[0], w[1]), lattn_v_add_(w[2], w[3]));
+  w[4] = lattn_v_add_(lattn_v_add_(w[4], w[5]), lattn_v_add_(w[6], w[7]));
+  return lattn_v_reduce_add_(lattn_v_add_(w[0], w[4]));
+}
+
+/* Merge of two partials of one row (DESIGN 3): the one with the larger maximum leads, B on a tie or NaN;
+   e = exp(m_S - m_L); acc = fma(acc_S, e, acc_L), the sum likewise. Into A's place. An empty side is the
+   identity. `columns` is a multiple of 16. */
+LATTN_FN_ void lattn_merge_row_(float *m_a, float *l_a, float *acc_a, float m_b, float l_b,
+                                const float *acc_b, int64_t columns) {
+  int a_leads;
+  float e;
+  lattn_v16_ x;
+  if (lattn_is_empty_(m_b)) return;
+  if (lattn_is_empty_(*m_a)) {
+    *m_a = m_b;
+    *l_a = l_b;
+    LATTN_MEMCPY_(acc_a, acc_b, (size_t)columns * sizeof *acc_a);
+    return;
+  }
+  a_leads = *m_a > m_b;
+  e = a_leads ? m_b - *m_a : *m_a == m_b ? 0.0f : *m_a - m_b;
+  e = lattn_exp_(e);
+  x = lattn_v_set_(e);
+  if (a_leads) {
+    *l_a = lattn_fma_(l_b, e, *l_a);
+    for (int64_t c = 0; c < columns; c += 16)
+      lattn_v_store_(acc_a + c, lattn_v_fma_(lattn_v_load_(acc_b + c), x, lattn_v_load_(acc_a + c)));
+  } else {
+    *l_a = lattn_fma_(*l_a, e, l_b);
+    for (int64_t c = 0; c < columns; c += 16)
+      lattn_v_store_(acc_a + c, lattn_v_fma_(lattn_v_load_(acc_a + c), x, lattn_v_load_(acc_b + c)));
+    *m_a = m_b;
+  }
+}
+
+/* Height of the least subtree of the segment tree that holds both segments: 0 when equal. In a list of
+   partials in order, the neighbours A, B are merged before C comes iff height(A, B) < height(B, C). */
+LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
+  int h = 0;
+  for (uint64_t x = (uint64_t)a ^ (uint64_t)b; x; x >>= 1) h++;
+  return h;
+}
+
+/* ==== §6 attend ==================================================================================
+   A call becomes a job: its keys lie in the caller's arrays or in a cache. The job is cut into items
+   (sequence, KV head, block of rows), each item into units (aligned runs of segments) when there are
+   fewer items than threads could use; workers take units in turn. A unit folds its blocks into one
+   partial a row; an item of one unit is finished on the spot, the others' partials are folded by the
+   caller's thread, through the same tree. Cost: rows * keys * (dk + dv) multiply-adds; keys packed (or
+   widened) once per block of rows. */
+
+enum {
+  LATTN_MAX_ROWS_ = 192,     /* rows of an item at most: amortises packing; q and acc stay in L2 */
+  LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel instead */
+  LATTN_STACK_BYTES_ = 19456, /* workspace of a task without scratch: one row */
+  LATTN_STACK_KEY_DIM_ = 256,
+  LATTN_STACK_VALUE_DIM_ = 160,
+  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights, + 1 */
+  LATTN_MAX_PAIRS_ = 512     /* rotary pairs */
+};
+#define LATTN_MAX_POSITION_ ((int64_t)1 << 31)
+
+/* ---- faults, struct sizes, views ---- */
+
+LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, const char *argument) {
+  if (fault) {
+    fault->status = status;
+    fault->zero = 0;
+    fault->argument = argument;
+  }
+  return status;
+}
+
+/* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know must be. */
+LATTN_FN_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes, const void *from) {
+  uint32_t size;
+  LATTN_MEMSET_(own, 0, own_bytes);
+  if (!from) return LATTN_OK;
+  LATTN_MEMCPY_(&size, from, sizeof size);
+  if (size < first_bytes) return LATTN_E_SIZE;
+  for (size_t i = own_bytes; i < size; i++)
+    if (((const unsigned char *)from)[i]) return LATTN_E_FIELD;
+  LATTN_MEMCPY_(own, from, size < own_bytes ? size : own_bytes);
+  return LATTN_OK;
+}
+
+/* The names of a tensor argument and its fields, for faults. */
+typedef struct lattn_names_ {
+  char whole[20], data[24], type[24], zero[24], tokens[24], heads[24], dim[20], token[28], head[28];
+} lattn_names_;
+#define LATTN_NAMES_(t)                                                                       \
+  {                                                                                           \
+    t, t ".data", t ".type", t ".zero", t ".n_tokens", t ".n_heads", t ".dim",                \
+        t ".stride_token", t ".stride_head"                                                   \
+  }
+
+LATTN_FN_ size_t lattn_type_size_(int32_t type) { return type == LATTN_F32 ? 4 : 2; }
+
+/* a * b, or -1 beyond PTRDIFF_MAX / 8 (so that a count of elements is a count of bytes too). */
+LATTN_FN_ int64_t lattn_times_(int64_t a, int64_t b) {
+  const int64_t most = (int64_t)(SIZE_MAX / 16);
+  if (a < 0 || b < 0 || (b && a > most / b)) return -1;
+  return a * b;
+}
+
+LATTN_FN_ int64_t lattn_plus_(int64_t a, int64_t b) {
+  const int64_t most = (int64_t)(SIZE_MAX / 16);
+  return a < 0 || b < 0 || a > most - b ? -1 : a + b;
+}
+
+/* Elements from the first to one past the last of a normalised view; -1: too many. */
+LATTN_FN_ int64_t lattn_extent_(const lattn_tensor *t) {
+  int64_t n;
+  if (t->n_tokens == 0) return 0;
+  n = lattn_plus_(lattn_times_(t->n_tokens - 1, t->stride_token),
+                  lattn_times_(t->n_heads - 1, t->stride_head));
+  return lattn_plus_(n, t->dim);
+}
+
+/* Checks a view and makes it explicit: type set, strides set, broadcast = stride 0. */
+LATTN_FN_ lattn_status lattn_view_(lattn_tensor *t, int is_output, int needs_data,
+                                   const lattn_names_ *name, lattn_fault *fault) {
+  if (t->type == 0) t->type = LATTN_F32;
+  if (t->type < LATTN_F32 || t->type > LATTN_BF16) return lattn_fail_(fault, LATTN_E_TYPE, name->type);
+  if (t->zero) return lattn_fail_(fault, LATTN_E_FIELD, name->zero);
+  if (t->n_tokens < 0) return lattn_fail_(fault, LATTN_E_SHAPE, name->tokens);
+  if (t->n_heads < 1) return lattn_fail_(fault, LATTN_E_SHAPE, name->heads);
+  if (t->dim < 1) return lattn_fail_(fault, LATTN_E_SHAPE, name->dim);
+  if (t->n_tokens >= LATTN_MAX_POSITION_) return lattn_fail_(fault, LATTN_E_OVERFLOW, name->tokens);
+  if (t->n_heads >= LATTN_MAX_POSITION_) return lattn_fail_(fault, LATTN_E_OVERFLOW, name->heads);
+  if (t->dim >= LATTN_MAX_POSITION_) return lattn_fail_(fault, LATTN_E_OVERFLOW, name->dim);
+  if (t->stride_head < 0 || (is_output && t->stride_head == LATTN_BROADCAST))
+    return lattn_fail_(fault, LATTN_E_STRIDE, name->head);
+  if (t->stride_token < 0 || (is_output && t->stride_token == LATTN_BROADCAST))
+    return lattn_fail_(fault, LATTN_E_STRIDE, name->token);
+  if (t->stride_head == 0) t->stride_head = t->dim;
+  if (t->stride_token == 0) {
+    t->stride_token = t->stride_head == LATTN_BROADCAST ? t->dim
+                                                        : lattn_times_(t->n_heads, t->stride_head);
+    if (t->stride_token < 0) return lattn_fail_(fault, LATTN_E_OVERFLOW, name->whole);
+  }
+  if (t->stride_head == LATTN_BROADCAST) t->stride_head = 0;
+  if (t->stride_token == LATTN_BROADCAST) t->stride_token = 0;
+  if (lattn_extent_(t) < 0) return lattn_fail_(fault, LATTN_E_OVERFLOW, name->whole);
+  if (is_output && t->n_tokens > 0) { /* token-major or head-major without overlap */
+    int64_t tokens = t->n_tokens > 1 ? t->stride_token : INT64_MAX;
+    int64_t heads = t->n_heads > 1 ? t->stride_head : INT64_MAX;
+    int64_t row = (t->n_heads - 1) * t->stride_head + t->dim;
+    int64_t column = (t->n_tokens - 1) * t->stride_token + t->dim;
+    if (!(heads >= t->dim && tokens >= row) && !(tokens >= t->dim && heads >= column))
+      return lattn_fail_(fault, LATTN_E_STRIDE, name->token);
+  }
+  if (needs_data && !t->data && t->n_tokens > 0) return lattn_fail_(fault, LATTN_E_NULL, name->data);
+  return LATTN_OK;
+}
+
+/* Do two views share an element? Exact for views that interleave within the same token stride (a fused
+   q-k-v buffer); otherwise by their spans. */
+LATTN_FN_ int lattn_overlap_(const lattn_tensor *a, const lattn_tensor *b) {
+  uintptr_t at_a = (uintptr_t)a->data, at_b = (uintptr_t)b->data, stride, off;
+  size_t size_a = lattn_type_size_(a->type), size_b = lattn_type_size_(b->type), len_a, len_b;
+  size_t span_a = (size_t)lattn_extent_(a) * size_a, span_b = (size_t)lattn_extent_(b) * size_b;
+  if (!a->data || !b->data || !span_a || !span_b) return 0;
+  if (at_a + span_a <= at_b || at_b + span_b <= at_a) return 0;
+  stride = (uintptr_t)a->stride_token * size_a;
+  if (stride == 0 || stride != (uintptr_t)b->stride_token * size_b) return 1;
+  len_a = (size_t)((a->n_heads - 1) * a->stride_head + a->dim) * size_a;
+  len_b = (size_t)((b->n_heads - 1) * b->stride_head + b->dim) * size_b;
+  off = at_b >= at_a ? (at_b - at_a) % stride : (stride - (at_a - at_b) % stride) % stride;
+  return off < len_a || off + len_b > stride;
+}
+
+LATTN_FN_ int lattn_same_view_(const lattn_tensor *a, const lattn_tensor *b) {
+  return a->data == b->data && lattn_type_size_(a->type) == lattn_type_size_(b->type) &&
+         a->stride_token == b->stride_token && a->stride_head == b->stride_head && a->dim == b->dim;
+}
+
+/* ---- what the tables of a cache say of one KV head (§7 fills them) ---- */
+
+typedef struct lattn_rule_ {
+  int64_t sinks, window, slack; /* window 0: full head */
+  int32_t policy, in_cache;
+  int64_t pages;       /* offset of uint64_t references from the cache */
+  int64_t sink_blocks; /* blocks [0, sink_blocks) have their own entries, block b >= that */
+  int64_t ring;        /*   entry sink_blocks + b % ring */
+  int64_t first_block; /* blocks [first_block, end) are held besides the sink blocks */
+} lattn_rule_;
+
+LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head);
+LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block);
+
+/* Rotation of a cache's keys and queries. */
+typedef struct lattn_turning_ {
+  int32_t layout, first_dim, n_dims;
+  float magnitude;
+  const uint64_t *turns; /* NULL: none */
+} lattn_turning_;
+
+/* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows. §9. */
+LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
+LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
+LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
+LATTN_FN_ lattn_status lattn_check_rotary_(const lattn_rotary *r, int64_t dim, lattn_fault *fault);
+
+/* ---- the job ---- */
+
+typedef struct lattn_job_ {
+  lattn_attn o;          /* options; of a cache, those that its config and call give */
+  lattn_tensor q, k, v, out, key_bias, pair_bias, gate;
+  float *lse;
+  lattn_partial *partial;
+  const lattn_cache *cache; /* NULL: keys are k and v */
+  int32_t key_type, value_type; /* of a cache's pages */
+  int64_t value_at;         /* byte offset of the values in a page */
+  lattn_turning_ turning;
+  int64_t dk, dv, columns;  /* columns: dv up to a multiple of 16 */
+  int64_t group;            /* query heads of a KV head */
+  int32_t n_kv;
+  float scale;
+  int plain;                /* scores are used as they are: no softcap, ALiBi, bias, callback */
+  int64_t from_token, to_token; /* rows of this pass */
+  int64_t rows;             /* rows of an item at most */
+  int depth;                /* slots of a worker */
+  int log_run;              /* a unit is 2^log_run segments; 62: everything */
+  int32_t n_workers;
+  char *scratch;            /* NULL: workers use their stack */
+  size_t worker_bytes;
+  float *shared;            /* partials of split items */
+  int64_t n_units;
+  int32_t next, overflowed; /* the only members that workers change */
+} lattn_job_;
+
+/* One row of an item: its keys are [lo, hi) and [sink_lo, sink_hi), absolute, apart from each other. */
+typedef struct lattn_row_ {
+  int64_t token;    /* of q */
+  int64_t position; /* for ALiBi, windows, callbacks */
+  int64_t lo, hi, sink_lo, sink_hi;
+  int32_t head, zero;
+} lattn_row_;
+
+/* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r % group. */
+typedef struct lattn_item_ {
+  int64_t sequence, q0, nq, k0, nk, query_position, key_position; /* of the sequence */
+  int64_t block, row, rows;
+  int32_t kv, started;
+  int64_t lo, hi, sink_lo, sink_hi; /* unions over its rows */
+  int64_t run[2], run_end[2];       /* runs of segments that hold its keys: [run, run_end) twice */
+  int64_t units, first_unit, slot;  /* slot: of its first unit in shared, if units > 1 */
+} lattn_item_;
+
+/* Partials of all rows of an item: what a segment, or a subtree of segments, came to. */
+typedef struct lattn_slot_ {
+  float *m, *l, *acc;
+} lattn_slot_;
+
+/* A worker's memory. */
+typedef struct lattn_space_ {
+  lattn_row_ *rows;
+  float *q, *q_sink; /* scaled queries; those that score sinks, where they differ */
+  float *s;          /* scores, then weights: [6][128] */
+  float *keys, *values; /* a packed or widened block; NULL on the stack */
+  float *angles;
+  float *slots;
+  size_t slot_floats;
+  int64_t n_rows, columns;
+  int32_t stack[LATTN_MAX_DEPTH_];
+  int64_t leaf[LATTN_MAX_DEPTH_];
+  int n_stack;
+  uint32_t used; /* bit i: slot i is on the stack */
+  int sinks_differ;
+} lattn_space_;
+
+LATTN_FN_ size_t lattn_slot_floats_(int64_t rows, int64_t columns) {
+  return (size_t)(rows * columns + 2 * ((rows + 15) / 16 * 16));
+}
+
+LATTN_FN_ lattn_slot_ lattn_slot_at_(float *base, int64_t rows) {
+  lattn_slot_ s;
+  int64_t padded = (rows + 15) / 16 * 16;
+  s.m = base;
+  s.l = base + padded;
+  s.acc = base + 2 * padded;
+  return s;
+}
+
+/* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on the stack. */
+LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job) {
+  size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[8];
+  int64_t tile = job->rows < LATTN_TILE_ROWS_ ? job->rows : LATTN_TILE_ROWS_;
+  int packs = job->scratch || !p;
+  size_t slot = lattn_slot_floats_(job->rows, job->columns);
+  if (!packs) slot = (size_t)(2 + job->columns); /* one row: no padding */
+  part[0] = (size_t)job->rows * sizeof(lattn_row_);
+  part[1] = (size_t)(job->rows * job->dk) * sizeof(float);
+  part[2] = job->turning.turns ? part[1] : 0;
+  part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
+  part[4] = packs ? (size_t)(LATTN_BLOCK_ * job->dk) * sizeof(float) : 0;
+  part[5] = packs ? (size_t)(LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
+  part[6] = job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
+  part[7] = slot * (size_t)job->depth * sizeof(float);
+  for (int i = 0; i < 8; i++) {
+    size_t next = at + (part[i] + unit - 1) / unit * unit;
+    if (sp) {
+      char *here = p + at;
+      if (i == 0) sp->rows = (lattn_row_ *)(void *)here;
+      if (i == 1) sp->q = sp->q_sink = (float *)(void *)here;
+      if (i == 2 && part[2]) sp->q_sink = (float *)(void *)here;
+      if (i == 3) sp->s = (float *)(void *)here;
+      if (i == 4) sp->keys = part[4] ? (float *)(void *)here : 0;
+      if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
+      if (i == 6) sp->angles = (float *)(void *)here;
+      if (i == 7) sp->slots = (float *)(void *)here;
+    }
+    at = next;
+  }
+  if (sp) {
+    sp->slot_floats = slot;
+    sp->n_rows = packs ? job->rows : 1;
+    sp->columns = job->columns;
+    sp->n_stack = 0;
+    sp->used = 0;
+  }
+  return at;
+}
+
+LATTN_FN_ lattn_slot_ lattn_space_slot_(const lattn_space_ *sp, int i) {
+  float *base = sp->slots + (size_t)i * sp->slot_floats;
+  if (sp->keys) return lattn_slot_at_(base, sp->n_rows);
+  lattn_slot_ s;
+  s.m = base;
+  s.l = base + 1;
+  s.acc = base + 2;
+  return s;
+}
+
+/* ---- which keys a row sees ---- */
+
+LATTN_FN_ int64_t lattn_min_(int64_t a, int64_t b) { return a < b ? a : b; }
+LATTN_FN_ int64_t lattn_max_(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Does the window need a test a key (the caller gave the keys' positions)? */
+LATTN_FN_ int lattn_by_lane_(const lattn_job_ *job) {
+  return job->o.key_positions != 0 && job->o.window > 0;
+}
+
+/* Joins the sink range to the window where they touch, so that the two are apart. */
+LATTN_FN_ void lattn_row_join_(lattn_row_ *row) {
+  if (row->sink_hi <= row->sink_lo) row->sink_lo = row->sink_hi = 0;
+  if (row->hi <= row->lo) row->lo = row->hi = row->sink_hi;
+  if (row->sink_hi > row->sink_lo && row->sink_hi >= row->lo) {
+    row->lo = row->sink_lo;
+    row->hi = lattn_max_(row->hi, row->sink_hi);
+    row->sink_lo = row->sink_hi = 0;
+  }
+}
+
+/* Row r of the item's sequence. */
+LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64_t r, lattn_row_ *row) {
+  const lattn_attn *o = &job->o;
+  int64_t i = r / job->group, window = o->window, sinks = o->sinks, ahead = o->ahead, from, to;
+  row->token = it->q0 + i;
+  row->head = it->kv * (int32_t)job->group + (int32_t)(r % job->group);
+  row->zero = 0;
+  row->position = it->query_position + i;
+  from = it->key_position;
+  to = it->key_position + it->nk;
+  if (job->cache) {
+    const lattn_rule_ *rule = lattn_cache_rule_(job->cache, it->kv);
+    window = rule->window;
+    sinks = rule->sinks;
+  }
+  if (o->mask != LATTN_FULL) to = lattn_min_(to, row->position + 1);
+  if (o->visible_from) from = lattn_max_(from, o->visible_from[row->token]);
+  if (o->visible_to) to = lattn_min_(to, o->visible_to[row->token]);
+  if (o->query_positions) row->position = o->query_positions[row->token];
+  row->sink_lo = row->sink_hi = 0;
+  row->lo = from;
+  row->hi = to;
+  if (window > 0 && !lattn_by_lane_(job)) {
+    row->sink_lo = from;
+    row->sink_hi = lattn_min_(to, sinks);
+    row->lo = lattn_max_(from, row->position - lattn_min_(window, LATTN_MAX_POSITION_) + 1);
+    row->hi = lattn_min_(to, row->position + lattn_min_(ahead, LATTN_MAX_POSITION_) + 1);
+  }
+  lattn_row_join_(row);
+}
+
+/* Bit t: the row sees key base + t. */
+LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it,
+                                    const lattn_row_ *row, int64_t base) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 2; i++) {
+    int64_t lo = lattn_max_(0, (i ? row->sink_lo : row->lo) - base);
+    int64_t hi = lattn_min_(16, (i ? row->sink_hi : row->hi) - base);
+    if (lo < hi) bits |= ((1u << hi) - 1u) & ~((1u << lo) - 1u);
+  }
+  if (bits && lattn_by_lane_(job))
+    for (int t = 0; t < 16; t++) {
+      int64_t far;
+      if (!(bits >> t & 1u) || base + t < job->o.sinks) continue;
+      far = row->position - job->o.key_positions[it->k0 + base + t - it->key_position];
+      if (far >= job->o.window || -far > job->o.ahead) bits &= ~(1u << t);
+    }
+  return bits;
+}
+
+/* ---- scores: everything between the dot product and the maximum ---- */
+
+/* 16 elements of one row of a bias, element `index` at lane 0; lanes whose index is outside of [0, n) are 0. */
+LATTN_FN_ lattn_v16_ lattn_bias16_(const lattn_tensor *t, int64_t token, int64_t head, int64_t index,
+                                   int64_t n) {
+  float x[16];
+  int64_t at = (t->n_tokens > 1 ? token * t->stride_token : 0) +
+               (t->n_heads > 1 ? head * t->stride_head : 0);
+  for (int i = 0; i < 16; i++)
+    x[i] = index + i >= 0 && index + i < n ? lattn_get_(t->data, t->type, at + index + i) : 0.0f;
+  return lattn_v_load_(x);
+}
+
+/* |position - key| of 16 keys as floats; sinks of an in-cache head stand at distance `sink_position` - key. */
+LATTN_FN_ lattn_v16_ lattn_distance16_(const lattn_job_ *job, const lattn_item_ *it,
+                                       const lattn_row_ *row, int64_t base, int64_t sinks,
+                                       int64_t sink_position) {
+  float x[16];
+  for (int t = 0; t < 16; t++) {
+    int64_t key = base + t, in_tensor = key - it->key_position, far;
+    if (in_tensor < 0 || in_tensor >= it->nk) {
+      x[t] = 0;
+      continue;
+    }
+    if (job->o.key_positions) key = job->o.key_positions[it->k0 + in_tensor];
+    far = (base + t < sinks ? sink_position : row->position) - key;
+    x[t] = (float)(far < 0 ? -far : far);
+  }
+  return lattn_v_load_(x);
+}
+
+LATTN_NOINLINE_ lattn_v16_ lattn_adjust_(const lattn_job_ *job, const lattn_item_ *it,
+                                         const lattn_row_ *row, int64_t base, lattn_v16_ s) {
+  const lattn_attn *o = &job->o;
+  int64_t index = it->k0 + base - it->key_position, n = it->k0 + it->nk;
+  if (o->softcap > 0) {
+    lattn_v16_ cap = lattn_v_set_(o->softcap);
+    s = lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(s, cap)), cap);
+  }
+  if (o->alibi_slopes) {
+    int64_t sinks = 0, sink_position = 0;
+    if (job->cache) {
+      const lattn_rule_ *rule = lattn_cache_rule_(job->cache, it->kv);
+      if (rule->in_cache) {
+        sinks = rule->sinks;
+        sink_position = lattn_min_(row->position, rule->sinks + rule->window - 1);
+      }
+    }
+    s = lattn_v_fma_(lattn_v_set_(-o->alibi_slopes[row->head]),
+                     lattn_distance16_(job, it, row, base, sinks, sink_position), s);
+  }
+  if (o->key_bias) s = lattn_v_add_(s, lattn_bias16_(&job->key_bias, 0, row->head, index, n));
+  if (o->pair_bias)
+    s = lattn_v_add_(s, lattn_bias16_(&job->pair_bias, row->token, row->head, index, n));
+  if (o->score) {
+    float x[16];
+    lattn_v_store_(x, s);
+    o->score(o->score_user, it->sequence, row->token, row->position, row->head, base, x);
+    s = lattn_v_load_(x);
+  }
+  return s;
+}
+
+/* Adjusts and masks the scores of a block (panels [first, end) are computed, the others hidden), and returns
+   their maximum: -infinity when the row sees none, or only scores of -infinity; NaN if only those and NaN.
+   visible gets the bits of the 8 panels. */
+LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, const lattn_row_ *row,
+                                int64_t base, int first, int end, float *s, uint32_t visible[8]) {
+  lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), top = least;
+  float maximum;
+  int whole = first == 0 && end == 8 && row->lo <= base && row->hi >= base + LATTN_BLOCK_ &&
+              !lattn_by_lane_(job);
+  if (whole && job->plain) {
+    LATTN_UNROLL_
+    for (int p = 0; p < 8; p++) {
+      visible[p] = 0xffffu;
+      top = lattn_v_max_(lattn_v_load_(s + 16 * p), top);
+    }
+  } else {
+    for (int p = 0; p < 8; p++) {
+      lattn_v16_ x = least;
+      visible[p] = 0;
+      if (p >= first && p < end) {
+        visible[p] = whole ? 0xffffu : lattn_visible16_(job, it, row, base + 16 * p);
+        x = lattn_v_load_(s + 16 * p);
+        if (visible[p] && !job->plain) x = lattn_adjust_(job, it, row, base + 16 * p, x);
+        x = lattn_v_if_bits_(visible[p], x, least);
+        top = lattn_v_max_(x, top); /* NaN is never greater: it is found by the sum of weights */
+      }
+      lattn_v_store_(s + 16 * p, x);
+    }
+  }
+  maximum = lattn_v_reduce_max_(top);
+  if (lattn_is_empty_(maximum))
+    for (int j = 0; j < LATTN_BLOCK_; j++)
+      if (lattn_is_nan_(s[j])) return LATTN_NAN_;
+  return maximum;
+}
+
+/* ---- blocks ---- */
+
+/* Where the keys and values of one block are. */
+typedef struct lattn_block_ {
+  const void *k, *v;
+  int k_type, v_type;
+  int panels;          /* k is in panels; else strided, lane t at (k_index + t) * k_stride */
+  int64_t k_index, k_stride;
+  int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
+  int lo, hi;          /* lanes that any row of the item may see */
+  int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
+} lattn_block_;
+
+LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                 int64_t base, lattn_block_ *b) {
+  int lo = 128, hi = 0;
+  int64_t ranges[2][2] = {{it->lo, it->hi}, {it->sink_lo, it->sink_hi}};
+  for (int i = 0; i < 2; i++) {
+    int64_t from = lattn_max_(ranges[i][0] - base, 0), to = lattn_min_(ranges[i][1] - base, 128);
+    if (from >= to) continue;
+    if (from < lo) lo = (int)from;
+    if (to > hi) hi = (int)to;
+  }
+  b->lo = lo;
+  b->hi = hi;
+  b->nonfinite = -1;
+  if (lo >= hi) return;
+  if (job->cache) {
+    const char *page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_);
+    b->panels = 1;
+    b->k = page;
+    b->k_type = job->key_type;
+    b->k_index = b->k_stride = 0;
+    b->v = page + job->value_at;
+    b->v_type = job->value_type;
+    b->v_index = 0;
+    b->v_stride = job->dv;
+    if (it->rows <= LATTN_FEW_ROWS_ || !sp->keys) return;
+    if (b->k_type != LATTN_F32) {
+      int64_t from = lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
+      lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
+      b->k = sp->keys;
+      b->k_type = LATTN_F32;
+    }
+  } else {
+    int64_t index = it->k0 + base - it->key_position;
+    b->panels = 0;
+    b->k_type = job->k.type;
+    b->k = (const char *)job->k.data +
+           (size_t)(it->kv * job->k.stride_head) * lattn_type_size_(job->k.type);
+    b->k_index = index;
+    b->k_stride = job->k.stride_token;
+    b->v_type = job->v.type;
+    b->v = (const char *)job->v.data +
+           (size_t)(it->kv * job->v.stride_head) * lattn_type_size_(job->v.type);
+    b->v_index = index;
+    b->v_stride = job->v.stride_token;
+    if (it->rows <= LATTN_TILE_ROWS_ || !sp->keys) return;
+    lattn_pack_keys_(sp->keys, b->k, b->k_type, index, b->k_stride, job->dk, lo, hi);
+    b->k = sp->keys;
+    b->k_type = LATTN_F32;
+    b->panels = 1;
+  }
+  if (b->v_type == LATTN_F32 && job->cache) return;
+  for (int j = lo; j < hi; j++)
+    lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
+                 job->dv);
+  b->v = sp->values;
+  b->v_type = LATTN_F32;
+  b->v_index = 0;
+  b->v_stride = job->columns;
+}
+
+LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, const float *q,
+                                 int first, int end, float *s) {
+  if (!b->panels) {
+    for (int p = first; p < end; p++)
+      lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
+                           b->lo - 16 * p, b->hi - 16 * p, s + 16 * p);
+  } else if (b->k_type == LATTN_F32) {
+    lattn_score_f32_(m, q, job->dk, b->k, first, end, s);
+  } else if (b->k_type == LATTN_F16) {
+    lattn_score_f16_(m, q, job->dk, b->k, first, end, s);
+  } else {
+    lattn_score_bf16_(m, q, job->dk, b->k, first, end, s);
+  }
+}
+
+/* Panels that hold in-cache sinks are scored with the sink query; of a panel that holds both, lanes are
+   selected. */
+LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp, const lattn_block_ *b,
+                                  int m, int64_t r, int64_t sinks, int first, int end, float *s) {
+  float kept[LATTN_TILE_ROWS_][16];
+  int whole = (int)(sinks / 16), part = (int)(sinks % 16), last;
+  if (whole > end) whole = end, part = 0;
+  last = part && whole < end ? whole + 1 : whole;
+  if (last <= first) return;
+  if (last > whole && whole >= first)
+    for (int a = 0; a < m; a++) LATTN_MEMCPY_(kept[a], s + a * LATTN_BLOCK_ + 16 * whole, 64);
+  lattn_score_tile_(job, b, m, sp->q_sink + r * job->dk, first, last, s);
+  if (last > whole && whole >= first)
+    for (int a = 0; a < m; a++) {
+      float *to = s + a * LATTN_BLOCK_ + 16 * whole;
+      lattn_v_store_(to, lattn_v_if_bits_((1u << part) - 1u, lattn_v_load_(to),
+                                          lattn_v_load_(kept[a])));
+    }
+}
+
+LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo, int hi,
+                                 const float *w, float *acc, const float *e) {
+  int64_t at = (b->v_index + lo) * b->v_stride;
+  if (b->v_type == LATTN_F32)
+    lattn_value_f32_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e);
+  else if (b->v_type == LATTN_F16)
+    lattn_value_f16_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e);
+  else
+    lattn_value_bf16_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e);
+}
+
+/* Rows r ... r + m - 1 of the item against one block. */
+LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                           lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
+  uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
+  float sum[LATTN_TILE_ROWS_], e[16] = {0};
+  int lo = 128, hi = 0, first, end, empty[LATTN_TILE_ROWS_], apart = 0;
+  int64_t sinks = 0;
+  for (int a = 0; a < m; a++) {
+    const lattn_row_ *row = sp->rows + r + a;
+    for (int i = 0; i < 2; i++) {
+      int64_t from = lattn_max_((i ? row->sink_lo : row->lo) - base, 0);
+      int64_t stop = lattn_min_((i ? row->sink_hi : row->hi) - base, 128);
+      if (from >= stop) continue;
+      if (from < lo) lo = (int)from;
+      if (stop > hi) hi = (int)stop;
+    }
+  }
+  if (lo >= hi) return;
+  first = lo / 16;
+  end = (hi + 15) / 16;
+  if (sp->sinks_differ) sinks = lattn_cache_rule_(job->cache, it->kv)->sinks - base;
+  if (sinks < 16 * end) {
+    int past = sinks > 16 * first ? (int)(sinks / 16) : first;
+    lattn_score_tile_(job, b, m, sp->q + r * job->dk, past, end, sp->s);
+  }
+  if (sinks > 0) lattn_score_sinks_(job, sp, b, m, r, sinks, first, end, sp->s);
+  for (int a = 0; a < m; a++) {
+    float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a], top;
+    top = lattn_mask_row_(job, it, sp->rows + r + a, base, first, end, s, visible[a]);
+    empty[a] = lattn_is_empty_(top);
+    if (empty[a]) {
+      LATTN_MEMSET_(s, 0, LATTN_BLOCK_ * sizeof *s);
+      sum[a] = 0;
+      apart = 1;
+      continue; /* e = exp(0): the fold below is then the identity */
+    }
+    top = old > top ? old : top;
+    sum[a] = lattn_weights_(s, top);
+    e[a] = old == top ? 0.0f : old - top;
+    to.m[r + a] = top;
+    for (int p = first; p < end; p++) all &= visible[a][p];
+    if (all != 0xffffu) apart = 1; /* a row may not see a key that the tile touches */
+  }
+  lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
+  for (int a = 0; a < m; a++) to.l[r + a] = lattn_fma_(to.l[r + a], e[a], sum[a]);
+  if (apart && b->nonfinite < 0)
+    b->nonfinite = lattn_values_nonfinite_(b->v, b->v_type, (b->v_index + b->lo) * b->v_stride,
+                                           b->v_stride, b->hi - b->lo, job->dv);
+  if (!apart || !b->nonfinite) {
+    lattn_value_tile_(job, b, m, lo, hi, sp->s, to.acc + r * job->columns, e);
+    return;
+  }
+  for (int a = 0; a < m; a++)
+    if (!empty[a])
+      lattn_value_careful_(visible[a], b->v_type, sp->s + a * LATTN_BLOCK_, b->v,
+                           (b->v_index + lo) * b->v_stride, b->v_stride, lo, hi, job->dv,
+                           to.acc + (r + a) * job->columns, e[a]);
+}
+
+/* ---- units ---- */
+
+/* One row of q as floats. */
+LATTN_FN_ void lattn_widen_row_(float *to, const lattn_tensor *t, int64_t token, int64_t head) {
+  int64_t at = token * t->stride_token + head * t->stride_head;
+  for (int64_t d = 0; d < t->dim; d += 16) {
+    int n = t->dim - d < 16 ? (int)(t->dim - d) : 16;
+#define LATTN_BODY_(T) lattn_v_store_n_(to + d, lattn_v_get_n_(t->data, T, at + d, n), n)
+    LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+}
+
+/* Fills the item's rows: ranges, queries rotated and scaled. */
+LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
+  const lattn_rule_ *rule = job->cache ? lattn_cache_rule_(job->cache, it->kv) : 0;
+  int64_t limit = rule && rule->in_cache ? rule->sinks + rule->window - 1 : LATTN_MAX_POSITION_;
+  int64_t at = -1;
+  sp->sinks_differ = 0;
+  for (int64_t r = 0; r < it->rows; r++) {
+    lattn_row_ *row = sp->rows + r;
+    float *q = sp->q + r * job->dk;
+    lattn_row_at_(job, it, it->row + r, row);
+    lattn_widen_row_(q, &job->q, row->token, row->head);
+    if (!job->turning.turns) continue;
+    if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
+    if (at != row->position) lattn_angles_(sp->angles, &job->turning, at = row->position);
+    lattn_turn_(q, sp->angles, &job->turning);
+  }
+  if (sp->sinks_differ) {
+    at = -1;
+    for (int64_t r = 0; r < it->rows; r++) {
+      int64_t position = lattn_min_(sp->rows[r].position, limit);
+      float *q = sp->q_sink + r * job->dk;
+      lattn_widen_row_(q, &job->q, sp->rows[r].token, sp->rows[r].head);
+      if (at != position) lattn_angles_(sp->angles, &job->turning, at = position);
+      lattn_turn_(q, sp->angles, &job->turning);
+      for (int64_t d = 0; d < job->dk; d++) q[d] = q[d] * job->scale;
+    }
+  }
+  for (int64_t i = 0; i < it->rows * job->dk; i++) sp->q[i] = sp->q[i] * job->scale;
+}
+
+LATTN_FN_ int lattn_free_slot_(const lattn_space_ *sp) {
+  int i = 0;
+  while (sp->used >> i & 1u) i++;
+  return i;
+}
+
+LATTN_FN_ void lattn_merge_slots_(const lattn_space_ *sp, int a, int b, int64_t rows) {
+  lattn_slot_ x = lattn_space_slot_(sp, a), y = lattn_space_slot_(sp, b);
+  for (int64_t r = 0; r < rows; r++)
+    lattn_merge_row_(x.m + r, x.l + r, x.acc + r * sp->columns, y.m[r], y.l[r],
+                     y.acc + r * sp->columns, sp->columns);
+}
+
+/* Merges the two newest subtrees of the stack. */
+LATTN_FN_ void lattn_fold_top_(lattn_space_ *sp, int64_t rows) {
+  int b = sp->stack[--sp->n_stack];
+  lattn_merge_slots_(sp, sp->stack[sp->n_stack - 1], b, rows);
+  sp->used &= ~(1u << b);
+}
+
+/* The slot becomes the newest subtree, whose first segment is leaf; complete older ones merge first. */
+LATTN_FN_ void lattn_push_(lattn_space_ *sp, int slot, int64_t leaf, int64_t rows) {
+  int n = sp->n_stack;
+  while (n >= 2 && lattn_height_(sp->leaf[n - 2], sp->leaf[n - 1]) < lattn_height_(sp->leaf[n - 1], leaf)) {
+    lattn_fold_top_(sp, rows);
+    n--;
+  }
+  sp->stack[n] = slot;
+  sp->leaf[n] = leaf;
+  sp->n_stack = n + 1;
+  sp->used |= 1u << slot;
+}
+
+/* Folds what is left, newest first, and returns the slot of the root (an empty one if nothing was pushed). */
+LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
+  int slot;
+  if (sp->n_stack == 0) {
+    lattn_slot_ s = lattn_space_slot_(sp, 0);
+    for (int64_t r = 0; r < rows; r++) s.m[r] = -LATTN_INFINITY_;
+    return 0;
+  }
+  while (sp->n_stack > 1) lattn_fold_top_(sp, rows);
+  slot = sp->stack[0];
+  sp->n_stack = 0;
+  sp->used = 0;
+  return slot;
+}
+
+/* Segments [first, end) of the item into one partial a row; returns its slot. */
+LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                  int64_t first, int64_t end) {
+  for (int64_t seg = first; seg < end; seg++) {
+    int64_t start = seg * LATTN_SEGMENT_, stop = start + LATTN_SEGMENT_;
+    int slot = -1;
+    lattn_slot_ to = {0, 0, 0};
+    if (start >= it->sink_hi && stop <= it->lo) { /* nothing until the window */
+      seg = lattn_min_(it->lo / LATTN_SEGMENT_, end) - 1;
+      continue;
+    }
+    for (int64_t base = start; base < stop; base += LATTN_BLOCK_) {
+      lattn_block_ b;
+      if (base >= it->sink_hi && base + LATTN_BLOCK_ <= it->lo) {
+        base = lattn_min_(it->lo / LATTN_BLOCK_ * LATTN_BLOCK_, stop) - LATTN_BLOCK_;
+        continue;
+      }
+      lattn_find_block_(job, it, sp, base, &b);
+      if (b.lo >= b.hi) continue;
+      if (slot < 0) {
+        slot = lattn_free_slot_(sp);
+        to = lattn_space_slot_(sp, slot);
+        for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
+        LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
+      }
+      for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_)
+        lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
+      if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
+    }
+    if (slot >= 0) lattn_push_(sp, slot, seg, it->rows);
+    if (stop >= it->hi && stop >= it->sink_hi) break;
+  }
+  return lattn_root_(sp, it->rows);
+}
+
+/* Finishing (attend's root and lattn_merge): learned sink, division, gate, rounding, lse. m, l and acc are
+   changed. z: the head's sink logit, or -infinity. Returns whether a finite value overflowed its type. */
+LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t dv,
+                                const lattn_tensor *gate, const lattn_tensor *out, int64_t token,
+                                int64_t head, float *lse) {
+  int64_t at = token * out->stride_token + head * out->stride_head, gate_at = 0;
+  int lost = 0;
+  if (!lattn_is_empty_(z)) {
+    if (lattn_is_empty_(m)) {
+      m = z;
+      l = 1;
+      for (int64_t c = 0; c < (dv + 15) / 16 * 16; c++) acc[c] = 0;
+    } else { /* a merge with the partial (z, 1, 0) */
+      float e = lattn_exp_(m > z ? z - m : m == z ? 0.0f : m - z);
+      if (m > z) {
+        l = lattn_fma_(1.0f, e, l);
+      } else {
+        l = lattn_fma_(l, e, 1.0f);
+        for (int64_t c = 0; c < dv; c++) acc[c] = lattn_fma_(acc[c], e, 0.0f);
+        m = z;
+      }
+    }
+  }
+  if (lse) *lse = lattn_is_empty_(m) ? m : m + lattn_log_(l);
+  if (!out->data) return 0;
+  if (gate)
+    gate_at = (gate->n_tokens > 1 ? token * gate->stride_token : 0) +
+              (gate->n_heads > 1 ? head * gate->stride_head : 0);
+  for (int64_t c = 0; c < dv; c += 16) {
+    int n = dv - c < 16 ? (int)(dv - c) : 16;
+    lattn_v16_ x = lattn_v_set_(0), g;
+    if (!lattn_is_empty_(m)) {
+      x = lattn_v_div_(lattn_v_load_n_(acc + c, n), lattn_v_set_(l));
+      if (gate) {
+        if (gate->dim == 1) {
+          g = lattn_v_set_(lattn_get_(gate->data, gate->type, gate_at));
+        } else {
+          float y[16] = {0};
+          for (int t = 0; t < n; t++) y[t] = lattn_get_(gate->data, gate->type, gate_at + c + t);
+          g = lattn_v_load_(y);
+        }
+        x = lattn_v_mul_(x, g);
+      }
+      x = lattn_v_add_(x, lattn_v_set_(0)); /* -0 becomes +0 */
+    }
+    lost |= lattn_v_put_n_((void *)(uintptr_t)out->data, out->type, at + c, x, n);
+  }
+  return lost;
+}
+
+LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp, int slot) {
+  lattn_slot_ s = lattn_space_slot_(sp, slot);
+  for (int64_t r = 0; r < it->rows; r++) {
+    const lattn_row_ *row = sp->rows + r;
+    int64_t at = row->token * job->n_kv * job->group + row->head;
+    float *acc = s.acc + r * job->columns;
+    float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
+    if (job->partial) {
+      int none = lattn_is_empty_(s.m[r]);
+      job->partial->maximum[at] = s.m[r];
+      job->partial->sum[at] = none ? 0.0f : s.l[r];
+      for (int64_t c = 0; c < job->dv; c++)
+        job->partial->output[at * job->dv + c] = none ? 0.0f : acc[c];
+    }
+    if (job->out.data || job->lse)
+      if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, job->o.gate ? &job->gate : 0, &job->out,
+                            row->token, row->head, job->lse ? job->lse + at : 0))
+        lattn_raise_(&job->overflowed);
+  }
+}
+
+/* ---- items and units in order ---- */
+
+LATTN_FN_ void lattn_item_sequence_(const lattn_job_ *job, lattn_item_ *it) {
+  const lattn_attn *o = &job->o;
+  int64_t s = it->sequence;
+  if (o->n_sequences > 0) {
+    it->q0 = o->query_starts[s];
+    it->nq = o->query_starts[s + 1] - it->q0;
+    it->k0 = o->key_starts[s];
+    it->nk = o->key_starts[s + 1] - it->k0;
+  } else {
+    it->q0 = it->k0 = 0;
+    it->nq = job->q.n_tokens;
+    it->nk = job->k.n_tokens;
+  }
+  it->key_position = o->n_sequences > 0 && o->sequence_key_positions ? o->sequence_key_positions[s]
+                                                                     : o->key_position;
+  it->query_position = o->n_sequences > 0 && o->sequence_query_positions
+                           ? o->sequence_query_positions[s]
+                           : o->query_position;
+  if (o->mask == LATTN_CAUSAL) it->query_position = it->key_position + it->nk - it->nq;
+}
+
+/* Unions over the item's rows, and its runs of segments. */
+LATTN_FN_ void lattn_item_runs_(const lattn_job_ *job, lattn_item_ *it) {
+  int64_t first = it->row / job->group, last = (it->row + it->rows - 1) / job->group;
+  it->lo = it->sink_lo = INT64_MAX;
+  it->hi = it->sink_hi = 0;
+  for (int64_t i = first; i <= last; i++) {
+    lattn_row_ row;
+    lattn_row_at_(job, it, i * job->group, &row);
+    if (row.lo < row.hi) {
+      it->lo = lattn_min_(it->lo, row.lo);
+      it->hi = lattn_max_(it->hi, row.hi);
+    }
+    if (row.sink_lo < row.sink_hi) {
+      it->sink_lo = lattn_min_(it->sink_lo, row.sink_lo);
+      it->sink_hi = lattn_max_(it->sink_hi, row.sink_hi);
+    }
+  }
+  if (it->hi == 0) it->lo = 0;
+  if (it->sink_hi == 0) it->sink_lo = 0;
+  for (int i = 0; i < 2; i++) {
+    int64_t lo = i ? it->lo : it->sink_lo, hi = i ? it->hi : it->sink_hi;
+    int shift = job->log_run;
+    it->run[i] = lo < hi ? lo / LATTN_SEGMENT_ >> shift : 0;
+    it->run_end[i] = lo < hi ? ((hi - 1) / LATTN_SEGMENT_ >> shift) + 1 : 0;
+  }
+  if (it->run_end[0] > 0 && it->run_end[1] > 0 && it->run_end[0] >= it->run[1]) {
+    it->run[1] = lattn_min_(it->run[0], it->run[1]);
+    it->run_end[1] = lattn_max_(it->run_end[0], it->run_end[1]);
+    it->run[0] = it->run_end[0] = 0;
+  }
+  it->units = it->run_end[0] - it->run[0] + it->run_end[1] - it->run[1];
+  if (it->units < 1) it->units = 1;
+}
+
+/* The next item; 0 at the end. Heaviest rows of a causal sequence come first. */
+LATTN_FN_ int lattn_next_item_(const lattn_job_ *job, lattn_item_ *it) {
+  int64_t from, to, blocks;
+  if (!it->started) {
+    LATTN_MEMSET_(it, 0, sizeof *it);
+    it->sequence = -1;
+    it->kv = job->n_kv;
+    it->started = 1;
+  } else {
+    it->first_unit += it->units;
+    if (it->units > 1) it->slot += it->units;
+    it->kv++;
+  }
+  for (;;) {
+    if (it->kv >= job->n_kv) {
+      it->kv = 0;
+      it->block--;
+    }
+    if (it->sequence >= 0 && it->block >= 0) break;
+    if (++it->sequence >= (job->o.n_sequences > 0 ? job->o.n_sequences : 1)) return 0;
+    lattn_item_sequence_(job, it);
+    from = lattn_max_(it->q0, job->from_token);
+    to = lattn_min_(it->q0 + it->nq, job->to_token);
+    blocks = from < to ? ((to - from) * job->group + job->rows - 1) / job->rows : 0;
+    it->block = blocks;
+    it->kv = job->n_kv; /* so that the step above begins at the last block */
+  }
+  from = lattn_max_(it->q0, job->from_token) - it->q0;
+  to = lattn_min_(it->q0 + it->nq, job->to_token) - it->q0;
+  it->row = from * job->group + it->block * job->rows;
+  it->rows = lattn_min_(job->rows, to * job->group - it->row);
+  lattn_item_runs_(job, it);
+  return 1;
+}
+
+LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit, lattn_space_ *sp) {
+  int64_t run = it->run[0] + unit, first, end;
+  int slot;
+  if (run >= it->run_end[0]) run += it->run[1] - it->run_end[0];
+  lattn_fill_rows_(job, it, sp);
+  first = job->log_run >= 62 ? 0 : run << job->log_run;
+  end = job->log_run >= 62 ? LATTN_MAX_POSITION_ : (run + 1) << job->log_run;
+  slot = lattn_run_segments_(job, it, sp, first, end);
+  if (it->units == 1) {
+    lattn_finish_item_(job, it, sp, slot);
+  } else {
+    lattn_slot_ from = lattn_space_slot_(sp, slot);
+    size_t floats = lattn_slot_floats_(job->rows, job->columns);
+    lattn_slot_ to = lattn_slot_at_(job->shared + (size_t)(it->slot + unit) * floats, job->rows);
+    LATTN_MEMCPY_(to.m, from.m, (size_t)it->rows * sizeof(float));
+    LATTN_MEMCPY_(to.l, from.l, (size_t)it->rows * sizeof(float));
+    LATTN_MEMCPY_(to.acc, from.acc, (size_t)(it->rows * job->columns) * sizeof(float));
+  }
+}
+
+LATTN_NOINLINE_ void lattn_worker_(lattn_job_ *job, int32_t index, char *memory) {
+  lattn_space_ sp;
+  lattn_item_ it;
+  int64_t unit = index, turn = 0;
+  int more;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, job);
+  it.started = 0;
+  more = lattn_next_item_(job, &it);
+  for (;;) {
+    if (LATTN_HAS_ATOMIC_)
+      unit = lattn_take_(&job->next);
+    else
+      unit = index + job->n_workers * turn++;
+    while (more && unit >= it.first_unit + it.units) more = lattn_next_item_(job, &it);
+    if (!more) return;
+    lattn_unit_(job, &it, unit - it.first_unit, &sp);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_worker_on_stack_(lattn_job_ *job, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_worker_(job, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_task_(void *context, int32_t index) {
+  lattn_job_ *job = (lattn_job_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (job->scratch)
+    lattn_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
+  else
+    lattn_worker_on_stack_(job, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* Folds the partials of items that were split, on the caller's thread, with worker 0's memory. */
+LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
+  lattn_space_ sp;
+  lattn_item_ it;
+  size_t floats = lattn_slot_floats_(job->rows, job->columns);
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, job->scratch, job);
+  it.started = 0;
+  while (lattn_next_item_(job, &it)) {
+    if (it.units == 1) continue;
+    for (int64_t r = 0; r < it.rows; r++) lattn_row_at_(job, &it, it.row + r, sp.rows + r);
+    for (int64_t u = 0; u < it.units; u++) {
+      int64_t run = it.run[0] + u;
+      int slot = lattn_free_slot_(&sp);
+      lattn_slot_ to = lattn_space_slot_(&sp, slot);
+      lattn_slot_ from = lattn_slot_at_(job->shared + (size_t)(it.slot + u) * floats, job->rows);
+      if (run >= it.run_end[0]) run += it.run[1] - it.run_end[0];
+      LATTN_MEMCPY_(to.m, from.m, (size_t)it.rows * sizeof(float));
+      LATTN_MEMCPY_(to.l, from.l, (size_t)it.rows * sizeof(float));
+      LATTN_MEMCPY_(to.acc, from.acc, (size_t)(it.rows * job->columns) * sizeof(float));
+      lattn_push_(&sp, slot, run << job->log_run, it.rows);
+    }
+    lattn_finish_item_(job, &it, &sp, lattn_root_(&sp, it.rows));
+  }
+}
+
+/* ---- planning ---- */
+
+/* Most partials of split items that scratch has room for. */
+LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) { return n_workers > 1 ? 16 * (int64_t)n_workers : 0; }
+
+/* Rows of an item: many, to amortise packing; not so many that q, acc and a block leave the L2 cache, nor
+   that threads go without. No row's arithmetic depends on it. */
+LATTN_FN_ int64_t lattn_choose_rows_(int64_t total_rows, int64_t n_kv, int64_t dk, int64_t dv,
+                                     int32_t n_workers) {
+  int64_t rows = 49152 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
+  rows = lattn_max_(24, lattn_min_(rows, LATTN_MAX_ROWS_));
+  if (n_workers > 1) rows = lattn_min_(rows, lattn_max_(24, share));
+  rows = rows / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_;
+  return lattn_max_(1, lattn_min_(rows, total_rows));
+}
+
+/* Sizes of a worker: rows, slots, bytes. last_position: beyond every key. */
+LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t segments) {
+  int height = lattn_height_(0, lattn_max_(segments - 1, 0));
+  job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
+  job->depth = height + 2 < LATTN_MAX_DEPTH_ ? height + 2 : LATTN_MAX_DEPTH_;
+  job->worker_bytes = lattn_carve_(0, 0, job);
+  return job->worker_bytes * (size_t)job->n_workers +
+         (size_t)lattn_max_shared_(job->n_workers) * sizeof(float) *
+             lattn_slot_floats_(job->rows, job->columns) + 64;
+}
+
+/* Chooses the length of runs: one unit an item unless there are too few items for the threads. */
+LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
+  int64_t cost = 0, items = 0, units, slots;
+  lattn_item_ it;
+  job->log_run = 62;
+  it.started = 0;
+  while (lattn_next_item_(job, &it)) {
+    items++;
+    cost += (it.hi - it.lo + it.sink_hi - it.sink_lo) / LATTN_SEGMENT_ + 1;
+  }
+  job->n_units = items;
+  if (job->n_workers == 1 || !job->scratch || items >= 64 * (int64_t)job->n_workers) return;
+  job->log_run = 0;
+  while ((int64_t)2 << job->log_run <= cost / (4 * job->n_workers)) job->log_run++;
+  for (;; job->log_run++) {
+    units = slots = 0;
+    it.started = 0;
+    while (lattn_next_item_(job, &it)) {
+      units += it.units;
+      if (it.units > 1) slots += it.units;
+    }
+    if (slots <= lattn_max_shared_(job->n_workers)) break;
+  }
+  job->n_units = units;
+}
+
+/* Runs a job whose sizes are set, over rows [from_token, to_token). */
+LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
+  lattn_fpenv_ saved;
+  lattn_plan_units_(job);
+  job->next = 0;
+  if (ex->parallel_for && job->n_workers > 1)
+    ex->parallel_for(ex->pool, job->n_workers, lattn_task_, job);
+  else
+    for (int32_t i = 0; i < job->n_workers; i++) lattn_task_(job, i);
+  if (job->log_run >= 62 || !job->scratch) return;
+  lattn_fpenv_enter_(&saved);
+  lattn_fold_split_(job);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* Places scratch and the shared partials. */
+LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64_t total_rows,
+                                    int64_t segments, lattn_fault *fault) {
+  size_t need;
+  uintptr_t at = (uintptr_t)ex->scratch;
+  job->n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  if (!ex->scratch) {
+    if (job->dk > LATTN_STACK_KEY_DIM_ || job->dv > LATTN_STACK_VALUE_DIM_)
+      return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
+    job->rows = 1;
+    job->depth = LATTN_MAX_DEPTH_;
+    job->scratch = 0;
+    return LATTN_OK;
+  }
+  need = lattn_plan_worker_(job, total_rows, segments);
+  if (ex->scratch_bytes < need) return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch_bytes");
+  at = (at + 63) / 64 * 64;
+  job->scratch = (char *)ex->scratch + (at - (uintptr_t)ex->scratch);
+  job->shared = (float *)(void *)(job->scratch + job->worker_bytes * (size_t)job->n_workers);
+  return LATTN_OK;
+}
+
+/* ---- checks ---- */
+
+LATTN_FN_ lattn_status lattn_exec_in_(lattn_exec *own, const lattn_exec *exec) {
+  lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, exec);
+  if (s) {
+    own->fault = 0; /* a struct that cannot be read has no fault pointer to trust */
+    return s;
+  }
+  if (own->n_threads < 0 || own->n_threads > 1024)
+    return lattn_fail_(own->fault, LATTN_E_SHAPE, "exec.n_threads");
+  return LATTN_OK;
+}
+
+/* A view that a pointer may give. */
+LATTN_FN_ lattn_status lattn_optional_(const lattn_tensor *from, lattn_tensor *to,
+                                       const lattn_names_ *name, lattn_fault *fault) {
+  if (!from) return LATTN_OK;
+  *to = *from;
+  return lattn_view_(to, 0, 1, name, fault);
+}
+
+/* Biases and gate against the shapes they go with. exact_keys: their dim must be n_keys, else at least. */
+LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int exact_keys,
+                                           lattn_fault *f) {
+  static const lattn_names_ key_bias = LATTN_NAMES_("key_bias");
+  static const lattn_names_ pair_bias = LATTN_NAMES_("pair_bias"), gate = LATTN_NAMES_("gate");
+  int64_t heads = job->n_kv * job->group, n = job->q.n_tokens;
+  const lattn_tensor *t = &job->key_bias;
+  lattn_status s = lattn_optional_(job->o.key_bias, &job->key_bias, &key_bias, f);
+  if (!s) s = lattn_optional_(job->o.pair_bias, &job->pair_bias, &pair_bias, f);
+  if (!s) s = lattn_optional_(job->o.gate, &job->gate, &gate, f);
+  if (s) return s;
+  if (job->o.key_bias) {
+    if (t->n_tokens != 1) return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.n_tokens");
+    if (t->n_heads != 1 && t->n_heads != heads)
+      return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.n_heads");
+    if (t->dim < n_keys || (exact_keys && t->dim != n_keys && n_keys > 0))
+      return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.dim");
+  }
+  t = &job->pair_bias;
+  if (job->o.pair_bias) {
+    if (t->n_tokens != n) return lattn_fail_(f, LATTN_E_SHAPE, "pair_bias.n_tokens");
+    if (t->n_heads != 1 && t->n_heads != heads)
+      return lattn_fail_(f, LATTN_E_SHAPE, "pair_bias.n_heads");
+    if (t->dim < n_keys || (exact_keys && t->dim != n_keys && n_keys > 0))
+      return lattn_fail_(f, LATTN_E_SHAPE, "pair_bias.dim");
+  }
+  t = &job->gate;
+  if (job->o.gate) {
+    if (t->n_tokens != n) return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_tokens");
+    if (t->n_heads != 1 && t->n_heads != heads) return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_heads");
+    if (t->dim != 1 && t->dim != job->dv) return lattn_fail_(f, LATTN_E_SHAPE, "gate.dim");
+  }
+  return LATTN_OK;
+}
+
+LATTN_FN_ lattn_status lattn_check_finite_(const float *x, int64_t n, int sink, lattn_fault *f,
+                                           const char *name) {
+  for (int64_t i = 0; x && i < n; i++) /* a sink may be -infinity: none */
+    if (!lattn_is_finite_(x[i]) && !(sink && lattn_is_empty_(x[i])))
+      return lattn_fail_(f, LATTN_E_VALUE, name);
+  return LATTN_OK;
+}
+
+/* scale, softcap, ALiBi slopes and learned sinks; sets job->scale. */
+LATTN_FN_ lattn_status lattn_check_numbers_(lattn_job_ *job, lattn_fault *f) {
+  int64_t heads = job->n_kv * job->group;
+  lattn_status s;
+  if (!lattn_is_finite_(job->o.scale)) return lattn_fail_(f, LATTN_E_VALUE, "scale");
+  if (lattn_is_nan_(job->o.softcap) || job->o.softcap < 0)
+    return lattn_fail_(f, LATTN_E_VALUE, "softcap");
+  if (!lattn_is_finite_(job->o.softcap)) job->o.softcap = 0;
+  s = lattn_check_finite_(job->o.alibi_slopes, heads, 0, f, "alibi_slopes");
+  if (!s) s = lattn_check_finite_(job->o.sink_logits, heads, 1, f, "sink_logits");
+  job->scale = (lattn_bits_(job->o.scale) & 0x7fffffffu) ? job->o.scale : lattn_rsqrt_int_(job->dk);
+  job->plain = !(job->o.softcap > 0 || job->o.alibi_slopes || job->o.key_bias || job->o.pair_bias ||
+                 job->o.score);
+  return s;
+}
+
+/* Starts of packed sequences: from 0, never falling, to n. */
+LATTN_FN_ lattn_status lattn_check_starts_(const int64_t *starts, int64_t sequences, int64_t n,
+                                           lattn_fault *f, const char *name) {
+  if (!starts) return lattn_fail_(f, LATTN_E_NULL, name);
+  for (int64_t i = 0; i < sequences; i++)
+    if (starts[i] < 0 || starts[i + 1] < starts[i]) return lattn_fail_(f, LATTN_E_SHAPE, name);
+  if (starts[0] != 0 || starts[sequences] != n) return lattn_fail_(f, LATTN_E_SHAPE, name);
+  return LATTN_OK;
+}
+
+/* Absolute positions of every sequence lie in [0, 2^31]; segments up to the last key come out. */
+LATTN_FN_ lattn_status lattn_check_positions_(const lattn_job_ *job, int64_t *segments, lattn_fault *f) {
+  lattn_item_ it;
+  int64_t last = 0, n = job->o.n_sequences > 0 ? job->o.n_sequences : 1;
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  for (it.sequence = 0; it.sequence < n; it.sequence++) {
+    int64_t at;
+    lattn_item_sequence_(job, &it);
+    if (it.key_position < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.key_position");
+    if (it.key_position > LATTN_MAX_POSITION_ - it.nk)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "options.key_position");
+    last = lattn_max_(last, it.key_position + it.nk);
+    if (job->o.mask == LATTN_CAUSAL) continue;
+    at = it.query_position;
+    if (at < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.query_position");
+    if (at > LATTN_MAX_POSITION_ - it.nq)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "options.query_position");
+  }
+  for (int64_t i = 0; job->o.query_positions && i < job->q.n_tokens; i++)
+    if (job->o.query_positions[i] > LATTN_MAX_POSITION_ ||
+        job->o.query_positions[i] < -LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "options.query_positions");
+  for (int64_t i = 0; job->o.key_positions && i < job->k.n_tokens; i++)
+    if (job->o.key_positions[i] > LATTN_MAX_POSITION_ || job->o.key_positions[i] < -LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "options.key_positions");
+  *segments = (last + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_;
+  return LATTN_OK;
+}
+
+/* Shapes of q, k and v of a stateless call. */
+LATTN_FN_ lattn_status lattn_check_shapes_(lattn_job_ *job, int needs_data, lattn_fault *f) {
+  static const lattn_names_ q = LATTN_NAMES_("q"), k = LATTN_NAMES_("k"), v = LATTN_NAMES_("v");
+  lattn_status s = lattn_view_(&job->q, 0, needs_data, &q, f);
+  if (!s) s = lattn_view_(&job->k, 0, needs_data, &k, f);
+  if (!s) s = lattn_view_(&job->v, 0, needs_data, &v, f);
+  if (s) return s;
+  if (job->k.dim != job->q.dim) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
+  if (job->v.n_tokens != job->k.n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
+  if (job->v.n_heads != job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (job->q.n_heads % job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
+  job->dk = job->q.dim;
+  job->dv = job->v.dim;
+  job->columns = (job->dv + 15) / 16 * 16;
+  job->n_kv = (int32_t)job->k.n_heads;
+  job->group = job->q.n_heads / job->k.n_heads;
+  return LATTN_OK;
+}
+
+/* The options of a stateless call, but for the arrays. */
+LATTN_FN_ lattn_status lattn_check_options_(lattn_job_ *job, const lattn_attn *options, lattn_fault *f) {
+  lattn_attn *o = &job->o;
+  lattn_status s = lattn_import_(o, sizeof *o, sizeof *o, options);
+  if (s) return lattn_fail_(f, s, "options.size");
+  if (o->mask < LATTN_FULL || o->mask > LATTN_CAUSAL_AT)
+    return lattn_fail_(f, LATTN_E_FIELD, "options.mask");
+  if (o->window < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.window");
+  if (o->ahead < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.ahead");
+  if (o->sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.sinks");
+  if (o->n_sequences < 0) return lattn_fail_(f, LATTN_E_SHAPE, "options.n_sequences");
+  if (o->n_sequences >= LATTN_MAX_POSITION_)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "options.n_sequences");
+  if (o->partial && o->n_sequences > 1) return lattn_fail_(f, LATTN_E_CONFIG, "options.partial");
+  return LATTN_OK;
+}
+
+/* A partial that a call fills: its arrays, and their size. */
+LATTN_FN_ lattn_status lattn_check_partial_(const lattn_partial *p, int64_t rows, int64_t dv,
+                                            lattn_fault *f) {
+  if (p->size < sizeof *p) return lattn_fail_(f, LATTN_E_SIZE, "partial.size");
+  if (p->basis || lattn_bits_(p->zero)) return lattn_fail_(f, LATTN_E_FIELD, "partial.basis");
+  if (p->n_rows != rows) return lattn_fail_(f, LATTN_E_SHAPE, "partial.n_rows");
+  if (p->value_dim != dv) return lattn_fail_(f, LATTN_E_SHAPE, "partial.value_dim");
+  if (rows > 0 && !p->maximum) return lattn_fail_(f, LATTN_E_NULL, "partial.maximum");
+  if (rows > 0 && !p->sum) return lattn_fail_(f, LATTN_E_NULL, "partial.sum");
+  if (rows > 0 && !p->output) return lattn_fail_(f, LATTN_E_NULL, "partial.output");
+  return LATTN_OK;
+}
+
+/* A float array of a call as a view, to test overlaps. */
+LATTN_FN_ lattn_tensor lattn_floats_(const float *p, int64_t n) {
+  lattn_tensor t;
+  LATTN_MEMSET_(&t, 0, sizeof t);
+  t.data = p;
+  t.type = LATTN_F32;
+  t.n_tokens = p && n > 0 ? 1 : 0;
+  t.n_heads = 1;
+  t.dim = t.stride_head = n > 0 ? n : 1;
+  t.stride_token = t.dim;
+  return t;
+}
+
+/* Outputs against inputs and each other. A cache has no k and v here. */
+LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial *partial,
+                                            lattn_fault *f) {
+  static const lattn_names_ name = LATTN_NAMES_("out");
+  int64_t rows = job->q.n_tokens * job->n_kv * job->group;
+  lattn_tensor in[6], made[5];
+  int n_in = 0, n_made = 0;
+  lattn_status s = lattn_view_(&job->out, 1, partial == 0, &name, f);
+  if (s) return s;
+  if (job->out.n_tokens != job->q.n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_tokens");
+  if (job->out.n_heads != job->q.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_heads");
+  if (job->out.dim != job->dv) return lattn_fail_(f, LATTN_E_SHAPE, "out.dim");
+  if (partial) {
+    s = lattn_check_partial_(partial, rows, job->dv, f);
+    if (s) return s;
+    made[n_made++] = lattn_floats_(partial->maximum, rows);
+    made[n_made++] = lattn_floats_(partial->sum, rows);
+    made[n_made++] = lattn_floats_(partial->output, rows * job->dv);
+  }
+  made[n_made++] = lattn_floats_(job->lse, rows);
+  if (!lattn_same_view_(&job->out, &job->q) && lattn_overlap_(&job->out, &job->q))
+    return lattn_fail_(f, LATTN_E_ALIAS, "out");
+  if (job->k.data) in[n_in++] = job->k;
+  if (job->v.data) in[n_in++] = job->v;
+  if (job->o.key_bias) in[n_in++] = job->key_bias;
+  if (job->o.pair_bias) in[n_in++] = job->pair_bias;
+  if (job->o.gate) in[n_in++] = job->gate;
+  for (int i = 0; i < n_in; i++)
+    if (lattn_overlap_(&job->out, &in[i])) return lattn_fail_(f, LATTN_E_ALIAS, "out");
+  in[n_in++] = job->q;
+  for (int i = 0; i < n_made; i++) {
+    const char *what = i == n_made - 1 ? "lse" : "partial";
+    for (int j = 0; j < n_in; j++)
+      if (lattn_overlap_(&made[i], &in[j])) return lattn_fail_(f, LATTN_E_ALIAS, what);
+    for (int j = 0; j < i; j++)
+      if (lattn_overlap_(&made[i], &made[j])) return lattn_fail_(f, LATTN_E_ALIAS, what);
+    if (lattn_overlap_(&made[i], &job->out)) return lattn_fail_(f, LATTN_E_ALIAS, what);
+  }
+  return LATTN_OK;
+}
+
+/* Runs all rows; with progress, in ranges of about 2^32 multiply-adds. */
+LATTN_FN_ lattn_status lattn_run_(lattn_job_ *job, const lattn_exec *ex) {
+  int64_t n = job->q.n_tokens, step = n, at = 0;
+  int32_t stop = 0;
+  if (ex->progress) {
+    int64_t a_token = (job->dk + job->dv) * job->n_kv * job->group;
+    step = ((int64_t)1 << 32) / lattn_max_(1, a_token) / lattn_max_(1, job->k.n_tokens);
+    step = lattn_max_(step, job->rows / job->group + 1);
+  }
+  while (at < n && !stop) {
+    job->from_token = at;
+    job->to_token = at = lattn_min_(n, at + step);
+    lattn_run_pass_(job, ex);
+    if (ex->progress && at < n) stop = ex->progress(ex->user, at, n);
+  }
+  if (ex->tokens_done) *ex->tokens_done = at;
+  if (at < n) return LATTN_CANCELLED;
+  return job->overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_FN_ void lattn_job_init_(lattn_job_ *job) { LATTN_MEMSET_(job, 0, sizeof *job); }
+
+LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                       lattn_tensor v, lattn_tensor out, float *lse,
+                                       const lattn_exec *exec) {
+  lattn_job_ job;
+  lattn_exec ex;
+  lattn_status s;
+  int64_t segments = 0, sequences;
+  lattn_job_init_(&job);
+  s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.out = out;
+  job.lse = lse;
+  s = lattn_check_options_(&job, options, ex.fault);
+  if (!s) s = lattn_check_shapes_(&job, 1, ex.fault);
+  if (s) return s;
+  sequences = job.o.n_sequences;
+  if (sequences > 0) {
+    s = lattn_check_starts_(job.o.query_starts, sequences, q.n_tokens, ex.fault, "options.query_starts");
+    if (!s)
+      s = lattn_check_starts_(job.o.key_starts, sequences, k.n_tokens, ex.fault, "options.key_starts");
+    if (s) return s;
+  }
+  job.partial = job.o.partial;
+  s = lattn_check_numbers_(&job, ex.fault);
+  if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
+  if (!s) s = lattn_check_positions_(&job, &segments, ex.fault);
+  if (!s) s = lattn_check_outputs_(&job, job.partial, ex.fault);
+  if (!s) s = lattn_place_(&job, &ex, q.n_tokens * job.group, segments, ex.fault);
+  if (s) return s;
+  if (job.o.window == 0) job.o.sinks = 0;
+  if (job.partial) {
+    job.partial->first_segment = job.o.key_position / LATTN_SEGMENT_;
+    job.partial->n_segments = lattn_max_(segments - job.partial->first_segment, 0);
+  }
+  return lattn_run_(&job, &ex);
+}
+
+LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                         lattn_tensor v, int32_t n_threads) {
+  lattn_job_ job;
+  int64_t segments = 0;
+  lattn_job_init_(&job);
+  if (n_threads < 0 || n_threads > 1024) return 0;
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.n_workers = n_threads > 0 ? n_threads : 1;
+  if (lattn_check_options_(&job, options, 0) || lattn_check_shapes_(&job, 0, 0)) return 0;
+  if (job.o.n_sequences > 0 && (!job.o.query_starts || !job.o.key_starts)) return 0;
+  if (lattn_check_positions_(&job, &segments, 0)) return 0;
+  return lattn_plan_worker_(&job, q.n_tokens * job.group, segments);
+}
+
+/* ==== §7 append: pool and cache ==================================================================
+   A pool is an arena: its header, then tables and pages in the order they were first needed, each size
+   with a list of free ones. A cache is a header with tables behind it: rules and page references per
+   KV head. Key pages hold 8 panels [dim][16], then 128 value rows: a page is a block. A page reference
+   is an offset from the pool, or a pointer if the pool has an allocator. Cost of an append: O(dims) a
+   token and head; of an eviction: O(1) a page. */
+
+enum { LATTN_MAX_SIZES_ = 24 };
+
+/* Blocks of memory of one size: those freed form a list through their first 8 bytes. */
+typedef struct lattn_size_ {
+  uint64_t bytes, free, n_free, n_used;
+  int32_t is_page, zero;
+} lattn_size_;
+
+struct lattn_pool {
+  uint64_t arena_bytes, used; /* from the pool's own address */
+  void *(*alloc)(void *user, size_t bytes, size_t alignment);
+  void (*free)(void *user, void *page, size_t bytes);
+  void *user;
+  int64_t n_caches;
+  lattn_size_ sizes[LATTN_MAX_SIZES_];
+};
+
+struct lattn_cache {
+  int64_t from_pool; /* bytes from the pool to this */
+  uint64_t bytes;    /* of header and tables */
+  int64_t n_tokens, capacity, max_append;
+  int64_t dk, dv, columns, group;
+  int32_t n_kv, n_heads, key_type, value_type, page_size, rotates; /* page_size: index into sizes */
+  uint64_t page_bytes, value_at;
+  float scale, softcap;
+  int32_t layout, first_dim, n_dims;
+  float magnitude;
+  int64_t rules, turns, slopes, sink_logits; /* offsets from this; 0 = none */
+};
+
+LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
+LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) { return (tokens + LATTN_BLOCK_ - 1) / LATTN_BLOCK_; }
+
+LATTN_FN_ lattn_pool *lattn_cache_pool_(const lattn_cache *cache) {
+  return (lattn_pool *)(void *)((char *)(uintptr_t)cache - cache->from_pool);
+}
+LATTN_FN_ lattn_rule_ *lattn_rules_(const lattn_cache *cache) {
+  return (lattn_rule_ *)(void *)((char *)(uintptr_t)cache + cache->rules);
+}
+LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head) {
+  return lattn_rules_(cache) + kv_head;
+}
+LATTN_FN_ uint64_t *lattn_page_entry_(const lattn_cache *cache, const lattn_rule_ *rule, int64_t block) {
+  uint64_t *pages = (uint64_t *)(void *)((char *)(uintptr_t)cache + rule->pages);
+  return pages + (block < rule->sink_blocks ? block : rule->sink_blocks + block % rule->ring);
+}
+LATTN_FN_ void *lattn_deref_(const lattn_pool *pool, uint64_t page) {
+  return pool->alloc ? (void *)(uintptr_t)page : (void *)((char *)(uintptr_t)pool + page);
+}
+LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv_head);
+  return (const char *)lattn_deref_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, block));
+}
+
+/* ---- pool ---- */
+
+/* The index of a size, made if new; -1: the pool has too many. */
+LATTN_FN_ int32_t lattn_pool_size_(lattn_pool *pool, uint64_t bytes, int is_page) {
+  for (int32_t i = 0; i < LATTN_MAX_SIZES_; i++) {
+    lattn_size_ *z = pool->sizes + i;
+    if (z->bytes == 0) {
+      z->bytes = bytes;
+      z->is_page = is_page;
+    }
+    if (z->bytes == bytes && z->is_page == is_page) return i;
+  }
+  return -1;
+}
+
+/* Makes sure that n blocks of a size can be taken. With an allocator, pages are fetched now; on failure
+   those fetched go back. */
+LATTN_FN_ void lattn_pool_trim_(lattn_pool *pool, int32_t size, uint64_t keep);
+LATTN_FN_ int lattn_pool_reserve_(lattn_pool *pool, int32_t size, uint64_t n) {
+  lattn_size_ *z = pool->sizes + size;
+  uint64_t had = z->n_free;
+  if (!z->is_page || !pool->alloc)
+    return n <= had || n - had <= (pool->arena_bytes - pool->used) / z->bytes;
+  while (z->n_free < n) {
+    void *page = pool->alloc(pool->user, (size_t)z->bytes, 64);
+    uint64_t link = z->free;
+    if (!page) {
+      lattn_pool_trim_(pool, size, had);
+      return 0;
+    }
+    LATTN_MEMCPY_(page, &link, sizeof link);
+    z->free = (uint64_t)(uintptr_t)page;
+    z->n_free++;
+  }
+  return 1;
+}
+
+/* Takes a block that was reserved. */
+LATTN_FN_ uint64_t lattn_pool_take_(lattn_pool *pool, int32_t size) {
+  lattn_size_ *z = pool->sizes + size;
+  uint64_t block = z->free;
+  z->n_used++;
+  if (z->n_free) {
+    char *at = z->is_page ? (char *)lattn_deref_(pool, block) : (char *)pool + block;
+    LATTN_MEMCPY_(&z->free, at, sizeof z->free);
+    z->n_free--;
+    return block;
+  }
+  block = pool->used;
+  pool->used += z->bytes;
+  return block;
+}
+
+LATTN_FN_ void lattn_pool_return_(lattn_pool *pool, int32_t size, uint64_t block) {
+  lattn_size_ *z = pool->sizes + size;
+  char *at = z->is_page ? (char *)lattn_deref_(pool, block) : (char *)pool + block;
+  LATTN_MEMCPY_(at, &z->free, sizeof z->free);
+  z->free = block;
+  z->n_free++;
+  z->n_used--;
+}
+
+/* Gives free pages beyond `keep` back to the allocator. */
+LATTN_FN_ void lattn_pool_trim_(lattn_pool *pool, int32_t size, uint64_t keep) {
+  lattn_size_ *z = pool->sizes + size;
+  while (pool->alloc && z->is_page && z->n_free > keep) {
+    void *page = (void *)(uintptr_t)z->free;
+    LATTN_MEMCPY_(&z->free, page, sizeof z->free);
+    z->n_free--;
+    pool->free(pool->user, page, (size_t)z->bytes);
+  }
+}
+
+LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t arena_bytes,
+                                       const lattn_pool_config *config) {
+  lattn_pool_config c;
+  lattn_status s = lattn_import_(&c, sizeof c, sizeof c, config);
+  size_t skip = (64 - (uintptr_t)arena % 64) % 64;
+  lattn_pool *p;
+  if (!pool || !arena) return LATTN_E_NULL;
+  if (s) return s;
+  if (c.zero) return LATTN_E_FIELD;
+  if (!c.alloc != !c.free) return LATTN_E_CONFIG;
+  if (arena_bytes < skip || arena_bytes - skip < lattn_round64_(sizeof *p)) return LATTN_E_MEMORY;
+  p = (lattn_pool *)(void *)((char *)arena + skip);
+  LATTN_MEMSET_(p, 0, sizeof *p);
+  p->arena_bytes = (arena_bytes - skip) / 64 * 64;
+  p->used = lattn_round64_(sizeof *p);
+  p->alloc = c.alloc;
+  p->free = c.free;
+  p->user = c.user;
+  *pool = p;
+  return LATTN_OK;
+}
+
+/* Copies our own statistics into the caller's struct of any version. */
+LATTN_FN_ lattn_status lattn_export_(void *to, const void *own, size_t own_bytes) {
+  uint32_t size;
+  LATTN_MEMCPY_(&size, to, sizeof size);
+  if (size < own_bytes) return LATTN_E_SIZE;
+  LATTN_MEMSET_((char *)to + sizeof size, 0, size - sizeof size);
+  LATTN_MEMCPY_((char *)to + sizeof size, (const char *)own + sizeof size, own_bytes - sizeof size);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_stats *stats) {
+  lattn_pool_stats s;
+  if (!pool || !stats) return LATTN_E_NULL;
+  LATTN_MEMSET_(&s, 0, sizeof s);
+  s.n_caches = (int32_t)pool->n_caches;
+  s.table_bytes = (int64_t)lattn_round64_(sizeof *pool);
+  s.arena_bytes = (int64_t)pool->arena_bytes;
+  s.free_bytes = (int64_t)(pool->arena_bytes - pool->used);
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) {
+    const lattn_size_ *z = pool->sizes + i;
+    int64_t used = (int64_t)(z->n_used * z->bytes);
+    if (z->is_page) {
+      s.n_pages += (int64_t)z->n_used;
+      s.page_bytes += used;
+    } else {
+      s.table_bytes += used;
+    }
+    if (!z->is_page || !pool->alloc) s.free_bytes += (int64_t)(z->n_free * z->bytes);
+  }
+  return lattn_export_(stats, &s, sizeof s);
+}
+
+/* ---- config ---- */
+
+/* A checked config: the cache's header and rules as they will be, and its sizes. */
+typedef struct lattn_plan_ {
+  lattn_cache_config c;
+  lattn_rotary rotary;
+  lattn_cache header;
+  int64_t held_pages, peak_pages; /* at most, between calls and during an extend, all heads */
+} lattn_plan_;
+
+/* Most blocks that a window of `tokens` tokens before the next one touches. */
+LATTN_FN_ int64_t lattn_window_blocks_(int64_t tokens) { return (tokens + LATTN_BLOCK_ - 2) / LATTN_BLOCK_ + 1; }
+
+LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_rule_ *rule) {
+  lattn_head head;
+  lattn_fault *f = p->c.fault;
+  int64_t all = lattn_blocks_(p->header.capacity);
+  lattn_status s;
+  LATTN_MEMSET_(&head, 0, sizeof head);
+  LATTN_MEMSET_(rule, 0, sizeof *rule);
+  if (p->c.heads) {
+    const char *at = (const char *)(const void *)p->c.heads + (size_t)kv * p->c.head_size;
+    for (size_t i = sizeof head; i < p->c.head_size; i++)
+      if (at[i]) return lattn_fail_(f, LATTN_E_FIELD, "config.heads");
+    LATTN_MEMCPY_(&head, at, sizeof head);
+  }
+  rule->policy = head.policy;
+  rule->ring = all;
+  if (head.policy == LATTN_HEAD_FULL) {
+    if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
+      return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
+    if (head.positions == LATTN_POSITIONS_IN_CACHE || head.sinks || head.window || head.slack)
+      return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
+    if (p->c.capacity == 0) return lattn_fail_(f, LATTN_E_CONFIG, "config.capacity");
+    return LATTN_OK;
+  }
+  if (head.policy != LATTN_HEAD_STREAMING) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.policy");
+  if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
+  if (head.sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.sinks");
+  if (head.window < 1) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window");
+  if (head.slack < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.slack");
+  s = p->header.rotates || p->c.alibi_slopes ? LATTN_OK : LATTN_E_CONFIG;
+  if (head.positions == LATTN_POSITIONS_IN_CACHE && s)
+    return lattn_fail_(f, s, "config.heads.positions");
+  rule->in_cache = head.positions != LATTN_POSITIONS_ABSOLUTE && !s;
+  rule->sinks = lattn_min_(head.sinks, LATTN_MAX_POSITION_);
+  rule->window = lattn_min_(head.window, LATTN_MAX_POSITION_);
+  rule->slack = lattn_min_(head.slack, LATTN_MAX_POSITION_);
+  rule->sink_blocks = lattn_min_(lattn_blocks_(rule->sinks), all);
+  rule->ring = lattn_window_blocks_(rule->window - 1 + rule->slack + p->header.max_append);
+  rule->ring = lattn_min_(rule->ring, all);
+  return LATTN_OK;
+}
+
+/* Most pages of a head between calls, and during an extend. */
+LATTN_FN_ void lattn_rule_pages_(const lattn_plan_ *p, const lattn_rule_ *rule, int64_t *held,
+                                 int64_t *peak) {
+  int64_t all = lattn_blocks_(p->header.capacity), kept = all;
+  if (rule->policy == LATTN_HEAD_STREAMING)
+    kept = lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
+  *held = kept;
+  *peak = lattn_min_(all, rule->policy == LATTN_HEAD_STREAMING ? rule->sink_blocks + rule->ring : all);
+}
+
+LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
+  lattn_fault *f = p->c.fault;
+  lattn_rotary *r = &p->rotary;
+  lattn_status s;
+  if (!p->c.rotary) return LATTN_OK;
+  s = lattn_import_(r, sizeof *r, sizeof *r, p->c.rotary);
+  if (s) return lattn_fail_(f, s, "config.rotary.size");
+  s = lattn_check_rotary_(r, p->header.dk, f);
+  if (s) return s;
+  p->header.rotates = 1;
+  p->header.layout = r->layout;
+  p->header.first_dim = r->first_dim;
+  p->header.n_dims = r->n_dims;
+  p->header.magnitude = r->magnitude;
+  return LATTN_OK;
+}
+
+/* Dims, types, numbers. */
+LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
+  const lattn_cache_config *c = &p->c;
+  lattn_cache *h = &p->header;
+  lattn_fault *f = c->fault;
+  lattn_job_ job;
+  if (c->n_kv_heads < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_kv_heads");
+  h->n_kv = c->n_kv_heads;
+  h->n_heads = c->n_heads ? c->n_heads : c->n_kv_heads;
+  if (h->n_heads < 1 || h->n_heads % h->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_heads");
+  h->group = h->n_heads / h->n_kv;
+  h->dk = c->key_dim;
+  h->dv = c->value_dim ? c->value_dim : c->key_dim;
+  if (h->dk < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.key_dim");
+  if (h->dv < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.value_dim");
+  if (h->dk > 1 << 20) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.key_dim");
+  if (h->dv > 1 << 20) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.value_dim");
+  h->columns = (h->dv + 15) / 16 * 16;
+  h->key_type = c->key_type ? c->key_type : LATTN_F32;
+  h->value_type = c->value_type ? c->value_type : LATTN_F32;
+  if (h->key_type < LATTN_F32 || h->key_type > LATTN_BF16)
+    return lattn_fail_(f, LATTN_E_TYPE, "config.key_type");
+  if (h->value_type < LATTN_F32 || h->value_type > LATTN_BF16)
+    return lattn_fail_(f, LATTN_E_TYPE, "config.value_type");
+  if (c->capacity < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.capacity");
+  if (c->capacity > LATTN_MAX_POSITION_) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.capacity");
+  if (c->max_append < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.max_append");
+  if (c->max_append > LATTN_MAX_POSITION_)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "config.max_append");
+  h->capacity = c->capacity ? c->capacity : LATTN_MAX_POSITION_;
+  h->max_append = c->max_append ? c->max_append : 512;
+  if (c->heads && c->head_size < sizeof(lattn_head))
+    return lattn_fail_(f, LATTN_E_SIZE, "config.head_size");
+  lattn_job_init_(&job);
+  job.n_kv = h->n_kv;
+  job.group = h->group;
+  job.dk = h->dk;
+  job.o.scale = c->scale;
+  job.o.softcap = c->softcap;
+  job.o.alibi_slopes = c->alibi_slopes;
+  job.o.sink_logits = c->sink_logits;
+  if (lattn_check_numbers_(&job, f)) return LATTN_E_VALUE;
+  h->scale = job.scale;
+  h->softcap = job.o.softcap;
+  h->value_at = lattn_round64_((uint64_t)h->dk * LATTN_BLOCK_ * lattn_type_size_(h->key_type));
+  h->page_bytes =
+      h->value_at + lattn_round64_((uint64_t)h->dv * LATTN_BLOCK_ * lattn_type_size_(h->value_type));
+  return LATTN_OK;
+}
+
+/* Checks a config and sizes its cache. */
+LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_config *config) {
+  lattn_cache *h = &p->header;
+  lattn_status s;
+  int64_t at = (int64_t)lattn_round64_(sizeof *h);
+  LATTN_MEMSET_(p, 0, sizeof *p);
+  if (!config) return LATTN_E_NULL;
+  s = lattn_import_(&p->c, sizeof p->c, sizeof p->c, config);
+  if (s) {
+    p->c.fault = 0;
+    return s;
+  }
+  s = lattn_plan_fields_(p);
+  if (!s) s = lattn_plan_rotary_(p);
+  if (s) return s;
+  h->rules = at;
+  at += h->n_kv * (int64_t)sizeof(lattn_rule_);
+  if (h->rotates) h->turns = at;
+  if (h->rotates) at += h->n_dims / 2 * (int64_t)sizeof(uint64_t);
+  if (p->c.alibi_slopes) h->slopes = at;
+  if (p->c.alibi_slopes) at += (h->n_heads + 1) / 2 * 8;
+  if (p->c.sink_logits) h->sink_logits = at;
+  if (p->c.sink_logits) at += (h->n_heads + 1) / 2 * 8;
+  for (int32_t i = 0; i < h->n_kv; i++) {
+    lattn_rule_ rule;
+    int64_t held, peak;
+    s = lattn_plan_rule_(p, i, &rule);
+    if (s) return s;
+    lattn_rule_pages_(p, &rule, &held, &peak);
+    at = lattn_plus_(at, lattn_times_(rule.sink_blocks + rule.ring, (int64_t)sizeof(uint64_t)));
+    p->held_pages += held;
+    p->peak_pages += peak;
+    if (at < 0) return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads");
+  }
+  h->bytes = lattn_round64_((uint64_t)at);
+  if (lattn_times_(p->peak_pages, (int64_t)h->page_bytes) < 0)
+    return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.capacity");
+  return LATTN_OK;
+}
+
+LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config) {
+  lattn_plan_ p;
+  if (lattn_plan_cache_(&p, config)) return 0;
+  return (size_t)(p.header.bytes + (uint64_t)p.held_pages * p.header.page_bytes);
+}
+
+LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cache_config *config,
+                                  int64_t n_caches) {
+  lattn_plan_ p;
+  lattn_pool_config c;
+  int64_t one, all, extra;
+  if (n_caches < 0 || lattn_import_(&c, sizeof c, sizeof c, pool)) return 0;
+  if (lattn_plan_cache_(&p, config)) return 0;
+  one = (int64_t)p.header.bytes;
+  extra = 0;
+  if (!c.alloc) {
+    one = lattn_plus_(one, lattn_times_(p.held_pages, (int64_t)p.header.page_bytes));
+    extra = lattn_times_(p.peak_pages - p.held_pages, (int64_t)p.header.page_bytes);
+  }
+  all = lattn_plus_(lattn_plus_(lattn_times_(one, n_caches), extra),
+                    (int64_t)lattn_round64_(sizeof(lattn_pool)) + 128);
+  return all < 0 ? 0 : (size_t)all;
+}
+
+LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
+                                        const lattn_cache_config *config) {
+  lattn_plan_ p;
+  lattn_cache *own;
+  lattn_status s;
+  int32_t table, page;
+  int64_t at;
+  if (!cache || !pool) return LATTN_E_NULL;
+  s = lattn_plan_cache_(&p, config);
+  if (s) return s;
+  table = lattn_pool_size_(pool, p.header.bytes, 0);
+  page = table < 0 ? -1 : lattn_pool_size_(pool, p.header.page_bytes, 1);
+  if (page < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
+  if (!lattn_pool_reserve_(pool, table, 1)) return lattn_fail_(p.c.fault, LATTN_E_FULL, "pool");
+  at = (int64_t)lattn_pool_take_(pool, table);
+  own = (lattn_cache *)(void *)((char *)pool + at);
+  LATTN_MEMSET_(own, 0, (size_t)p.header.bytes);
+  *own = p.header;
+  own->from_pool = at;
+  own->page_size = page;
+  if (own->turns)
+    LATTN_MEMCPY_((char *)own + own->turns, p.rotary.turns, (size_t)(own->n_dims / 2) * 8);
+  if (own->slopes)
+    LATTN_MEMCPY_((char *)own + own->slopes, p.c.alibi_slopes, (size_t)own->n_heads * 4);
+  if (own->sink_logits)
+    LATTN_MEMCPY_((char *)own + own->sink_logits, p.c.sink_logits, (size_t)own->n_heads * 4);
+  at = (int64_t)p.header.bytes;
+  for (int32_t i = 0; i < own->n_kv; i++) { /* tables of references fill the end, the last head's first */
+    lattn_rule_ *rule = lattn_rules_(own) + i;
+    lattn_plan_rule_(&p, i, rule);
+    at -= (rule->sink_blocks + rule->ring) * (int64_t)sizeof(uint64_t);
+    rule->pages = at;
+  }
+  pool->n_caches++;
+  *cache = own;
+  return LATTN_OK;
+}
+
+/* ---- pages of a head ---- */
+
+/* Blocks of the head that are held when `tokens` tokens are: the sink blocks [0, *sinks), then [*first, *end). */
+LATTN_FN_ void lattn_held_blocks_(const lattn_rule_ *rule, int64_t tokens, int64_t *sinks,
+                                  int64_t *first, int64_t *end) {
+  *end = lattn_blocks_(tokens);
+  *sinks = lattn_min_(rule->sink_blocks, *end);
+  *first = lattn_max_(lattn_min_(rule->first_block, *end), *sinks);
+}
+
+/* The first block that a streaming head keeps when the next token is at position `next`. */
+LATTN_FN_ int64_t lattn_keep_from_(const lattn_rule_ *rule, int64_t next) {
+  if (rule->policy != LATTN_HEAD_STREAMING) return 0;
+  return lattn_max_(0, next - (rule->window - 1) - rule->slack) / LATTN_BLOCK_;
+}
+
+LATTN_FN_ int64_t lattn_held_count_(const lattn_rule_ *rule, int64_t tokens) {
+  int64_t sinks, first, end;
+  lattn_held_blocks_(rule, tokens, &sinks, &first, &end);
+  return sinks + end - first;
+}
+
+/* Releases what lies before the window and slack of the next token. */
+LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(cache) + i;
+    int64_t sinks, first, end, keep = lattn_keep_from_(rule, cache->n_tokens);
+    lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
+    for (int64_t b = first; b < lattn_min_(keep, end); b++)
+      lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
+    rule->first_block = lattn_max_(rule->first_block, keep);
+  }
+}
+
+/* Takes the pages for n more tokens; reserved before. */
+LATTN_FN_ void lattn_grow_(lattn_cache *cache, int64_t n) {
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_rules_(cache) + i;
+    int64_t b = lattn_blocks_(cache->n_tokens), end = lattn_blocks_(cache->n_tokens + n);
+    for (; b < end; b++)
+      *lattn_page_entry_(cache, rule, b) = lattn_pool_take_(pool, cache->page_size);
+  }
+}
+
+/* Pages that appending n tokens in steps takes at its peak, beyond those held now; each step evicts first. */
+LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step) {
+  int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    now += lattn_held_count_(lattn_cache_rule_(cache, i), cache->n_tokens);
+  while (at < n) {
+    int64_t total = 0, next = lattn_min_(n, at + step);
+    for (int32_t i = 0; i < cache->n_kv; i++) {
+      lattn_rule_ rule = *lattn_cache_rule_(cache, i);
+      rule.first_block = lattn_max_(rule.first_block, lattn_keep_from_(&rule, cache->n_tokens + at));
+      total += lattn_held_count_(&rule, cache->n_tokens + next);
+    }
+    peak = lattn_max_(peak, total - now);
+    settled = total == last ? settled + 1 : 0; /* nothing grows any more: rings turn over */
+    last = total;
+    at = next;
+    if (settled > LATTN_BLOCK_ && n - at > step * 2) at = n - step * 2;
+  }
+  return peak;
+}
+
+/* Are the tokens [first, end) that the window of position `first` needs, and those up to end, held? */
+LATTN_FN_ int lattn_resident_(const lattn_rule_ *rule, int64_t first, int64_t end) {
+  int64_t lo;
+  if (rule->policy != LATTN_HEAD_STREAMING) return 1;
+  lo = lattn_min_(first - rule->window + 1, end - 1); /* and the newest block, which goes on being filled */
+  lo = lattn_max_(lo, rule->sink_blocks * LATTN_BLOCK_); /* what lies before that is always held */
+  return lo >= end || lo >= rule->first_block * LATTN_BLOCK_;
+}
+
+/* ---- append ---- */
+
+/* One token's key into lane `lane` of its panel: rotated in float32, then rounded to the stored type. */
+LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t slot, const lattn_tensor *k,
+                                int64_t token, int64_t head, const float *angles) {
+  int64_t from = token * k->stride_token + head * k->stride_head;
+  int64_t to = slot / 16 * 16 * cache->dk + slot % 16;
+  int64_t pairs = cache->rotates ? cache->n_dims / 2 : 0, d0 = cache->first_dim;
+  int64_t step = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int64_t other = cache->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+  int lost = 0;
+  for (int64_t d = 0; d < cache->dk; d++) {
+    if (pairs && d >= d0 && d < d0 + 2 * pairs) continue;
+    lost |= lattn_put_(page, cache->key_type, to + d * 16, lattn_get_(k->data, k->type, from + d));
+  }
+  for (int64_t f = 0; f < pairs; f++) {
+    int64_t d = d0 + f * step;
+    float x = lattn_get_(k->data, k->type, from + d), y = lattn_get_(k->data, k->type, from + d + other);
+    lattn_turn_pair_(&x, &y, angles[f], angles[pairs + f]);
+    lost |= lattn_put_(page, cache->key_type, to + d * 16, x);
+    lost |= lattn_put_(page, cache->key_type, to + (d + other) * 16, y);
+  }
+  return lost;
+}
+
+LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, char *page, int64_t slot,
+                                  const lattn_tensor *v, int64_t token, int64_t head) {
+  int64_t from = token * v->stride_token + head * v->stride_head, to = slot * cache->dv;
+  char *values = page + cache->value_at;
+  int lost = 0;
+  for (int64_t d = 0; d < cache->dv; d += 16) {
+    int n = cache->dv - d < 16 ? (int)(cache->dv - d) : 16;
+#define LATTN_BODY_(T) \
+  lost |= lattn_v_put_n_(values, cache->value_type, to + d, lattn_v_get_n_(v->data, T, from + d, n), n)
+    LATTN_EACH_TYPE_(v->type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+  return lost;
+}
+
+LATTN_FN_ lattn_turning_ lattn_cache_turning_(const lattn_cache *cache) {
+  lattn_turning_ t;
+  t.layout = cache->layout;
+  t.first_dim = cache->first_dim;
+  t.n_dims = cache->n_dims;
+  t.magnitude = cache->magnitude;
+  t.turns = cache->rotates
+                ? (const uint64_t *)(const void *)((const char *)cache + cache->turns)
+                : 0;
+  return t;
+}
+
+/* Writes tokens [from, to) of k and v as the cache's next ones; pages are there. */
+LATTN_NOINLINE_ int lattn_write_tokens_(lattn_cache *cache, const lattn_tensor *k,
+                                        const lattn_tensor *v, int64_t from, int64_t to) {
+  float angles[2 * LATTN_MAX_PAIRS_];
+  lattn_turning_ turning = lattn_cache_turning_(cache);
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  int lost = 0;
+  for (int64_t t = from; t < to; t++) {
+    int64_t at = cache->n_tokens, block = at / LATTN_BLOCK_, slot = at % LATTN_BLOCK_;
+    if (turning.turns) lattn_angles_(angles, &turning, at);
+    for (int32_t h = 0; h < cache->n_kv; h++) {
+      const lattn_rule_ *rule = lattn_rules_(cache) + h;
+      char *page = (char *)lattn_deref_(pool, *lattn_page_entry_(cache, rule, block));
+      lost |= lattn_append_key_(cache, page, slot, k, t, h, angles);
+      lost |= lattn_append_value_(cache, page, slot, v, t, h);
+    }
+    cache->n_tokens++;
+  }
+  return lost;
+}
+
+LATTN_FN_ int lattn_write_(lattn_cache *cache, const lattn_tensor *k, const lattn_tensor *v,
+                           int64_t from, int64_t to) {
+  lattn_fpenv_ saved;
+  int lost;
+  lattn_fpenv_enter_(&saved);
+  lost = lattn_write_tokens_(cache, k, v, from, to);
+  lattn_fpenv_leave_(&saved);
+  return lost;
+}
+
+/* k and v of a call on a cache. */
+LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tensor *k, lattn_tensor *v,
+                                           lattn_fault *f) {
+  static const lattn_names_ kn = LATTN_NAMES_("k"), vn = LATTN_NAMES_("v");
+  lattn_status s = lattn_view_(k, 0, 1, &kn, f);
+  if (!s) s = lattn_view_(v, 0, 1, &vn, f);
+  if (s) return s;
+  if (k->n_heads != cache->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "k.n_heads");
+  if (k->dim != cache->dk) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
+  if (v->n_heads != cache->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (v->dim != cache->dv) return lattn_fail_(f, LATTN_E_SHAPE, "v.dim");
+  if (v->n_tokens != k->n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
+  if (k->n_tokens > LATTN_MAX_POSITION_ - cache->n_tokens)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "k.n_tokens");
+  if (k->n_tokens > cache->capacity - cache->n_tokens)
+    return lattn_fail_(f, LATTN_E_FULL, "k.n_tokens");
+  return LATTN_OK;
+}
+
+/* Reserves the pages of appending n tokens in steps. */
+LATTN_FN_ lattn_status lattn_reserve_(lattn_cache *cache, int64_t n, int64_t step, lattn_fault *f) {
+  int64_t peak = lattn_peak_pages_(cache, n, step);
+  if (peak > 0 && !lattn_pool_reserve_(lattn_cache_pool_(cache), cache->page_size, (uint64_t)peak))
+    return lattn_fail_(f, LATTN_E_FULL, "pool");
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
+                                          const lattn_exec *exec) {
+  lattn_exec ex;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  int lost;
+  if (s) return s;
+  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  s = lattn_check_tokens_(cache, &k, &v, ex.fault);
+  if (s) return s;
+  if (k.n_tokens > cache->max_append) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "k.n_tokens");
+  s = lattn_reserve_(cache, k.n_tokens, cache->max_append, ex.fault);
+  if (s) return s;
+  lattn_evict_(cache);
+  lattn_grow_(cache, k.n_tokens);
+  lost = lattn_write_(cache, &k, &v, 0, k.n_tokens);
+  lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
+  return lost ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+/* ---- attend on a cache ---- */
+
+/* A job over n rows of q whose keys are the cache's; everything but the views of q and out. */
+LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
+  const char *base = (const char *)cache;
+  job->cache = cache;
+  job->key_type = cache->key_type;
+  job->value_type = cache->value_type;
+  job->value_at = (int64_t)cache->value_at;
+  job->turning = lattn_cache_turning_(cache);
+  job->dk = cache->dk;
+  job->dv = cache->dv;
+  job->columns = cache->columns;
+  job->group = cache->group;
+  job->n_kv = cache->n_kv;
+  job->o.mask = LATTN_CAUSAL;
+  job->o.scale = cache->scale;
+  job->o.softcap = cache->softcap;
+  if (cache->slopes) job->o.alibi_slopes = (const float *)(const void *)(base + cache->slopes);
+  if (cache->sink_logits)
+    job->o.sink_logits = (const float *)(const void *)(base + cache->sink_logits);
+}
+
+/* Checks a call on a cache that will hold n_keys tokens; the job gets everything but its scratch. */
+LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cache,
+                                         const lattn_call *call, lattn_tensor q, lattn_tensor out,
+                                         float *lse, int64_t n_keys, lattn_fault *f) {
+  static const lattn_names_ name = LATTN_NAMES_("q");
+  lattn_call c;
+  lattn_status s = lattn_import_(&c, sizeof c, sizeof c, call);
+  if (s) return lattn_fail_(f, s, "call.size");
+  if (c.zero) return lattn_fail_(f, LATTN_E_FIELD, "call.zero");
+  lattn_cache_job_(job, cache);
+  job->q = q;
+  job->out = out;
+  job->lse = lse;
+  job->o.key_bias = c.key_bias;
+  job->o.pair_bias = c.pair_bias;
+  job->o.gate = c.gate;
+  job->o.score = c.score;
+  job->o.score_user = c.score_user;
+  job->partial = c.partial;
+  s = lattn_view_(&job->q, 0, 1, &name, f);
+  if (s) return s;
+  if (job->q.n_heads != cache->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
+  if (job->q.dim != cache->dk) return lattn_fail_(f, LATTN_E_SHAPE, "q.dim");
+  if (job->q.n_tokens > n_keys) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
+  s = lattn_check_extras_(job, n_keys, 0, f);
+  if (!s) s = lattn_check_numbers_(job, f);
+  return s;
+}
+
+LATTN_FN_ int64_t lattn_segments_(int64_t tokens) { return (tokens + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_; }
+
+LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
+                                          lattn_tensor q, lattn_tensor out, float *lse,
+                                          const lattn_exec *exec) {
+  lattn_exec ex;
+  lattn_job_ job;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  int64_t first;
+  if (s) return s;
+  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  lattn_job_init_(&job);
+  s = lattn_check_call_(&job, cache, call, q, out, lse, cache->n_tokens, ex.fault);
+  if (!s) s = lattn_check_outputs_(&job, job.partial, ex.fault);
+  if (s) return s;
+  first = cache->n_tokens - job.q.n_tokens;
+  for (int32_t i = 0; i < cache->n_kv && job.q.n_tokens > 0; i++)
+    if (!lattn_resident_(lattn_cache_rule_(cache, i), first, first + 1))
+      return lattn_fail_(ex.fault, LATTN_E_EVICTED, "q.n_tokens");
+  s = lattn_place_(&job, &ex, job.q.n_tokens * job.group, lattn_segments_(cache->n_tokens), ex.fault);
+  if (s) return s;
+  job.k.n_tokens = cache->n_tokens;
+  if (job.partial) {
+    job.partial->first_segment = 0;
+    job.partial->n_segments = lattn_segments_(cache->n_tokens);
+  }
+  return lattn_run_(&job, &ex);
+}
+
+/* Attends with the newest rows [from, to) of the call, whose tokens have been appended. */
+LATTN_FN_ void lattn_extend_rows_(lattn_job_ *job, const lattn_cache *cache, const lattn_exec *ex,
+                                  int64_t from, int64_t to) {
+  /* LATTN_CAUSAL aligns the last row with the last key: keys beyond `to` are not there yet. */
+  job->k.n_tokens = cache->n_tokens + job->q.n_tokens - to;
+  job->from_token = from;
+  job->to_token = to;
+  lattn_run_pass_(job, ex);
+}
+
+LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call, lattn_tensor q,
+                                          lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                          float *lse, const lattn_exec *exec) {
+  lattn_exec ex;
+  lattn_job_ job;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  int64_t n, at = 0, end;
+  int32_t stop = 0;
+  int lost = 0;
+  if (s) return s;
+  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  lattn_job_init_(&job);
+  s = lattn_check_tokens_(cache, &k, &v, ex.fault);
+  if (s) return s;
+  n = k.n_tokens;
+  end = cache->n_tokens + n;
+  s = lattn_check_call_(&job, cache, call, q, out, lse, end, ex.fault);
+  if (s) return s;
+  if (job.q.n_tokens != n) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "q.n_tokens");
+  if (job.partial) return lattn_fail_(ex.fault, LATTN_E_CONFIG, "call.partial");
+  job.k = k;
+  job.v = v;
+  s = lattn_check_outputs_(&job, 0, ex.fault);
+  if (!s)
+    s = lattn_place_(&job, &ex, lattn_min_(n, cache->max_append) * job.group, lattn_segments_(end),
+                     ex.fault);
+  if (!s) s = lattn_reserve_(cache, n, cache->max_append, ex.fault);
+  if (s) return s;
+  while (at < n && !stop) {
+    int64_t to = lattn_min_(n, at + cache->max_append);
+    lattn_evict_(cache);
+    lattn_grow_(cache, to - at);
+    lost |= lattn_write_(cache, &k, &v, at, to);
+    lattn_extend_rows_(&job, cache, &ex, at, to);
+    at = to;
+    if (ex.progress && at < n) stop = ex.progress(ex.user, at, n);
+  }
+  lattn_evict_(cache);
+  lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
+  if (ex.tokens_done) *ex.tokens_done = at;
+  if (at < n) return LATTN_CANCELLED;
+  return lost || job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
+                                     int32_t n_threads) {
+  lattn_plan_ p;
+  lattn_job_ job;
+  static const uint64_t some = 0;
+  if (n_tokens < 0 || n_threads < 0 || n_threads > 1024 || lattn_plan_cache_(&p, config)) return 0;
+  lattn_job_init_(&job);
+  job.dk = p.header.dk;
+  job.dv = p.header.dv;
+  job.columns = p.header.columns;
+  job.group = p.header.group;
+  job.n_kv = p.header.n_kv;
+  job.turning.turns = p.header.rotates ? &some : 0;
+  job.turning.n_dims = p.header.n_dims;
+  job.n_workers = n_threads > 0 ? n_threads : 1;
+  return lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group,
+                            lattn_segments_(p.header.capacity));
+}
+
+/* ---- truncate, clear, release, statistics ---- */
+
+LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens) {
+  lattn_pool *pool;
+  if (!cache) return LATTN_E_NULL;
+  if (n_tokens < 0 || n_tokens > cache->n_tokens) return LATTN_E_SHAPE;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    if (!lattn_resident_(lattn_cache_rule_(cache, i), n_tokens, n_tokens)) return LATTN_E_EVICTED;
+  pool = lattn_cache_pool_(cache);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(cache) + i;
+    int64_t sinks, first, end, keep = lattn_blocks_(n_tokens);
+    lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
+    for (int64_t b = keep; b < end; b++)
+      if (b < sinks || b >= first)
+        lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
+    rule->first_block = lattn_min_(rule->first_block, keep);
+  }
+  cache->n_tokens = n_tokens;
+  lattn_pool_trim_(pool, cache->page_size, 0);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache) {
+  return lattn_cache_truncate(cache, 0);
+}
+
+LATTN_API lattn_status lattn_cache_release(lattn_cache *cache) {
+  lattn_pool *pool;
+  int32_t table;
+  if (!cache) return LATTN_E_NULL;
+  lattn_cache_clear(cache);
+  pool = lattn_cache_pool_(cache);
+  table = lattn_pool_size_(pool, cache->bytes, 0);
+  pool->n_caches--;
+  lattn_pool_return_(pool, table, (uint64_t)cache->from_pool);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int32_t kv_head,
+                                                  lattn_cache_head_stats *stats) {
+  lattn_cache_head_stats s;
+  const lattn_rule_ *rule;
+  int64_t sinks, first, end;
+  if (!cache || !stats) return LATTN_E_NULL;
+  if (kv_head < 0 || kv_head >= cache->n_kv) return LATTN_E_SHAPE;
+  rule = lattn_cache_rule_(cache, kv_head);
+  LATTN_MEMSET_(&s, 0, sizeof s);
+  lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
+  s.policy = rule->policy;
+  s.positions = rule->in_cache ? LATTN_POSITIONS_IN_CACHE : LATTN_POSITIONS_ABSOLUTE;
+  s.sinks = rule->sinks;
+  s.window = rule->window;
+  s.slack = rule->slack;
+  s.n_sink_tokens = lattn_min_(sinks * LATTN_BLOCK_, cache->n_tokens);
+  s.first_token = lattn_min_(first * LATTN_BLOCK_, cache->n_tokens);
+  if (first == sinks) s.n_sink_tokens = s.first_token = 0;
+  s.n_tokens_held = s.n_sink_tokens + cache->n_tokens - s.first_token;
+  s.page_bytes = (sinks + end - first) * (int64_t)cache->page_bytes;
+  return lattn_export_(stats, &s, sizeof s);
+}
+
+LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cache_stats *stats) {
+  lattn_cache_stats s;
+  int64_t token;
+  if (!cache || !stats) return LATTN_E_NULL;
+  token = cache->dk * (int64_t)lattn_type_size_(cache->key_type) +
+          cache->dv * (int64_t)lattn_type_size_(cache->value_type);
+  LATTN_MEMSET_(&s, 0, sizeof s);
+  s.n_tokens = cache->n_tokens;
+  s.capacity = cache->capacity == LATTN_MAX_POSITION_ ? INT64_MAX : cache->capacity;
+  s.table_bytes = (int64_t)cache->bytes;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_cache_head_stats h;
+    h.size = sizeof h;
+    lattn_cache_head_stats_get(cache, i, &h);
+    if (h.policy == LATTN_HEAD_FULL) {
+      s.n_full_heads++;
+      s.full_bytes += h.page_bytes;
+    } else {
+      s.n_streaming_heads++;
+      s.streaming_bytes += h.page_bytes;
+    }
+    s.token_bytes += h.n_tokens_held * token;
+  }
+  return lattn_export_(stats, &s, sizeof s);
+}
+
+/* ==== §8 merge ===================================================================================
+   Partials of one row, folded by the segment tree (heads.md 9.3; the rule of lattn_height_), whatever
+   the order of the list; those outside of the order come last, in the order given. A row is folded in
+   strips of 64 columns, so a stack of subtrees fits in 8 KiB. */
+
+enum { LATTN_MAX_PARTS_ = 1024, LATTN_STRIP_ = 64 };
+
+typedef struct lattn_fold_ {
+  int32_t mode, n;
+  const lattn_partial *parts;
+  int16_t order[LATTN_MAX_PARTS_];
+  int64_t dv, heads, rows;
+  const float *sink_logits;
+  const lattn_tensor *gate;
+  lattn_tensor out;
+  float *lse;
+  lattn_partial *partial;
+  int32_t n_workers, overflowed;
+} lattn_fold_;
+
+/* The maximum, sum and strip [c, c + n) of part p for a row, as the mode has them enter. */
+LATTN_FN_ float lattn_part_enter_(const lattn_fold_ *fold, const lattn_partial *p, int64_t row, int64_t c,
+                                  int n, float *sum, float strip[LATTN_STRIP_]) {
+  float m = p->maximum[row], w = p->row_weights ? p->row_weights[row] : p->weight;
+  const float *from = p->output + row * p->value_dim + c;
+  if (lattn_is_empty_(m)) return m;
+  if (fold->mode != LATTN_MERGE_LINEAR && lattn_is_empty_(w)) return w;
+  *sum = p->sum[row];
+  for (int i = 0; i < LATTN_STRIP_; i += 16) {
+    int left = n - i < 0 ? 0 : n - i < 16 ? n - i : 16;
+    lattn_v16_ x = left ? lattn_v_load_n_(from + i, left) : lattn_v_set_(0);
+    if (fold->mode != LATTN_MERGE_ADD) x = lattn_v_div_(x, lattn_v_set_(*sum));
+    lattn_v_store_(strip + i, x);
+  }
+  if (fold->mode == LATTN_MERGE_ADD) return m + w;
+  *sum = 1.0f;
+  return w;
+}
+
+/* Folds one strip of a row over all parts, by the tree. */
+LATTN_FN_ void lattn_fold_strip_(const lattn_fold_ *fold, int64_t row, int64_t c, int n, float *maximum,
+                                 float *sum, float strip[LATTN_STRIP_]) {
+  float m[LATTN_MAX_DEPTH_ + 2], l[LATTN_MAX_DEPTH_ + 2], acc[LATTN_MAX_DEPTH_ + 2][LATTN_STRIP_];
+  int64_t leaf[LATTN_MAX_DEPTH_ + 2];
+  int depth = 0, i = 0;
+  for (; i < fold->n && fold->parts[fold->order[i]].n_segments > 0; i++) {
+    const lattn_partial *p = fold->parts + fold->order[i];
+    float part_m = lattn_part_enter_(fold, p, row, c, n, sum, strip);
+    if (lattn_is_empty_(part_m)) continue;
+    while (depth >= 2 && lattn_height_(leaf[depth - 2], leaf[depth - 1]) <
+                             lattn_height_(leaf[depth - 1], p->first_segment)) {
+      depth--;
+      lattn_merge_row_(m + depth - 1, l + depth - 1, acc[depth - 1], m[depth], l[depth], acc[depth],
+                       LATTN_STRIP_);
+    }
+    if (depth && leaf[depth - 1] == p->first_segment) { /* ranges that overlap: in order */
+      lattn_merge_row_(m + depth - 1, l + depth - 1, acc[depth - 1], part_m, *sum, strip, LATTN_STRIP_);
+      continue;
+    }
+    m[depth] = part_m;
+    l[depth] = *sum;
+    leaf[depth] = p->first_segment;
+    LATTN_MEMCPY_(acc[depth++], strip, sizeof acc[0]);
+  }
+  for (; depth > 1; depth--)
+    lattn_merge_row_(m + depth - 2, l + depth - 2, acc[depth - 2], m[depth - 1], l[depth - 1],
+                     acc[depth - 1], LATTN_STRIP_);
+  if (depth == 0) m[0] = -LATTN_INFINITY_, l[0] = 0;
+  for (; i < fold->n; i++) {
+    float part_m =
+        lattn_part_enter_(fold, fold->parts + fold->order[i], row, c, n, sum, strip);
+    lattn_merge_row_(m, l, acc[0], part_m, *sum, strip, LATTN_STRIP_);
+  }
+  *maximum = m[0];
+  *sum = l[0];
+  if (!lattn_is_empty_(m[0])) LATTN_MEMCPY_(strip, acc[0], sizeof acc[0]);
+}
+
+/* Linear mode: out = sum of weight * part, no division; what saw no key adds nothing. */
+LATTN_FN_ void lattn_fold_linear_(const lattn_fold_ *fold, int64_t row, int64_t c, int n,
+                                  float strip[LATTN_STRIP_]) {
+  float part[LATTN_STRIP_], sum;
+  LATTN_MEMSET_(strip, 0, LATTN_STRIP_ * sizeof *strip);
+  for (int i = 0; i < fold->n; i++) {
+    const lattn_partial *p = fold->parts + i;
+    float w = p->row_weights ? p->row_weights[row] : p->weight;
+    if (lattn_is_empty_(p->maximum[row])) continue;
+    lattn_part_enter_(fold, p, row, c, n, &sum, part);
+    for (int j = 0; j < n; j++) strip[j] = lattn_fma_(w, part[j], strip[j]);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_fold_rows_(lattn_fold_ *fold, int64_t from, int64_t to) {
+  for (int64_t row = from; row < to; row++) {
+    int64_t token = row / fold->heads, head = row % fold->heads;
+    for (int64_t c = 0; c < fold->dv; c += LATTN_STRIP_) {
+      float strip[LATTN_STRIP_] = {0}, m = 0, l = 0, z = -LATTN_INFINITY_, lse;
+      int n = fold->dv - c < LATTN_STRIP_ ? (int)(fold->dv - c) : LATTN_STRIP_;
+      lattn_tensor out = fold->out, gate;
+      if (fold->mode == LATTN_MERGE_LINEAR) {
+        lattn_fold_linear_(fold, row, c, n, strip);
+        l = 1; /* m = 0, sum = 1: finishing then divides by 1, which changes no bit */
+      } else {
+        lattn_fold_strip_(fold, row, c, n, &m, &l, strip);
+        if (fold->sink_logits) z = fold->sink_logits[head];
+      }
+      if (fold->partial) {
+        fold->partial->maximum[row] = m;
+        fold->partial->sum[row] = lattn_is_empty_(m) ? 0.0f : l;
+        for (int i = 0; i < n; i++)
+          fold->partial->output[row * fold->dv + c + i] = lattn_is_empty_(m) ? 0.0f : strip[i];
+      }
+      if (out.data)
+        out.data = (const char *)out.data + (size_t)c * lattn_type_size_(out.type);
+      if (fold->gate) {
+        gate = *fold->gate;
+        if (gate.dim > 1)
+          gate.data = (const char *)gate.data + (size_t)c * lattn_type_size_(gate.type);
+      }
+      if (lattn_finish_row_(m, l, strip, z, n, fold->gate ? &gate : 0, &out, token, head, &lse))
+        lattn_raise_(&fold->overflowed);
+      if (fold->lse) fold->lse[row] = fold->mode == LATTN_MERGE_LINEAR ? LATTN_NAN_ : lse;
+    }
+  }
+}
+
+LATTN_FN_ void lattn_fold_task_(void *context, int32_t index) {
+  lattn_fold_ *fold = (lattn_fold_ *)context;
+  lattn_fpenv_ saved;
+  int64_t each = fold->rows / fold->n_workers, rest = fold->rows % fold->n_workers;
+  int64_t from = each * index + lattn_min_(index, rest);
+  lattn_fpenv_enter_(&saved);
+  lattn_fold_rows_(fold, from, from + each + (index < rest));
+  lattn_fpenv_leave_(&saved);
+}
+
+/* Every part has the shape of the first, known fields, and weights in range. */
+LATTN_FN_ lattn_status lattn_check_parts_(const lattn_fold_ *fold, lattn_fault *f) {
+  for (int32_t i = 0; i < fold->n; i++) {
+    const lattn_partial *p = fold->parts + i;
+    lattn_status s = lattn_check_partial_(p, fold->rows, fold->dv, f);
+    if (s) return s;
+    if (p->size != sizeof *p) return lattn_fail_(f, LATTN_E_FIELD, "parts.size");
+    if (p->n_segments < 0 || p->first_segment < 0)
+      return lattn_fail_(f, LATTN_E_VALUE, "parts.first_segment");
+    if (p->first_segment > LATTN_MAX_POSITION_ / LATTN_SEGMENT_)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "parts.first_segment");
+    for (int64_t r = 0; r < (p->row_weights ? fold->rows : 1); r++) {
+      float w = p->row_weights ? p->row_weights[r] : p->weight;
+      if (!lattn_is_finite_(w) && !(lattn_is_empty_(w) && fold->mode != LATTN_MERGE_LINEAR))
+        return lattn_fail_(f, LATTN_E_VALUE, "parts.weight");
+    }
+  }
+  return LATTN_OK;
+}
+
+/* Parts in the order of their segments, then those without, each stable. */
+LATTN_FN_ void lattn_sort_parts_(lattn_fold_ *fold) {
+  for (int32_t i = 0; i < fold->n; i++) {
+    const lattn_partial *p = fold->parts + i;
+    int64_t key = p->n_segments > 0 ? p->first_segment : INT64_MAX;
+    int32_t j = i;
+    for (; j > 0; j--) {
+      const lattn_partial *o = fold->parts + fold->order[j - 1];
+      if ((o->n_segments > 0 ? o->first_segment : INT64_MAX) <= key) break;
+      fold->order[j] = fold->order[j - 1];
+    }
+    fold->order[j] = (int16_t)i;
+  }
+}
+
+/* Views, gate, sinks and the partial that comes out. */
+LATTN_FN_ lattn_status lattn_check_merge_(lattn_fold_ *fold, lattn_job_ *job,
+                                          const lattn_merge_options *o, lattn_fault *f) {
+  static const lattn_names_ name = LATTN_NAMES_("out");
+  lattn_tensor *out = &job->out;
+  lattn_status s = lattn_view_(out, 1, o->partial == 0, &name, f);
+  if (s) return s;
+  fold->heads = out->n_heads;
+  fold->dv = out->dim;
+  fold->rows = lattn_times_(out->n_tokens, out->n_heads);
+  if (fold->rows < 0) return lattn_fail_(f, LATTN_E_OVERFLOW, "out");
+  s = lattn_check_parts_(fold, f);
+  if (s) return s;
+  job->q = *out; /* stands for the rows' shape in the checks shared with attend */
+  job->q.data = 0;
+  job->dv = out->dim;
+  job->n_kv = (int32_t)out->n_heads;
+  job->group = 1;
+  job->dk = 1;
+  job->o.gate = o->gate;
+  job->o.sink_logits = o->sink_logits;
+  s = lattn_check_extras_(job, 0, 0, f);
+  if (!s) s = lattn_check_numbers_(job, f);
+  if (!s) s = lattn_check_outputs_(job, o->partial, f);
+  if (s) return s;
+  for (int32_t i = 0; i < fold->n; i++) {
+    const lattn_partial *p = fold->parts + i;
+    lattn_tensor in = lattn_floats_(p->output, fold->rows * fold->dv), lse;
+    lse = lattn_floats_(job->lse, fold->rows);
+    if (lattn_overlap_(out, &in)) return lattn_fail_(f, LATTN_E_ALIAS, "out");
+    if (lattn_overlap_(&lse, &in)) return lattn_fail_(f, LATTN_E_ALIAS, "lse");
+    if (o->partial && (o->partial->output == p->output || o->partial->maximum == p->maximum))
+      return lattn_fail_(f, LATTN_E_ALIAS, "options.partial");
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_merge(const lattn_merge_options *options, int64_t n,
+                                   const lattn_partial *parts, lattn_tensor out, float *lse,
+                                   const lattn_exec *exec) {
+  lattn_merge_options o;
+  lattn_exec ex;
+  lattn_fold_ fold;
+  lattn_job_ job;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  s = lattn_import_(&o, sizeof o, sizeof o, options);
+  if (s) return lattn_fail_(ex.fault, s, "options.size");
+  if (o.mode < LATTN_MERGE_ADD || o.mode > LATTN_MERGE_LINEAR)
+    return lattn_fail_(ex.fault, LATTN_E_FIELD, "options.mode");
+  if (n < 0 || n > LATTN_MAX_PARTS_) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "n");
+  if (n > 0 && !parts) return lattn_fail_(ex.fault, LATTN_E_NULL, "parts");
+  if (o.mode == LATTN_MERGE_LINEAR && (o.partial || o.sink_logits))
+    return lattn_fail_(ex.fault, LATTN_E_CONFIG, "options.mode");
+  LATTN_MEMSET_(&fold, 0, sizeof fold);
+  lattn_job_init_(&job);
+  fold.mode = o.mode;
+  fold.n = (int32_t)n;
+  fold.parts = parts;
+  job.out = out;
+  job.lse = lse;
+  s = lattn_check_merge_(&fold, &job, &o, ex.fault);
+  if (s) return s;
+  fold.out = job.out;
+  fold.lse = lse;
+  fold.gate = o.gate ? &job.gate : 0;
+  fold.sink_logits = o.sink_logits;
+  fold.partial = o.partial;
+  fold.n_workers = ex.n_threads > 0 ? ex.n_threads : 1;
+  lattn_sort_parts_(&fold);
+  if (fold.partial) {
+    int64_t end = 0;
+    fold.partial->first_segment = n && parts[fold.order[0]].n_segments > 0
+                                      ? parts[fold.order[0]].first_segment : 0;
+    for (int64_t i = 0; i < n; i++)
+      if (parts[i].n_segments > 0)
+        end = lattn_max_(end, parts[i].first_segment + parts[i].n_segments);
+    fold.partial->n_segments = lattn_max_(0, end - fold.partial->first_segment);
+  }
+  if (ex.parallel_for && fold.n_workers > 1)
+    ex.parallel_for(ex.pool, fold.n_workers, lattn_fold_task_, &fold);
+  else
+    for (int32_t i = 0; i < fold.n_workers; i++) lattn_fold_task_(&fold, i);
+  if (ex.tokens_done) *ex.tokens_done = job.out.n_tokens;
+  return fold.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_NOINLINE_ void lattn_import_rows_(lattn_partial *p, const lattn_tensor *out, const float *lse,
+                                        int32_t flags) {
+  for (int64_t t = 0; t < out->n_tokens; t++)
+    for (int64_t h = 0; h < out->n_heads; h++) {
+      int64_t row = t * out->n_heads + h, at = t * out->stride_token + h * out->stride_head;
+      float m = lse[row];
+      if ((flags & LATTN_IMPORT_INFINITE_EMPTY) && lattn_bits_(m) == 0x7f800000u) m = -LATTN_INFINITY_;
+      if (flags & LATTN_IMPORT_BASE2) m = m * 0.693147182f;
+      p->maximum[row] = m;
+      p->sum[row] = lattn_is_empty_(m) ? 0.0f : 1.0f;
+      for (int64_t c = 0; c < out->dim; c++)
+        p->output[row * out->dim + c] =
+            lattn_is_empty_(m) ? 0.0f : lattn_get_(out->data, out->type, at + c);
+    }
+}
+
+LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor out,
+                                            const float *lse, int32_t flags) {
+  static const lattn_names_ name = LATTN_NAMES_("out");
+  lattn_fpenv_ saved;
+  lattn_status s;
+  int64_t rows;
+  if (!partial) return LATTN_E_NULL;
+  s = lattn_view_(&out, 0, 1, &name, 0);
+  if (s) return s;
+  if (flags & ~(LATTN_IMPORT_BASE2 | LATTN_IMPORT_INFINITE_EMPTY)) return LATTN_E_FIELD;
+  rows = lattn_times_(out.n_tokens, out.n_heads);
+  if (rows < 0) return LATTN_E_OVERFLOW;
+  s = lattn_check_partial_(partial, rows, out.dim, 0);
+  if (s) return s;
+  if (rows > 0 && !lse) return LATTN_E_NULL;
+  partial->first_segment = partial->n_segments = 0;
+  lattn_fpenv_enter_(&saved);
+  lattn_import_rows_(partial, &out, lse, flags);
+  lattn_fpenv_leave_(&saved);
+  return LATTN_OK;
+}
+
+/* ==== §9 rotary positions ========================================================================
+   A frequency is kept as *turns a position*, theta/(2 pi), in units of 2^-64 turn. Then the
+   angle at a position is one wrapping 64-bit product: exact range reduction, for any position,
+   on any machine. What the rounding of a frequency costs is half a unit a position: 2^-65 turn,
+   so 2^-34 turn (4e-10 radians) at position 2^31.
+
+   Frequencies are made once, at init, so they are made slowly and in integers only: their bits
+   cannot depend on a compiler, its flags, the FPU's modes or a libm. The working type is a
+   positive number with a 128-bit mantissa. Every operation below truncates; its relative error
+   is at most 2^-126, that of the two transcendental ones is given with them. A whole derivation
+   stays below 2^-110 relative, far under the half unit of 2^-64 of the final rounding to turns:
+   results are within 0.5 + 2^-40 units, which is a relative 2^-62 for the fastest frequency
+   (theta = 1). Rounding a theta to float32 is correct but for operands within 2^-110 of a tie. */
+
+
+/* (high:low)/2^127 * 2^exponent with the top bit of high set; high = 0 is zero. */
+typedef struct lattn_wide_ {
+  uint64_t high, low;
+  int32_t exponent;
+} lattn_wide_;
+
+/* What `lattn_rotary_turns` needs to know, checked and with the defaults filled in. */
+typedef struct lattn_rotary_plan_ {
+  int32_t kind, n_dims, flags;
+  lattn_wide_ log_base, factor, length; /* log2(base); factor; original length/(2 pi) */
+  lattn_wide_ low, high; /* where the blend starts and ends: in pairs (YaRN) or rotations */
+} lattn_rotary_plan_;
+
+/* The first 1184 bits of 1/(2 pi) after the binary point. A double's largest integer part is a
+   multiple of 2^971 and 192 bits are used after the 971 that only count whole turns. */
+static const uint32_t lattn_inverse_two_pi_[37] = {
+    0x28BE60DBu, 0x9391054Au, 0x7F09D5F4u, 0x7D4D3770u, 0x36D8A566u, 0x4F10E410u, 0x7F9458EAu,
+    0xF7AEF158u, 0x6DC91B8Eu, 0x909374B8u, 0x01924BBAu, 0x82746487u, 0x3F877AC7u, 0x2C4A69CFu,
+    0xBA208D7Du, 0x4BAED121u, 0x3A671C09u, 0xAD17DF90u, 0x4E64758Eu, 0x60D4CE7Du, 0x272117E2u,
+    0xEF7E4A0Eu, 0xC7FE25FFu, 0xF7816603u, 0xFBCBC462u, 0xD6829B47u, 0xDB4D9FB3u, 0xC9F2C26Du,
+    0xD3D18FD9u, 0xA797FA8Bu, 0x5D49EEB1u, 0xFAF97C5Eu, 0xCF41CE7Du, 0xE294A4BAu, 0x9AFED7ECu,
+    0x47E35742u, 0x1580CC11u};
+
+/* ln 2 in units of 2^-128. */
+static const uint64_t lattn_ln2_high_ = UINT64_C(0xB17217F7D1CF79AB);
+static const uint64_t lattn_ln2_low_ = UINT64_C(0xC9E3B39803F2F6AF);
+
+/* a * b: the low half is returned, the high half stored. By 32-bit halves, as no 128-bit type is
+   portable; `middle` cannot overflow: 3 * (2^32 - 1) + ... stays below 2^34. */
+LATTN_FN_ uint64_t lattn_multiply_64_(uint64_t a, uint64_t b, uint64_t *high) {
+  const uint64_t mask = UINT64_C(0xFFFFFFFF);
+  const uint64_t a0 = a & mask, a1 = a >> 32, b0 = b & mask, b1 = b >> 32;
+  const uint64_t p00 = a0 * b0, p01 = a0 * b1, p10 = a1 * b0;
+  const uint64_t middle = (p00 >> 32) + (p01 & mask) + (p10 & mask);
+  *high = a1 * b1 + (p01 >> 32) + (p10 >> 32) + (middle >> 32);
+  return (middle << 32) | (p00 & mask);
+}
+
+/* Leading zero bits of x; 63 for x = 0, so that the result is always a legal shift. Without
+   branches: it is on the path of every rotated pair. */
+LATTN_FN_ int32_t lattn_leading_zeros_64_(uint64_t x) {
+  int32_t n = 0, step;
+  for (step = 32; step > 0; step >>= 1) {
+    const int32_t empty = step & -(int32_t)((x >> (64 - step)) == 0);
+    n += empty;
+    x <<= empty;
+  }
+  return n;
+}
+
+/* (high:low) >> n, for any n >= 0. */
+LATTN_FN_ void lattn_shift_right_128_(uint64_t *high, uint64_t *low, int32_t n) {
+  if (n >= 64) {
+    *low = n < 128 ? *high >> (n - 64) : 0;
+    *high = 0;
+  } else if (n > 0) {
+    *low = (*low >> n) | (*high << (64 - n));
+    *high >>= n;
+  }
+}
+
+/* (high:low) << n, for any n >= 0. */
+LATTN_FN_ void lattn_shift_left_128_(uint64_t *high, uint64_t *low, int32_t n) {
+  if (n >= 64) {
+    *high = n < 128 ? *low << (n - 64) : 0;
+    *low = 0;
+  } else if (n > 0) {
+    *high = (*high << n) | (*low >> (64 - n));
+    *low <<= n;
+  }
+}
+
+/* floor((a_high:a_low) * (b_high:b_low) / 2^128) */
+LATTN_FN_ void lattn_multiply_128_(uint64_t a_high, uint64_t a_low, uint64_t b_high, uint64_t b_low,
+                                   uint64_t *high, uint64_t *low) {
+  uint64_t p00_high, p01_high, p10_high, p11_high, sum, carry;
+  const uint64_t p01_low = lattn_multiply_64_(a_low, b_high, &p01_high);
+  const uint64_t p10_low = lattn_multiply_64_(a_high, b_low, &p10_high);
+  const uint64_t p11_low = lattn_multiply_64_(a_high, b_high, &p11_high);
+  (void)lattn_multiply_64_(a_low, b_low, &p00_high);
+  sum = p00_high + p01_low;
+  carry = (uint64_t)(sum < p01_low);
+  sum += p10_low;
+  carry += (uint64_t)(sum < p10_low);
+  /* The four high parts: carry <= 2, and the whole is below 2^128. */
+  sum = p11_low + carry;
+  p11_high += (uint64_t)(sum < carry);
+  sum += p01_high;
+  p11_high += (uint64_t)(sum < p01_high);
+  sum += p10_high;
+  p11_high += (uint64_t)(sum < p10_high);
+  *high = p11_high;
+  *low = sum;
+}
+
+/* (high:low)/2^127 * 2^exponent, normalised. Exact. */
+LATTN_FN_ lattn_wide_ lattn_wide_make_(uint64_t high, uint64_t low, int32_t exponent) {
+  lattn_wide_ w;
+  int32_t n;
+  if (high == 0) {
+    high = low;
+    low = 0;
+    exponent -= 64;
+  }
+  n = lattn_leading_zeros_64_(high);
+  lattn_shift_left_128_(&high, &low, n);
+  w.high = high;
+  w.low = low;
+  w.exponent = high == 0 ? 0 : exponent - n;
+  return w;
+}
+
+LATTN_FN_ lattn_wide_ lattn_wide_from_u64_(uint64_t x) {
+  return lattn_wide_make_(x, 0, 63);
+}
+
+/* 1/(2 pi), relative error < 2^-125 (two of the 128 bits are leading zeros). */
+LATTN_FN_ lattn_wide_ lattn_wide_inverse_two_pi_(void) {
+  const uint32_t *w = lattn_inverse_two_pi_;
+  return lattn_wide_make_(((uint64_t)w[0] << 32) | w[1], ((uint64_t)w[2] << 32) | w[3], -1);
+}
+
+LATTN_FN_ int32_t lattn_wide_less_(lattn_wide_ a, lattn_wide_ b) {
+  if (a.high == 0 || b.high == 0) return b.high != 0 && a.high == 0;
+  if (a.exponent != b.exponent) return a.exponent < b.exponent;
+  return a.high != b.high ? a.high < b.high : a.low < b.low;
+}
+
+LATTN_FN_ lattn_wide_ lattn_wide_multiply_(lattn_wide_ a, lattn_wide_ b) {
+  uint64_t high, low;
+  lattn_multiply_128_(a.high, a.low, b.high, b.low, &high, &low);
+  return lattn_wide_make_(high, low, a.exponent + b.exponent + 1);
+}
+
+/* a/b by long division, a bit a step; b is not zero. */
+LATTN_FN_ lattn_wide_ lattn_wide_divide_(lattn_wide_ a, lattn_wide_ b) {
+  lattn_wide_ q;
+  uint64_t carry = 0;
+  int32_t i;
+  q.high = q.low = 0;
+  q.exponent = a.exponent - b.exponent;
+  if (a.high == 0) return a;
+  if (a.high < b.high || (a.high == b.high && a.low < b.low)) {
+    carry = a.high >> 63;
+    lattn_shift_left_128_(&a.high, &a.low, 1);
+    --q.exponent;
+  }
+  for (i = 0; i < 128; ++i) { /* invariant: the remainder (carry:a) is below 2b */
+    lattn_shift_left_128_(&q.high, &q.low, 1);
+    if (carry != 0 || a.high > b.high || (a.high == b.high && a.low >= b.low)) {
+      a.high -= b.high + (uint64_t)(a.low < b.low);
+      a.low -= b.low;
+      q.low |= 1;
+    }
+    carry = a.high >> 63;
+    lattn_shift_left_128_(&a.high, &a.low, 1);
+  }
+  return q; /* the first bit is 1, so it is normalised */
+}
+
+LATTN_FN_ lattn_wide_ lattn_wide_add_(lattn_wide_ a, lattn_wide_ b) {
+  lattn_wide_ sum;
+  if (lattn_wide_less_(a, b)) {
+    sum = a;
+    a = b;
+    b = sum;
+  }
+  if (b.high == 0) return a;
+  sum = a;
+  lattn_shift_right_128_(&b.high, &b.low, a.exponent - b.exponent);
+  sum.low = a.low + b.low;
+  sum.high = a.high + b.high + (uint64_t)(sum.low < b.low);
+  if (lattn_wide_less_(sum, a)) { /* the sum passed 2^128 and wrapped */
+    lattn_shift_right_128_(&sum.high, &sum.low, 1);
+    sum.high |= UINT64_C(1) << 63;
+    ++sum.exponent;
+  }
+  return sum;
+}
+
+/* a - b, or 0 where b >= a. The error is at most 2^-127 of *a*. */
+LATTN_FN_ lattn_wide_ lattn_wide_subtract_(lattn_wide_ a, lattn_wide_ b) {
+  if (!lattn_wide_less_(b, a)) return lattn_wide_make_(0, 0, 0);
+  if (b.high == 0) return a;
+  lattn_shift_right_128_(&b.high, &b.low, a.exponent - b.exponent);
+  return lattn_wide_make_(a.high - b.high - (uint64_t)(a.low < b.low), a.low - b.low, a.exponent);
+}
+
+/* log2(x) for x >= 1, by squaring the mantissa: each time it passes 2 the next bit of the
+   logarithm is 1. The squaring of step i is off by 2^-126 relative, which the logarithm sees as
+   1.45 * 2^-126 * 2^-i: all of them and the bits after the 128th add up to less than 2^-124.
+   Exact for powers of two. */
+LATTN_FN_ lattn_wide_ lattn_wide_log2_(lattn_wide_ x) {
+  const lattn_wide_ whole = lattn_wide_from_u64_((uint64_t)x.exponent);
+  uint64_t high = 0, low = 0;
+  int32_t i;
+  x.exponent = 0;
+  for (i = 0; i < 128; ++i) {
+    x = lattn_wide_multiply_(x, x);
+    lattn_shift_left_128_(&high, &low, 1);
+    low |= (uint64_t)x.exponent; /* 0 or 1 */
+    x.exponent = 0;
+  }
+  return lattn_wide_add_(whole, lattn_wide_make_(high, low, -1));
+}
+
+/* 2^-y for y >= 0, as 2^g * 2^-k with k = ceil(y) and 0 <= g < 1. 2^g = exp(g ln 2) is its
+   Taylor series, by Horner, in units of 2^-127: z^33/33! < 2^-140 is left out; each step
+   truncates twice and its error is multiplied by z/n afterwards, so that all of them stay below
+   2^-124. An error d of y itself is a relative 0.7 d: y < 2^13 with 2^-124 relative gives
+   2^-111. */
+LATTN_FN_ lattn_wide_ lattn_wide_exp2_minus_(lattn_wide_ y) {
+  uint64_t high = y.high, low = y.low, z_high, z_low;
+  uint64_t sum_high = UINT64_C(1) << 63, sum_low = 0;
+  int32_t k = 0, n;
+  if (y.exponent >= 30) return lattn_wide_make_(0, 0, 0); /* 2^-(2^30): 0 to everyone here */
+  if (y.exponent >= 0) {
+    k = (int32_t)(high >> (63 - y.exponent));
+    lattn_shift_left_128_(&high, &low, y.exponent + 1);
+  } else {
+    lattn_shift_right_128_(&high, &low, -y.exponent - 1);
+  }
+  if ((high | low) != 0) { /* g = 1 - fraction */
+    high = ~high + (uint64_t)(low == 0);
+    low = UINT64_C(0) - low;
+    ++k;
+    lattn_multiply_128_(high, low, lattn_ln2_high_, lattn_ln2_low_, &z_high, &z_low);
+    for (n = 32; n >= 1; --n) {
+      uint64_t part;
+      const uint64_t divisor = (uint64_t)n;
+      lattn_multiply_128_(sum_high, sum_low, z_high, z_low, &high, &low);
+      part = ((high % divisor) << 32) | (low >> 32); /* schoolbook: 64 bits, then 32 and 32 */
+      sum_high = (UINT64_C(1) << 63) + high / divisor;
+      sum_low = ((part / divisor) << 32) |
+                ((((part % divisor) << 32) | (low & UINT64_C(0xFFFFFFFF))) / divisor);
+    }
+  }
+  return lattn_wide_make_(sum_high, sum_low, -k);
+}
+
+/* The float32 bits of w, rounded to nearest even; infinity above the range. */
+LATTN_FN_ uint32_t lattn_wide_to_f32_(lattn_wide_ w) {
+  const uint64_t half = UINT64_C(1) << 63;
+  uint64_t high = w.high, low = w.low, rest_high = w.high, rest_low = w.low;
+  uint32_t bits;
+  int32_t drop = 104; /* of the 128 bits, 24 stay; fewer for a subnormal */
+  if (w.exponent > 127) return UINT32_C(0x7F800000);
+  if (w.exponent < -126) drop += -126 - w.exponent;
+  if (drop > 128 || w.high == 0) return 0;
+  lattn_shift_right_128_(&high, &low, drop);
+  lattn_shift_left_128_(&rest_high, &rest_low, 128 - drop); /* what was dropped */
+  bits = (uint32_t)low;
+  if (w.exponent >= -126) bits += (uint32_t)(w.exponent + 126) << 23; /* the hidden bit adds 1 */
+  if (rest_high < half) return bits;
+  return rest_high == half && rest_low == 0 ? bits + (bits & 1) : bits + 1;
+}
+
+/* theta radians, 0 <= theta <= 1, to turns, rounded to nearest. */
+LATTN_FN_ uint64_t lattn_wide_to_turns_(lattn_wide_ theta) {
+  lattn_wide_ w = lattn_wide_multiply_(theta, lattn_wide_inverse_two_pi_());
+  if (w.high == 0) return 0;
+  lattn_shift_right_128_(&w.high, &w.low, 62 - w.exponent); /* leaves one bit below the unit */
+  return (w.low + 1) >> 1;
+}
+
+/* m * 2^q radians, m < 2^53, to turns modulo 1, rounded to nearest. For q >= 0 the first q bits
+   of 1/(2 pi) only make whole turns and are passed over; the next 192 are multiplied by m. What
+   is cut off is below 2^53 * 2^-192 turn, so the result is within 0.5 + 2^-75 units. */
+LATTN_FN_ uint64_t lattn_turns_of_(uint64_t m, int32_t q) {
+  const int32_t skip = q > 0 ? q : 0, shift = 128 + (q < 0 ? -q : 0);
+  const uint64_t factor[2] = {m & UINT64_C(0xFFFFFFFF), m >> 32};
+  uint32_t product[10] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; /* least word first; the last two stay 0 */
+  uint64_t turns;
+  int32_t i, j, bit;
+  if (shift >= 256) return 0; /* m/(2 pi) < 2^51: far below half a unit */
+  for (j = 0; j < 2; ++j) {
+    uint64_t carry = 0;
+    for (i = 0; i < 6; ++i) {
+      const uint32_t *w = lattn_inverse_two_pi_ + (skip >> 5) + (5 - i);
+      const uint64_t pair = ((uint64_t)w[0] << 32) | w[1];
+      const uint64_t word = (pair >> (32 - (skip & 31))) & UINT64_C(0xFFFFFFFF);
+      carry += factor[j] * word + product[i + j]; /* (2^32-1)^2 + 2 (2^32-1) = 2^64 - 1 */
+      product[i + j] = (uint32_t)(carry & UINT64_C(0xFFFFFFFF));
+      carry >>= 32;
+    }
+    product[j + 6] = (uint32_t)carry;
+  }
+  i = shift >> 5;
+  bit = shift & 31;
+  turns = (((uint64_t)product[i + 1] << 32) | product[i]) >> bit;
+  if (bit != 0) turns |= (uint64_t)product[i + 2] << (64 - bit);
+  return turns + ((product[(shift - 1) >> 5] >> ((shift - 1) & 31)) & 1);
+}
+
+/* The same from the bits of a finite double, sign included. */
+LATTN_FN_ uint64_t lattn_turns_of_f64_(uint64_t bits) {
+  const int32_t exponent = (int32_t)((bits >> 52) & 0x7FF);
+  const uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
+  const uint64_t hidden = exponent == 0 ? 0 : UINT64_C(1) << 52;
+  const uint64_t turns = lattn_turns_of_(fraction | hidden, (exponent == 0 ? 1 : exponent) - 1075);
+  return (bits >> 63) != 0 ? UINT64_C(0) - turns : turns;
+}
+
+/* The same from the bits of a finite float. */
+LATTN_FN_ uint64_t lattn_turns_of_f32_(uint32_t bits) {
+  const int32_t exponent = (int32_t)((bits >> 23) & 0xFF);
+  const uint64_t fraction = bits & UINT32_C(0x7FFFFF);
+  const uint64_t hidden = exponent == 0 ? 0 : UINT64_C(1) << 23;
+  const uint64_t turns = lattn_turns_of_(fraction | hidden, (exponent == 0 ? 1 : exponent) - 150);
+  return (bits >> 31) != 0 ? UINT64_C(0) - turns : turns;
+}
+
+/* Reads *value into *out, `fallback` where it is 0. Returns 0 if it is negative or not finite.
+   Doubles are taken apart as bits here and below, so neither rounding modes nor -ffast-math have
+   a say. */
+LATTN_FN_ int32_t lattn_wide_read_(lattn_wide_ *out, const double *value, uint64_t fallback) {
+  uint64_t bits, fraction;
+  int32_t exponent;
+  LATTN_MEMCPY_(&bits, value, sizeof bits);
+  exponent = (int32_t)((bits >> 52) & 0x7FF);
+  fraction = bits & ((UINT64_C(1) << 52) - 1);
+  if (exponent == 0x7FF || ((bits >> 63) != 0 && (bits << 1) != 0)) return 0;
+  if (exponent == 0) {
+    *out = lattn_wide_make_(fraction, 0, 63 - 1074);
+  } else {
+    *out = lattn_wide_make_(fraction | (UINT64_C(1) << 52), 0, 63 - 1075 + exponent);
+  }
+  if (out->high == 0) *out = lattn_wide_from_u64_(fallback);
+  return 1;
+}
+
+/* How many pairs turn more than `beta` times over the original length, as a real number: n_dims
+   * log2(length/(2 pi beta)) / (2 log2(base)), at least 0 and at most n_dims - 1. With
+   truncation rounded to the whole number below (up = 0) or above. It is never within rounding of
+   a whole number by chance of the arithmetic: base^(2k/n) * 2 pi * beta = length has no rational
+   solution. */
+LATTN_FN_ lattn_wide_ lattn_rotary_bound_(const lattn_rotary_plan_ *plan, lattn_wide_ beta,
+                                          int32_t up) {
+  const lattn_wide_ one = lattn_wide_from_u64_(1);
+  const lattn_wide_ last = lattn_wide_from_u64_((uint64_t)plan->n_dims - 1);
+  const lattn_wide_ n_dims = lattn_wide_from_u64_((uint64_t)plan->n_dims);
+  lattn_wide_ x = lattn_wide_divide_(plan->length, beta), whole;
+  if (!lattn_wide_less_(one, x)) return lattn_wide_make_(0, 0, 0);
+  x = lattn_wide_multiply_(lattn_wide_log2_(x), n_dims);
+  x = lattn_wide_divide_(x, plan->log_base);
+  --x.exponent; /* the 2 of 2 log2(base); x is not 0 here */
+  if (lattn_wide_less_(last, x)) return last;
+  if ((plan->flags & LATTN_ROTARY_NO_TRUNCATE) != 0) return x;
+  if (x.exponent < 0) return lattn_wide_from_u64_((uint64_t)up);
+  whole = lattn_wide_from_u64_(x.high >> (63 - x.exponent)); /* exponent <= 30 */
+  return up && lattn_wide_less_(whole, x) ? lattn_wide_add_(whole, one) : whole;
+}
+
+/* Zero bytes after the fields this version knows? A newer caller that uses a field we lack must
+   hear it. */
+LATTN_FN_ lattn_status lattn_rotary_check_size_(const lattn_rotary_scaling *scaling) {
+  const uint32_t size = scaling->size;
+  const unsigned char *bytes = (const unsigned char *)scaling;
+  uint32_t i;
+  if (size < sizeof *scaling || size > 4096) return LATTN_E_SIZE;
+  for (i = (uint32_t)sizeof *scaling; i < size; ++i) {
+    if (bytes[i] != 0) return LATTN_E_FIELD;
+  }
+  return LATTN_OK;
+}
+
+/* Checks a description and resolves its defaults. Order: size, kind and flags, n_dims, values. */
+LATTN_FN_ lattn_status lattn_rotary_plan_init_(lattn_rotary_plan_ *plan,
+                                               const lattn_rotary_scaling *s) {
+  const lattn_wide_ one = lattn_wide_from_u64_(1);
+  const int32_t flags = LATTN_ROTARY_ROUND_F32 | LATTN_ROTARY_NO_TRUNCATE;
+  lattn_wide_ base, low, high, fast, slow;
+  int32_t ok = 1;
+  const lattn_status status = lattn_rotary_check_size_(s);
+  if (status != LATTN_OK) return status;
+  if (s->kind < LATTN_ROTARY_PLAIN || s->kind > LATTN_ROTARY_LLAMA3) return LATTN_E_FIELD;
+  if ((s->flags & ~flags) != 0) return LATTN_E_FIELD;
+  if (s->n_dims < 2 || s->n_dims > 1024 || (s->n_dims & 1) != 0) return LATTN_E_SHAPE;
+  plan->kind = s->kind;
+  plan->flags = s->flags;
+  plan->n_dims = s->n_dims;
+  ok &= lattn_wide_read_(&base, &s->base, 10000);
+  ok &= lattn_wide_read_(&plan->factor, &s->factor, 1);
+  ok &= lattn_wide_read_(&plan->length, &s->original_length, 0);
+  ok &= lattn_wide_read_(&low, &s->low_frequency_factor, 1);
+  ok &= lattn_wide_read_(&high, &s->high_frequency_factor, 4);
+  ok &= lattn_wide_read_(&fast, &s->beta_fast, 32);
+  ok &= lattn_wide_read_(&slow, &s->beta_slow, 1);
+  if (!ok || lattn_wide_less_(base, one)) return LATTN_E_VALUE;
+  if (lattn_wide_less_(plan->factor, one)) return LATTN_E_VALUE;
+  plan->log_base = lattn_wide_log2_(base);
+  plan->low = low;
+  plan->high = high;
+  if (s->kind != LATTN_ROTARY_YARN && s->kind != LATTN_ROTARY_LLAMA3) return LATTN_OK;
+  if (plan->length.high == 0) return LATTN_E_VALUE;
+  plan->length = lattn_wide_multiply_(plan->length, lattn_wide_inverse_two_pi_());
+  if (s->kind == LATTN_ROTARY_LLAMA3) return lattn_wide_less_(low, high) ? LATTN_OK : LATTN_E_VALUE;
+  if (plan->log_base.high == 0 || lattn_wide_less_(fast, slow)) return LATTN_E_VALUE;
+  plan->low = lattn_rotary_bound_(plan, fast, 0);
+  plan->high = lattn_rotary_bound_(plan, slow, 1);
+  return LATTN_OK;
+}
+
+/* How much of pair f is interpolated (divided by the factor): 0 none, 1 all, between them a
+   ramp. YaRN: (f - low)/(high - low). Where the bounds meet the width is 0.001, as in common
+   model code; where they cross (lengths below 2 pi or beyond what the slowest pair sees) that
+   code divides by a negative width and inverts the ramp, and we keep the step. Llama 3: the ramp
+   is over length/wavelength, the rotations made over the original length. */
+LATTN_FN_ lattn_wide_ lattn_rotary_ramp_(const lattn_rotary_plan_ *plan, lattn_wide_ theta,
+                                         int32_t f) {
+  const lattn_wide_ one = lattn_wide_from_u64_(1);
+  lattn_wide_ part, width = lattn_wide_subtract_(plan->high, plan->low);
+  if (width.high == 0) width = lattn_wide_divide_(one, lattn_wide_from_u64_(1000));
+  if (plan->kind == LATTN_ROTARY_YARN) {
+    part = lattn_wide_subtract_(lattn_wide_from_u64_((uint64_t)f), plan->low);
+  } else {
+    part = lattn_wide_subtract_(plan->high, lattn_wide_multiply_(plan->length, theta));
+  }
+  part = lattn_wide_divide_(part, width);
+  return lattn_wide_less_(part, one) ? part : one;
+}
+
+/* Radians a position of pair f. NTK's base * factor^(n/(n-2)) goes in as a second exponent,
+   2f/(n-2) on the factor: no rounded base in between. */
+LATTN_FN_ lattn_wide_ lattn_rotary_theta_(const lattn_rotary_plan_ *plan, int32_t f) {
+  const lattn_wide_ one = lattn_wide_from_u64_(1), two_f = lattn_wide_from_u64_(2 * (uint64_t)f);
+  lattn_wide_ y = lattn_wide_multiply_(plan->log_base, two_f), theta, ramp, slow;
+  y = lattn_wide_divide_(y, lattn_wide_from_u64_((uint64_t)plan->n_dims));
+  if (plan->kind == LATTN_ROTARY_NTK && f > 0) { /* so n_dims > 2 */
+    slow = lattn_wide_multiply_(lattn_wide_log2_(plan->factor), two_f);
+    slow = lattn_wide_divide_(slow, lattn_wide_from_u64_((uint64_t)plan->n_dims - 2));
+    y = lattn_wide_add_(y, slow);
+  }
+  theta = lattn_wide_exp2_minus_(y);
+  if (plan->kind == LATTN_ROTARY_PLAIN || plan->kind == LATTN_ROTARY_NTK) return theta;
+  slow = lattn_wide_divide_(theta, plan->factor);
+  if (plan->kind == LATTN_ROTARY_LINEAR) return slow;
+  ramp = lattn_rotary_ramp_(plan, theta, f);
+  theta = lattn_wide_multiply_(theta, lattn_wide_subtract_(one, ramp));
+  return lattn_wide_add_(theta, lattn_wide_multiply_(slow, ramp));
+}
+
+LATTN_API lattn_status lattn_rotary_turns(uint64_t *turns, const lattn_rotary_scaling *scaling) {
+  lattn_rotary_plan_ plan;
+  lattn_status status;
+  int32_t f;
+  if (turns == NULL || scaling == NULL) return LATTN_E_NULL;
+  status = lattn_rotary_plan_init_(&plan, scaling);
+  if (status != LATTN_OK) return status;
+  for (f = 0; f < plan.n_dims / 2; ++f) {
+    const lattn_wide_ theta = lattn_rotary_theta_(&plan, f);
+    if ((plan.flags & LATTN_ROTARY_ROUND_F32) != 0) {
+      turns[f] = lattn_turns_of_f32_(lattn_wide_to_f32_(theta));
+    } else {
+      turns[f] = lattn_wide_to_turns_(theta);
+    }
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians, int64_t n) {
+  int64_t i;
+  uint32_t bits;
+  if (turns == NULL || radians == NULL) return LATTN_E_NULL;
+  if (n < 0) return LATTN_E_SHAPE;
+  for (i = 0; i < n; ++i) {
+    LATTN_MEMCPY_(&bits, radians + i, sizeof bits);
+    if ((bits & UINT32_C(0x7F800000)) == UINT32_C(0x7F800000)) return LATTN_E_VALUE;
+  }
+  for (i = 0; i < n; ++i) {
+    LATTN_MEMCPY_(&bits, radians + i, sizeof bits);
+    turns[i] = lattn_turns_of_f32_(bits);
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians, int64_t n) {
+  int64_t i;
+  uint64_t bits;
+  if (turns == NULL || radians == NULL) return LATTN_E_NULL;
+  if (n < 0) return LATTN_E_SHAPE;
+  for (i = 0; i < n; ++i) {
+    LATTN_MEMCPY_(&bits, radians + i, sizeof bits);
+    if (((bits >> 52) & 0x7FF) == 0x7FF) return LATTN_E_VALUE;
+  }
+  for (i = 0; i < n; ++i) {
+    LATTN_MEMCPY_(&bits, radians + i, sizeof bits);
+    turns[i] = lattn_turns_of_f64_(bits);
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_rotary_yarn_magnitude(float *magnitude, double factor, double mscale) {
+  const lattn_wide_ one = lattn_wide_from_u64_(1), zero = lattn_wide_make_(0, 0, 0);
+  lattn_wide_ scale, x = one, value;
+  uint64_t bits;
+  uint32_t out;
+  if (magnitude == NULL) return LATTN_E_NULL;
+  LATTN_MEMCPY_(&bits, &factor, sizeof bits);
+  if (((bits >> 52) & 0x7FF) == 0x7FF) return LATTN_E_VALUE;
+  if (!lattn_wide_read_(&scale, &mscale, 0)) return LATTN_E_VALUE;
+  if ((bits >> 63) == 0) (void)lattn_wide_read_(&x, &factor, 1);
+  value = lattn_wide_less_(one, x) ? lattn_wide_log2_(x) : zero;
+  value = lattn_wide_multiply_(value, lattn_wide_make_(lattn_ln2_high_, lattn_ln2_low_, -1));
+  value = lattn_wide_divide_(lattn_wide_multiply_(value, scale), lattn_wide_from_u64_(10));
+  out = lattn_wide_to_f32_(lattn_wide_add_(one, value));
+  if (out == UINT32_C(0x7F800000)) return LATTN_E_VALUE;
+  LATTN_MEMCPY_(magnitude, &out, sizeof out);
+  return LATTN_OK;
+}
+
+/* 2^exponent, -126 <= exponent <= 127, from bits. */
+LATTN_FN_ float lattn_power_of_two_(int32_t exponent) {
+  const uint32_t bits = (uint32_t)(exponent + 127) << 23;
+  float power;
+  LATTN_MEMCPY_(&power, &bits, sizeof power);
+  return power;
+}
+
+/* sin and cos of 2 pi (t + l) for 0 <= t + l <= 1/8; l is what did not fit into t, below 2^-23 t.
+   Polynomials in z = (t + l)^2, minimax, their coefficients rounded to float one after another:
+     sin: t (C + z S(z)), C = 2 pi in two floats; relative error of the polynomial 2^-33
+     cos: 1 - 2 pi^2 z + z^2 Q(z), 2 pi^2 in two floats; absolute error 2^-33
+   Error bounds in ulp, with u = 2^-24, the ulp of a value in [1/2, 1), at t near 1/8, where they
+   are largest (for smaller t what is added falls as t^3, the ulp as t):
+     sin: the last fma 0.5; the roundings of z (t 41.3 2^-31) 0.04 u, of the tail (2^-28), of r
+       (t 2^-25) and of the step before r (t z 2^-19) 0.063 u each, the rest 0.01 u. Sum 0.74.
+     cos: the last addition 0.5; the rounding of z (2 pi^2 2^-31) 0.16 u; q, the step before it and
+       the correction 0.03 u. `head` loses nothing: the second fma recovers its error exactly
+       (1 - head is exact, head >= 1/2). Sum 0.69.
+   Measured over 8e8 turns: 0.710 and 0.661. Where lattn_fma_ is not fused: 1.7 and 1.1. */
+LATTN_FN_ void lattn_sincos_octant_(float t, float l, float *sine, float *cosine) {
+  const float c_high = 0x1.921fb6p+2f, c_low = -0x1.777a5cp-23f; /* 2 pi */
+  const float d_high = -0x1.3bd3ccp+4f, d_low = -0x1.37c8bcp-21f; /* -2 pi^2 */
+  const float z = lattn_fma_(t, t, t * (l + l));
+  float r = lattn_fma_(z, 0x1.443a9ap+5f, -0x1.32adaap+6f);
+  float q = lattn_fma_(z, 0x1.dac7d4p+5f, -0x1.55c9dep+6f);
+  const float head = lattn_fma_(z, d_high, 1.0f);
+  const float lost = lattn_fma_(z, d_high, 1.0f - head);
+  r = lattn_fma_(z, r, 0x1.466b78p+6f);
+  r = lattn_fma_(z, r, -0x1.4abbcep+5f);
+  r = lattn_fma_(z, r, c_low);
+  q = lattn_fma_(z, q, 0x1.03c1e8p+6f);
+  q = lattn_fma_(z, q, d_low);
+  *sine = lattn_fma_(t, c_high, lattn_fma_(t, r, l * (r + c_high)));
+  *cosine = head + lattn_fma_(z, q, lost);
+}
+
+/* sin and cos of a fraction of a turn, in units of 2^-64. The turn is folded onto [0, 1/8] in
+   integers (exact), so that sin is odd, cos even and all eight octants agree to the bit;
+   multiples of 1/4 give 0, 1, -1 exactly (a zero is +0). The top 24 bits of what is left become
+   t and the next 24 l, both exact; nothing is rounded (the rest is below 2^-47 relative). Masks,
+   not branches: which octant comes next cannot be predicted. */
+LATTN_FN_ void lattn_sincos_turn_(uint64_t turn, float *sine, float *cosine) {
+  const uint64_t eighth = UINT64_C(1) << 61;
+  const uint64_t minus = UINT64_C(0) - (turn >> 63);         /* all ones: beyond a half */
+  const uint64_t half = (turn ^ minus) - minus;              /* |turn|, 0 ... 1/2 */
+  const uint64_t back = UINT64_C(0) - (uint64_t)(half > 2 * eighth);
+  const uint64_t quarter = (half ^ back) - back + (back & (4 * eighth));
+  const uint64_t swap = UINT64_C(0) - (uint64_t)(quarter > eighth);
+  uint64_t rest = (quarter ^ swap) - swap + (swap & (2 * eighth));
+  const int32_t n = lattn_leading_zeros_64_(rest);
+  uint32_t s_bits, c_bits, differ;
+  float t, l;
+  rest <<= n;
+  t = (float)(int32_t)(rest >> 40) * lattn_power_of_two_(-24 - n);
+  l = (float)(int32_t)((rest >> 16) & 0xFFFFFF) * lattn_power_of_two_(-48 - n);
+  lattn_sincos_octant_(t, l, sine, cosine);
+  LATTN_MEMCPY_(&s_bits, sine, sizeof s_bits);
+  LATTN_MEMCPY_(&c_bits, cosine, sizeof c_bits);
+  differ = (s_bits ^ c_bits) & (uint32_t)(swap & UINT32_C(0xFFFFFFFF));
+  s_bits ^= differ ^ ((uint32_t)(turn > 4 * eighth) << 31);  /* 1/2 itself: +0 */
+  c_bits ^= differ ^ ((uint32_t)(back & 1) << 31);
+  LATTN_MEMCPY_(sine, &s_bits, sizeof s_bits);
+  LATTN_MEMCPY_(cosine, &c_bits, sizeof c_bits);
+}
+
+/* Of the pairs of r at a position (any int64: an angle is position * turns modulo one turn): the cosines,
+   then the sines, each times the magnitude. All heads of a token share them. */
+LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position) {
+  int32_t pairs = r->n_dims / 2;
+  for (int32_t f = 0; f < pairs; f++)
+    lattn_sincos_turn_((uint64_t)position * r->turns[f], angles + pairs + f, angles + f);
+  if (lattn_bits_(r->magnitude) & 0x7fffffffu)
+    for (int32_t i = 0; i < 2 * pairs; i++) angles[i] = angles[i] * r->magnitude;
+}
+
+/* x' = x cos - y sin, y' = x sin + y cos: the second product rounded, the first fused. Error, with h = |(x, y)|
+   and u = 2^-24: cos and sin 0.75 u each, so 0.75 sqrt(2) u h; the rounded product u h; the fma u h: 3.1 u h;
+   4.1 u h times the magnitude where there is one. */
+LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine) {
+  float a = *x, b = *y, b_sine = b * sine, b_cosine = b * cosine;
+  *x = lattn_fma_(a, cosine, -b_sine);
+  *y = lattn_fma_(a, sine, b_cosine);
+}
+
+LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r) {
+  int32_t pairs = r->n_dims / 2, step = r->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int32_t other = r->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+  for (int32_t f = 0; f < pairs; f++) {
+    float *x = row + r->first_dim + f * step;
+    lattn_turn_pair_(x, x + other, angles[f], angles[pairs + f]);
+  }
+}
+
+LATTN_FN_ lattn_status lattn_check_rotary_(const lattn_rotary *r, int64_t dim, lattn_fault *f) {
+  if (r->layout != LATTN_ROTARY_INTERLEAVED && r->layout != LATTN_ROTARY_HALF_SPLIT)
+    return lattn_fail_(f, LATTN_E_FIELD, "rotary.layout");
+  if (r->zero) return lattn_fail_(f, LATTN_E_FIELD, "rotary.zero");
+  if (r->n_dims < 2 || r->n_dims % 2 || r->n_dims > 2 * LATTN_MAX_PAIRS_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "rotary.n_dims");
+  if (r->first_dim < 0 || r->n_dims > dim || r->first_dim > dim - r->n_dims)
+    return lattn_fail_(f, LATTN_E_SHAPE, "rotary.first_dim");
+  if (!lattn_is_finite_(r->magnitude)) return lattn_fail_(f, LATTN_E_VALUE, "rotary.magnitude");
+  if (!r->turns) return lattn_fail_(f, LATTN_E_NULL, "rotary.turns");
+  return LATTN_OK;
+}
+
+/* One row in place, pair by pair, in its own type. */
+LATTN_NOINLINE_ int lattn_turn_tensor_(const lattn_tensor *x, const lattn_turning_ *r,
+                                       int64_t first_position, const int64_t *positions) {
+  float angles[2 * LATTN_MAX_PAIRS_];
+  int32_t pairs = r->n_dims / 2, step = r->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int32_t other = r->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+  void *data = (void *)(uintptr_t)x->data;
+  int lost = 0;
+  for (int64_t t = 0; t < x->n_tokens; t++) {
+    lattn_angles_(angles, r, positions ? positions[t] : first_position + t);
+    for (int64_t h = 0; h < x->n_heads; h++)
+      for (int32_t f = 0; f < pairs; f++) {
+        int64_t at = t * x->stride_token + h * x->stride_head + r->first_dim + f * step;
+        float a = lattn_get_(data, x->type, at), b = lattn_get_(data, x->type, at + other);
+        lattn_turn_pair_(&a, &b, angles[f], angles[pairs + f]);
+        lost |= lattn_put_(data, x->type, at, a);
+        lost |= lattn_put_(data, x->type, at + other, b);
+      }
+  }
+  return lost;
+}
+
+LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
+                                    int64_t first_position, const int64_t *positions) {
+  static const lattn_names_ name = LATTN_NAMES_("x");
+  lattn_rotary r;
+  lattn_turning_ t;
+  lattn_fpenv_ saved;
+  lattn_status s;
+  int lost;
+  if (!rotary) return LATTN_E_NULL;
+  s = lattn_import_(&r, sizeof r, sizeof r, rotary);
+  if (!s) s = lattn_view_(&x, 1, 1, &name, 0);
+  if (!s) s = lattn_check_rotary_(&r, x.dim, 0);
+  if (s) return s;
+  if (!positions && (first_position > LATTN_MAX_POSITION_ || first_position < -LATTN_MAX_POSITION_))
+    return LATTN_E_OVERFLOW;
+  t.layout = r.layout;
+  t.first_dim = r.first_dim;
+  t.n_dims = r.n_dims;
+  t.magnitude = r.magnitude;
+  t.turns = r.turns;
+  lattn_fpenv_enter_(&saved);
+  lost = lattn_turn_tensor_(&x, &t, first_position, positions);
+  lattn_fpenv_leave_(&saved);
+  return lost ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+/* ---- the library itself ---- */
+
+LATTN_API const char *lattn_status_text(lattn_status status) {
+  switch (status) {
+#define LATTN_STATUS_TEXT_(name, number, text) \
+  case number: return text;
+    LATTN_STATUS_LIST(LATTN_STATUS_TEXT_)
+#undef LATTN_STATUS_TEXT_
+    default: return "unknown status";
+  }
+}
+
+LATTN_API int32_t lattn_version_number(void) { return LATTN_VERSION_NUMBER; }
+LATTN_API const char *lattn_simd_name(void) { return LATTN_SIMD_NAME_; }
+
+LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
+                                     void (*task)(void *context, int32_t index), void *context) {
+  (void)pool;
+#if LONGATTN_OPENMP
+#pragma omp parallel for num_threads(n_tasks) schedule(static, 1)
+#endif
+  for (int32_t i = 0; i < n_tasks; i++) task(context, i);
+}
+
+/* ==== §10 clean up, licence ====================================================================== */
+
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
+
+#undef LATTN_API
+#undef LATTN_BEST_SIMD_
+#undef LATTN_HAS_FMA_
+#undef LATTN_HAS_MXCSR_
+#undef LATTN_HAS_ATOMIC_
+#undef LATTN_FN_
+#undef LATTN_NOINLINE_
+#undef LATTN_INLINE_
+#undef LATTN_MEMCPY_
+#undef LATTN_MEMSET_
+#undef LATTN_PREFETCH_
+#undef LATTN_UNROLL_
+#undef LATTN_INFINITY_
+#undef LATTN_NAN_
+#undef LATTN_SIMD_NAME_
+#undef LATTN_TILE_PANELS_
+#undef LATTN_EACH_ROWS_
+#undef LATTN_EACH_TYPE_
+#undef LATTN_MAX_POSITION_
+#undef LATTN_NAMES_
+
+#endif /* LONGATTN_IMPLEMENTED_ */
+#endif /* LONGATTN_IMPLEMENTATION */
+
+/* MIT License
+
+   Copyright (c) 2026 the longattn authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+   associated documentation files (the "Software"), to deal in the Software without restriction, including
+   without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+   copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the
+   following conditions:
+
+   The above copyright notice and this permission notice shall be included in all copies or substantial
+   portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
+   LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
+   EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
+   IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
+   THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
