@@ -1523,7 +1523,7 @@ LATTN_FN_ float lattn_log_(float x) {
 LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
   int s = 24;
   uint64_t m = 0, quotient = 0, rest = 0;
-  while (s < 55 && d >> (2 * (s - 24)) >= 1) s++; /* d < 4^(s-24) <= 4 d, so 2^24 < m <= 2^25 */
+  while (s < 56 && d >> (2 * (s - 24)) >= 1) s++; /* d < 4^(s-24) <= 4 d, so 2^24 < m <= 2^25 */
   for (int i = 2 * s; i >= 0; i--) {              /* 4^s / d, bit by bit */
     rest = rest << 1 | (uint64_t)(i == 2 * s);
     quotient = quotient << 1 | (uint64_t)(rest >= (uint64_t)d);
