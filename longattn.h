@@ -1885,11 +1885,14 @@ LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
 enum {
   LATTN_MAX_ROWS_ = 192,     /* rows of an item at most: amortises packing; q and acc stay in L2 */
   LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel instead */
-  LATTN_STACK_BYTES_ = 19456, /* workspace of a task without scratch: one row */
+  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights, + 1 */
   LATTN_STACK_KEY_DIM_ = 256,
   LATTN_STACK_VALUE_DIM_ = 160,
-  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights, + 1 */
-  LATTN_MAX_PAIRS_ = 512     /* rotary pairs */
+  /* Workspace of a task without scratch: two queries, scores, angles, partials, and one row's record. */
+  LATTN_STACK_BYTES_ = 4 * (3 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
+                            LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
+  LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
+  LATTN_PASS_ROWS_ = 512     /* tokens of q whose angles are kept at a time */
 };
 #define LATTN_MAX_POSITION_ ((int64_t)1 << 31)
 
@@ -2059,6 +2062,7 @@ typedef struct lattn_job_ {
   char *scratch;            /* NULL: workers use their stack */
   size_t worker_bytes;
   float *shared;            /* partials of split items */
+  float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
   int64_t n_units;
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
@@ -2548,8 +2552,12 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
-    if (at != row->position) lattn_angles_(sp->angles, &job->turning, at = row->position);
-    lattn_turn_(q, sp->angles, &job->turning);
+    if (!job->angles && at != row->position)
+      lattn_angles_(sp->angles, &job->turning, at = row->position);
+    lattn_turn_(q,
+                job->angles ? job->angles + (row->token - job->from_token) * job->turning.n_dims
+                            : sp->angles,
+                &job->turning);
   }
   if (sp->sinks_differ) {
     at = -1;
@@ -2912,15 +2920,22 @@ LATTN_FN_ int64_t lattn_choose_rows_(int64_t total_rows, int64_t n_kv, int64_t d
   return lattn_max_(1, lattn_min_(rows, total_rows));
 }
 
-/* Sizes of a worker: rows, slots, bytes. last_position: beyond every key. */
+/* Floats of the angles of a pass. */
+LATTN_FN_ size_t lattn_pass_angles_(const lattn_job_ *job, int64_t tokens) {
+  if (!job->turning.turns) return 0;
+  return (size_t)(lattn_min_(tokens, LATTN_PASS_ROWS_) * job->turning.n_dims);
+}
+
+/* Sizes of a worker: rows, slots, bytes; returns those of all scratch. */
 LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t segments) {
   int height = lattn_height_(0, lattn_max_(segments - 1, 0));
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
   job->depth = height + 2 < LATTN_MAX_DEPTH_ ? height + 2 : LATTN_MAX_DEPTH_;
   job->worker_bytes = lattn_carve_(0, 0, job);
   return job->worker_bytes * (size_t)job->n_workers +
-         (size_t)lattn_max_shared_(job->n_workers) * sizeof(float) *
-             lattn_slot_floats_(job->rows, job->columns) + 64;
+         sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
+                              lattn_slot_floats_(job->rows, job->columns) +
+                          lattn_pass_angles_(job, total_rows / job->group)) + 64;
 }
 
 /* Chooses the length of runs: one unit an item unless there are too few items for the threads. */
@@ -2949,9 +2964,24 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
   job->n_units = units;
 }
 
-/* Runs a job whose sizes are set, over rows [from_token, to_token). */
+/* The angles of a pass's tokens, once for all heads. */
+LATTN_NOINLINE_ void lattn_fill_angles_(const lattn_job_ *job) {
+  lattn_item_ it;
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(job, &it);
+  for (int64_t t = job->from_token; t < job->to_token; t++)
+    lattn_angles_(job->angles + (t - job->from_token) * job->turning.n_dims, &job->turning,
+                  it.query_position + t);
+}
+
+/* Runs a job whose sizes are set, over rows [from_token, to_token): at most LATTN_PASS_ROWS_ if it rotates. */
 LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_ saved;
+  if (job->angles) {
+    lattn_fpenv_enter_(&saved);
+    lattn_fill_angles_(job);
+    lattn_fpenv_leave_(&saved);
+  }
   lattn_plan_units_(job);
   job->next = 0;
   if (ex->parallel_for && job->n_workers > 1)
@@ -2983,6 +3013,9 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
   at = (at + 63) / 64 * 64;
   job->scratch = (char *)ex->scratch + (at - (uintptr_t)ex->scratch);
   job->shared = (float *)(void *)(job->scratch + job->worker_bytes * (size_t)job->n_workers);
+  if (job->turning.turns)
+    job->angles = job->shared + (size_t)lattn_max_shared_(job->n_workers) *
+                                    lattn_slot_floats_(job->rows, job->columns);
   return LATTN_OK;
 }
 
@@ -3242,6 +3275,7 @@ LATTN_FN_ lattn_status lattn_run_(lattn_job_ *job, const lattn_exec *ex) {
     step = ((int64_t)1 << 32) / lattn_max_(1, a_token) / lattn_max_(1, job->k.n_tokens);
     step = lattn_max_(step, job->rows / job->group + 1);
   }
+  if (job->angles) step = lattn_min_(step, LATTN_PASS_ROWS_);
   while (at < n && !stop) {
     job->from_token = at;
     job->to_token = at = lattn_min_(n, at + step);
@@ -4052,9 +4086,11 @@ LATTN_FN_ void lattn_extend_rows_(lattn_job_ *job, const lattn_cache *cache, con
                                   int64_t from, int64_t to) {
   /* LATTN_CAUSAL aligns the last row with the last key: keys beyond `to` are not there yet. */
   job->k.n_tokens = cache->n_tokens + job->q.n_tokens - to;
-  job->from_token = from;
-  job->to_token = to;
-  lattn_run_pass_(job, ex);
+  for (; from < to; from = job->to_token) {
+    job->from_token = from;
+    job->to_token = job->angles ? lattn_min_(to, from + LATTN_PASS_ROWS_) : to;
+    lattn_run_pass_(job, ex);
+  }
 }
 
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call, lattn_tensor q,

@@ -1,0 +1,206 @@
+# longattn is one header: there is nothing to build before you use it. `make help` lists what can be
+# made of the rest of this folder. All that is made lies in build/.
+
+# ---- what you may set, as in: make CC=clang CFLAGS=-O3 test ------------------------------------
+
+BUILD ?= build
+STD ?= -std=c11
+CFLAGS ?= -O2
+CPPFLAGS ?=
+LDFLAGS ?=
+WARNINGS ?= -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wundef \
+  -Wdouble-promotion
+# -Werror makes warnings errors (.ci/run does).
+WERROR ?=
+# What runs programs for another machine: qemu-aarch64-static.
+RUN ?=
+# TIER=quick: a twentieth of the random tests, in 20 seconds.
+TIER ?= full
+PREFIX ?= /usr/local
+INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR ?= $(PREFIX)/lib
+DESTDIR ?=
+CLANG_FORMAT ?= clang-format
+# A machine with only gcc or only clang need not have a cc.
+ifeq ($(origin CC),default)
+  CC := $(firstword $(foreach c,cc gcc clang,$(shell command -v $(c))) cc)
+endif
+# Two jobs at a time, if not told otherwise.
+ifeq (,$(filter -j% --jobserver%,$(MAKEFLAGS)))
+  MAKEFLAGS += -j2
+endif
+
+# ---- the machine -------------------------------------------------------------------------------
+# A level is a name, the flags that give it, and a folder in build/. Those that this machine can run
+# are tested. .ci/run tests two more: "strict" (no fused multiply-add: emulated, the same bits) and
+# "nofma" (not emulated: within tolerance).
+
+FLAGS_scalar := -DLONGATTN_SIMD=LONGATTN_SIMD_SCALAR
+FLAGS_nofma := $(FLAGS_scalar)
+FLAGS_strict := $(FLAGS_scalar) -DLONGATTN_STRICT=1
+
+target := $(shell $(CC) -dumpmachine)
+cpu := $(shell (grep -m1 '^flags' /proc/cpuinfo || \
+  sysctl -n machdep.cpu.features machdep.cpu.leaf7_features | tr A-Z a-z) 2>/dev/null)
+has = $(if $(filter-out $(cpu),$(1)),,yes)
+
+ifneq (,$(filter x86_64% amd64%,$(target)))
+  FLAGS_scalar += -mfma
+  FLAGS_avx2 := -mavx2 -mfma -mf16c
+  FLAGS_avx512 := $(FLAGS_avx2) -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl
+  LEVELS ?= $(if $(call has,fma),scalar,strict) $(if $(call has,avx2 fma f16c),avx2) \
+    $(if $(call has,avx512f avx512cd avx512bw avx512dq avx512vl),avx512)
+else ifneq (,$(filter aarch64% arm64%,$(target)))
+  LEVELS ?= scalar neon
+else
+  LEVELS ?= strict
+endif
+levels := $(strip $(LEVELS))
+
+# For programs that are not tests: the best of this machine, and OpenMP where the compiler has it.
+accepts = $(shell echo 'int main(void) { return 0; }' | \
+  $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo yes)
+ifndef NATIVE
+  NATIVE := $(if $(call accepts,-march=native),-march=native)
+endif
+ifndef OPENMP
+  OPENMP := $(if $(call accepts,-fopenmp -include omp.h),-fopenmp -DLONGATTN_OPENMP=1)
+endif
+
+# ---- run: the demo and the other programs of examples/lm ---------------------------------------
+
+compile = $(CC) $(CPPFLAGS) $(STD) $(CFLAGS) $(WARNINGS) $(WERROR) -I. -MMD -MP
+link = $(LDFLAGS) -pthread -lm
+
+# Each file with a main is a program; the other files are parts of all of them.
+lm_mains := $(if $(wildcard examples/lm/*.c),$(shell grep -l '^int main' examples/lm/*.c))
+lm_parts := $(filter-out $(lm_mains),$(wildcard examples/lm/*.c))
+lm_programs := $(lm_mains:examples/lm/%.c=$(BUILD)/lm/%)
+
+run: $(BUILD)/lm/demo ## the demo: a small language model under four cache policies, in a minute
+	$(RUN) $<
+
+heads: $(BUILD)/lm/demo ## measures which heads of the demo's model retrieve
+	$(RUN) $< --measure-heads
+
+$(lm_programs): $(BUILD)/lm/%: $(BUILD)/lm/%.o $(lm_parts:examples/lm/%.c=$(BUILD)/lm/%.o)
+	$(CC) $(CFLAGS) $(OPENMP) $^ -o $@ $(link)
+
+$(BUILD)/lm/%.o: examples/lm/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(compile) $(NATIVE) $(OPENMP) -c $< -o $@
+
+# ---- test --------------------------------------------------------------------------------------
+# tests/*.c: each a program, built for every level. tests/embed/*.sh: scripts that use the header in
+# all the ways that users do. All write a log that ends with "N passed, N failed".
+
+TESTS ?= $(basename $(notdir $(wildcard tests/*.c)))
+EMBED ?= $(basename $(notdir $(wildcard tests/embed/*.sh)))
+programs := $(foreach l,$(levels),$(TESTS:%=$(BUILD)/$(l)/%))
+logs := $(programs:%=%.log) $(EMBED:%=$(BUILD)/embed/%.log)
+export BUILD CC CFLAGS LDFLAGS RUN TIER WARNINGS NATIVE OPENMP
+export LEVELS := $(levels)
+export $(foreach l,$(levels) strict,FLAGS_$(l))
+
+test: $(logs) ## all tests on every SIMD level of this machine; TIER=quick: in 20 seconds
+	@tail -qn1 $(logs) | awk '{ passed += $$1; failed += $$3 } \
+	  END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
+
+# The implementation takes longest to compile: it is made once for each level, but for the tests of
+# private functions (lattn_..._), which contain it.
+inside := $(if $(TESTS),$(shell grep -lE 'lattn_[a-z0-9_]+_[^a-z0-9_]' $(TESTS:%=tests/%.c)))
+inside := $(inside:tests/%.c=%)
+
+define level_rules
+$(BUILD)/$(1)/longattn.o: longattn.h $(BUILD)/flags
+	@mkdir -p $$(@D)
+	$(compile) $(FLAGS_$(1)) -DLONGATTN_IMPLEMENTATION -x c -c $$< -o $$@
+
+$(inside:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/flags
+	@mkdir -p $$(@D)
+	$(compile) $(FLAGS_$(1)) -MT $$@ -MF $$@.d $$< -o $$@ $(link)
+
+$(addprefix $(BUILD)/$(1)/,$(filter-out $(inside),$(TESTS))): $(BUILD)/$(1)/%: tests/%.c \
+  $(BUILD)/$(1)/longattn.o
+	$(compile) $(FLAGS_$(1)) -DLONGATTN_IMPLEMENTED_ -MT $$@ -MF $$@.d $$< \
+	  $(BUILD)/$(1)/longattn.o -o $$@ $(link)
+endef
+$(foreach l,$(levels),$(eval $(call level_rules,$(l))))
+
+$(programs:%=%.log): %.log: % FORCE
+	@sh tests/record $@ $(RUN) $<
+
+$(BUILD)/embed/%.log: tests/embed/%.sh FORCE
+	@mkdir -p $(@D)
+	@sh tests/record $@ sh $<
+
+# ---- examples, bench ---------------------------------------------------------------------------
+
+examples := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
+
+examples: $(examples) $(lm_programs) ## the programs of examples/, into build/examples and build/lm
+	@ls $^
+
+$(examples): $(BUILD)/examples/%: examples/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(compile) $(NATIVE) -MT $@ -MF $@.d $< -o $@ $(link)
+
+bench: $(BUILD)/bench/bench ## speed and memory against this machine's limits; JSON=1, ONLY=decode
+	@$(RUN) $<
+
+$(BUILD)/bench/bench: $(patsubst bench/%.c,$(BUILD)/bench/%.o,$(wildcard bench/*.c))
+	$(CC) $(CFLAGS) $(OPENMP) $^ -o $@ $(link)
+
+$(BUILD)/bench/%.o: bench/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(compile) $(NATIVE) $(OPENMP) -c $< -o $@
+
+# ---- install -----------------------------------------------------------------------------------
+
+version := $(shell awk '/define LATTN_VERSION_(MAJOR|MINOR|PATCH) / { v = v "." $$3 } \
+  END { print substr(v, 2) }' longattn.h)
+
+define pkgconfig
+prefix=$(PREFIX)
+includedir=$(INCLUDEDIR)
+
+Name: longattn
+Description: Exact and long-context attention on a CPU, in one C11 header
+Version: $(version)
+Cflags: -I$${includedir}
+endef
+export pkgconfig
+
+version:
+	@echo $(version)
+
+install: ## the header and longattn.pc, under DESTDIR and PREFIX
+	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig"
+	install -m 644 longattn.h "$(DESTDIR)$(INCLUDEDIR)/longattn.h"
+	printf '%s\n' "$$pkgconfig" >"$(DESTDIR)$(LIBDIR)/pkgconfig/longattn.pc"
+
+uninstall: ## takes both away again
+	rm -f "$(DESTDIR)$(INCLUDEDIR)/longattn.h" "$(DESTDIR)$(LIBDIR)/pkgconfig/longattn.pc"
+
+# ---- the rest ----------------------------------------------------------------------------------
+
+clean: ## removes build/
+	rm -rf $(BUILD)
+
+format: ## clang-format on the examples, tests and benchmarks
+	$(CLANG_FORMAT) -i $(wildcard examples/*.c examples/lm/*.[ch] tests/*.[ch] tests/embed/*.[ch] \
+	  bench/*.[ch])
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# What was built with other flags is built again.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP)' >$@.new
+	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
+
+FORCE:
+.PHONY: run heads test examples bench version install uninstall clean format help FORCE
+.SECONDARY:
+-include $(wildcard $(BUILD)/*/*.d)

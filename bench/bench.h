@@ -1,0 +1,122 @@
+/* bench.h - what the benchmarks share: shapes, inputs, limits of the machine, rows of the report.
+ * SPDX-License-Identifier: MIT
+
+   A row is one shape on one number of threads. Its repetitions are interleaved: in each, the
+   machine's limits, ours, and every peer run one after another, so that a slow moment meets all
+   of them; each figure is a median, and every claim is a ratio of two of them. Absolute figures
+   drift.
+
+   Environment: JSON=1 one JSON object a line; QUICK=1 about 20 seconds; ONLY=word only rows whose
+   bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
+   time it gets: for a machine that is busy with other work. */
+#ifndef BENCH_H_INCLUDED
+#define BENCH_H_INCLUDED
+
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* clock_gettime, mmap and madvise under -std=c11 */
+#endif
+
+#include "longattn.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- machine (machine.c) ---- */
+
+double bench_seconds(void);
+/* Counts the process's own time from now on: for one thread on a busy machine. */
+void bench_clock_set_cpu(void);
+
+/* Zeroed memory on huge pages where the system has them: without, a core loses up to a fifth
+   of its read bandwidth to address translation, and the ratio of ours to the limit would depend
+   on luck. */
+typedef struct bench_buffer {
+  void *data;
+  size_t bytes;
+  void *mapping;
+  size_t mapping_bytes;
+} bench_buffer;
+bench_buffer bench_buffer_make(size_t bytes); /* ends the program when there is no memory */
+void bench_buffer_free(bench_buffer *buffer);
+
+/* Sets the number of threads of bench_parallel_for. */
+void bench_threads_set(int32_t n_threads);
+/* OpenMP where the compiler has it (lattn_parallel_openmp), else POSIX threads. */
+void bench_parallel_for(void *pool, int32_t n_tasks, void (*task)(void *context, int32_t index),
+                        void *context);
+const char *bench_threads_name(void);
+
+/* ---- limits of the machine (limits.c) ---- */
+
+double bench_limit_flops(int32_t n_threads); /* float32 multiply-adds, 2 FLOP each, a second */
+double bench_limit_read(int32_t n_threads);  /* bytes a second, from 1 GiB on huge pages */
+void bench_limits_free(void);
+
+/* ---- shapes and inputs (shape.c) ---- */
+
+/* A causal problem: `queries` rows, the newest of `keys` tokens. */
+typedef struct bench_shape {
+  const char *bench;
+  int32_t heads, kv_heads, key_dim, value_dim;
+  int64_t queries, keys;
+  int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32 */
+  int32_t streaming_heads; /* KV heads 0 ... streaming_heads - 1 see `sinks` and `window` only */
+  int64_t sinks, window;
+  int32_t layers; /* decode: caches worked on in turn, as the layers of a model are: a step
+                              then finds its keys in memory, not in the processor's cache */
+  int32_t quick;  /* part of a QUICK run */
+  double goal;    /* fraction of the limit to reach; 0 = none set */
+} bench_shape;
+
+/* Key and value dims alike, every head full, one layer, no goal. */
+bench_shape bench_shape_of(const char *bench, int32_t heads, int32_t kv_heads, int32_t dim,
+                           int64_t queries, int64_t keys, int32_t type);
+int64_t bench_visible(const bench_shape *shape, int32_t kv_head, int64_t row, int64_t *sinks_end);
+double bench_shape_flops(const bench_shape *shape);
+double bench_shape_bytes(const bench_shape *shape); /* of the keys and values that are visible */
+size_t bench_type_bytes(int32_t type);
+const char *bench_type_name(int32_t type);
+
+/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in shape.type. */
+typedef struct bench_input {
+  bench_buffer q, k, v;
+} bench_input;
+bench_input bench_input_make(const bench_shape *shape, uint64_t seed);
+void bench_input_free(bench_input *input);
+/* A contiguous view. */
+lattn_tensor bench_view(void *data, int32_t type, int64_t n_tokens, int64_t n_heads, int64_t dim);
+/* n elements, multiples of 1/64 in [-2, 2): exact in f32, f16 and bf16, so that types differ
+   in speed only. */
+void bench_fill(void *data, int32_t type, size_t n, uint64_t seed);
+
+/* ---- rows (report.c) ---- */
+
+typedef struct bench_options {
+  int32_t json, quick;
+  const char *only;
+  int32_t n_thread_counts;
+  int32_t thread_counts[2];
+} bench_options;
+
+struct bench_peer;
+
+void bench_report_begin(const bench_options *options);
+/* Runs and prints a row for every number of threads. */
+void bench_report_rows(const bench_options *options, const bench_shape *shape,
+                       const struct bench_peer *ours);
+/* A row about memory: bytes held at rest, and at most while appending; least: what the visible tokens
+   need. */
+void bench_report_memory(const bench_options *options, const bench_shape *shape, double bytes,
+                         double peak, double least);
+/* Whether a row is asked for. */
+int bench_wanted(const bench_options *options, const char *bench, int32_t quick);
+/* Prints the limits and what is missing; returns the number of rows whose output was wrong. */
+int bench_report_end(const bench_options *options);
+
+/* ---- questions, one file each ---- */
+
+void bench_prefill(const bench_options *options);
+void bench_decode(const bench_options *options);
+void bench_memory(const bench_options *options);
+
+#endif /* BENCH_H_INCLUDED */

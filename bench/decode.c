@@ -1,0 +1,28 @@
+/* decode.c - how fast does one token follow another? One query against a long cache, its append
+ * included.
+ * SPDX-License-Identifier: MIT */
+#include "peer.h"
+
+/* The first n KV heads keep 4 sinks and 1024 tokens, as StreamingLLM's and DuoAttention's
+   examples do. */
+static bench_shape streaming(bench_shape s, int32_t n, int32_t layers) {
+  s.streaming_heads = n;
+  s.sinks = 4;
+  s.window = 1024;
+  s.layers = layers;
+  return s;
+}
+
+void bench_decode(const bench_options *options) {
+  bench_shape shapes[] = {
+      bench_shape_of("decode", 32, 32, 128, 1, 32768, LATTN_F16),
+      bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_F16),
+      bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_BF16),
+      bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_F32),
+      streaming(bench_shape_of("decode_streaming", 32, 32, 128, 1, 4096, LATTN_F16), 32, 16),
+      streaming(bench_shape_of("decode_split", 32, 8, 128, 1, 32768, LATTN_F16), 4, 0)};
+  shapes[0].goal = 0.75;
+  shapes[0].quick = shapes[1].quick = 1;
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    bench_report_rows(options, &shapes[i], &bench_ours_cache);
+}

@@ -1,0 +1,273 @@
+/* report.c - repetitions, medians and rows: a table for people, JSON lines for programs.
+ * SPDX-License-Identifier: MIT */
+#include "peer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_PEERS 16
+#define MAX_REPETITIONS 25
+#define PEER_REPETITIONS \
+  3 /* they are ten times slower, and their ratios are not what is at stake */
+#define LARGEST_ERROR 1e-4    /* far above float32 rounding, far below any mistake */
+#define READ_MATTERS_BELOW 64 /* FLOP a byte: beyond, no machine's memory is the limit */
+
+typedef struct series {
+  int32_t n;
+  double value[MAX_REPETITIONS];
+} series;
+
+/* Everything measured about one row. */
+typedef struct row {
+  const bench_shape *shape;
+  int32_t n_threads;
+  series ours, flops, read; /* seconds; FLOP a second; bytes a second */
+  series peers[MAX_PEERS];
+  double error; /* largest difference to a peer, relative to the largest value of its row */
+} row;
+
+/* The limit that binds: the multiply-adds or the reading, whichever takes longer. */
+typedef struct bound {
+  const char *unit; /* the key of the figure that it limits */
+  double limit, fraction, fraction_of_best;
+} bound;
+
+static int32_t n_wrong, n_failed;
+static series all_flops[2], all_read[2];
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(const series *s) {
+  double sorted[MAX_REPETITIONS];
+  if (!s->n) return (double)NAN;
+  memcpy(sorted, s->value, (size_t)s->n * sizeof *sorted);
+  qsort(sorted, (size_t)s->n, sizeof *sorted, ascending);
+  return (sorted[(s->n - 1) / 2] + sorted[s->n / 2]) / 2;
+}
+
+/* Median distance from the median, relative to it: how noisy the machine was. */
+static double noise(const series *s) {
+  series distance = *s;
+  double middle = median(s);
+  for (int32_t i = 0; i < s->n; i++) distance.value[i] = fabs(s->value[i] / middle - 1);
+  return median(&distance);
+}
+
+static double extreme(const series *s, double sign) {
+  double best = (double)NAN;
+  for (int32_t i = 0; i < s->n; i++)
+    best = i && sign * best >= sign * s->value[i] ? best : s->value[i];
+  return best;
+}
+
+static void add(series *s, double value) {
+  if (s->n < MAX_REPETITIONS) s->value[s->n++] = value;
+}
+
+int bench_wanted(const bench_options *options, const char *bench, int32_t quick) {
+  if (options->quick && !quick) return 0;
+  return !options->only || strstr(bench, options->only) != NULL;
+}
+
+/* ---- measuring ---- */
+
+static int read_matters(const bench_shape *shape) {
+  return bench_shape_flops(shape) < READ_MATTERS_BELOW * bench_shape_bytes(shape);
+}
+
+/* Largest error of ours against a peer's rows. */
+static double compare(const bench_shape *shape, const bench_peer *ours, void *our_state,
+                      const bench_peer *peer, void *state) {
+  double worst = 0;
+  for (int64_t r = 0; r < shape->queries; r++)
+    for (int32_t h = 0; h < shape->heads; h++) {
+      const float *b = peer->row(state, r, h), *a = ours->row(our_state, r, h);
+      double largest = 0, difference = 0;
+      for (int32_t d = 0; b && d < shape->value_dim; d++) {
+        double distance = fabs((double)a[d] - (double)b[d]);
+        if (!(distance <= difference)) difference = distance; /* a NaN stays */
+        largest = fmax(largest, fabs((double)b[d]));
+      }
+      if (difference != 0) difference /= largest;
+      if (!(difference <= worst)) worst = difference;
+    }
+  return worst;
+}
+
+/* Fills a row; 0 when ours failed. */
+static int measure(row *r, double budget, const bench_peer *ours, void *our_state, void **states) {
+  const bench_shape *shape = r->shape;
+  int32_t least = 3, slot = r->n_threads > 1;
+  if (ours->run(our_state, r->n_threads) < 0) return 0; /* warms up */
+  double start = bench_seconds();
+  for (int32_t i = 0; i < MAX_REPETITIONS; i++) {
+    if (i >= least && bench_seconds() - start > budget) break;
+    add(&r->flops, bench_limit_flops(r->n_threads));
+    if (read_matters(shape)) add(&r->read, bench_limit_read(r->n_threads));
+    double seconds = ours->run(our_state, r->n_threads);
+    if (seconds < 0) return 0;
+    add(&r->ours, seconds);
+    for (int32_t p = 0; p < bench_n_peers && i < PEER_REPETITIONS; p++)
+      if (states[p]) add(&r->peers[p], bench_peers[p]->run(states[p], r->n_threads));
+  }
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (states[p])
+      r->error = fmax(r->error, compare(shape, ours, our_state, bench_peers[p], states[p]));
+  add(&all_flops[slot], median(&r->flops));
+  if (r->read.n) add(&all_read[slot], median(&r->read));
+  return 1;
+}
+
+static bound bound_of(const row *r) {
+  double flops = bench_shape_flops(r->shape), bytes = bench_shape_bytes(r->shape);
+  double ours = median(&r->ours), best = extreme(&r->ours, -1);
+  int by_read = r->read.n && bytes / median(&r->read) > flops / median(&r->flops);
+  const series *limit = by_read ? &r->read : &r->flops;
+  double work = by_read ? bytes : flops;
+  bound b;
+  b.unit = by_read ? "gbs" : "gflops";
+  b.limit = median(limit);
+  b.fraction = work / ours / b.limit;
+  b.fraction_of_best = work / best / extreme(limit, 1);
+  return b;
+}
+
+/* ---- printing ---- */
+
+static void print_json_shape(const bench_shape *s, int32_t n_threads) {
+  printf("{\"bench\":\"%s\",\"heads\":%d,\"kv_heads\":%d,\"key_dim\":%d,\"value_dim\":%d,",
+         s->bench, s->heads, s->kv_heads, s->key_dim, s->value_dim);
+  printf("\"queries\":%lld,\"keys\":%lld,\"type\":\"%s\",\"threads\":%d,\"isa\":\"%s\"",
+         (long long)s->queries, (long long)s->keys, bench_type_name(s->type), n_threads,
+         lattn_simd_name());
+  if (s->streaming_heads)
+    printf(",\"streaming_heads\":%d,\"sinks\":%lld,\"window\":%lld", s->streaming_heads,
+           (long long)s->sinks, (long long)s->window);
+  if (s->layers) printf(",\"layers\":%d", s->layers);
+}
+
+static void print_json(const row *r) {
+  double seconds = median(&r->ours);
+  bound b = bound_of(r);
+  print_json_shape(r->shape, r->n_threads);
+  printf(",\"ms\":%.4f,\"ms_best\":%.4f,\"noise\":%.4f,\"repetitions\":%d", seconds * 1e3,
+         extreme(&r->ours, -1) * 1e3, noise(&r->ours), r->ours.n);
+  printf(",\"gflops\":%.3f,\"gbs\":%.3f", bench_shape_flops(r->shape) / seconds * 1e-9,
+         bench_shape_bytes(r->shape) / seconds * 1e-9);
+  printf(",\"limit\":%.3f,\"limit_of\":\"%s\",\"fraction_of_limit\":%.4f", b.limit * 1e-9, b.unit,
+         b.fraction);
+  printf(",\"fraction_of_best\":%.4f", b.fraction_of_best);
+  if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
+  for (int32_t p = 0; p < bench_n_peers; p++) {
+    printf(",\"vs_%s\":", bench_peers[p]->name);
+    if (r->peers[p].n) printf("%.3f", median(&r->peers[p]) / seconds);
+    else printf("null");
+  }
+  printf(",\"error\":%.3e}\n", r->error);
+}
+
+static void print_table_shape(const bench_shape *s, int32_t n_threads) {
+  char heads[32], dims[32];
+  snprintf(heads, sizeof heads, "%d/%d", s->heads, s->kv_heads);
+  snprintf(dims, sizeof dims, "%d", s->key_dim);
+  if (s->key_dim != s->value_dim) snprintf(dims, sizeof dims, "%d/%d", s->key_dim, s->value_dim);
+  printf("%-17s %6s %4s %6lld %7lld %-4s %3d", s->bench, heads, dims, (long long)s->queries,
+         (long long)s->keys, bench_type_name(s->type), n_threads);
+}
+
+static void print_table(const row *r) {
+  double seconds = median(&r->ours);
+  bound b = bound_of(r);
+  print_table_shape(r->shape, r->n_threads);
+  printf(" %9.3f %3.0f%% %8.1f %7.1f %5.2f %-5s", seconds * 1e3, noise(&r->ours) * 100,
+         bench_shape_flops(r->shape) / seconds * 1e-9, bench_shape_bytes(r->shape) / seconds * 1e-9,
+         b.fraction, b.unit[1] == 'f' ? "fma" : "read");
+  if (r->shape->goal > 0) printf(" %.2f", r->shape->goal);
+  else printf("     ");
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (r->peers[p].n) printf(" %7.1fx", median(&r->peers[p]) / seconds);
+  printf(" %8.1e%s\n", r->error, r->error <= LARGEST_ERROR ? "" : "  WRONG");
+}
+
+void bench_report_begin(const bench_options *options) {
+  if (options->json) {
+    for (int32_t p = 0; p < bench_n_peers; p++)
+      if (bench_peers[p]->missing())
+        printf("{\"bench\":\"peer\",\"peer\":\"%s\",\"status\":\"%s\"}\n", bench_peers[p]->name,
+               bench_peers[p]->missing());
+    return;
+  }
+  printf(
+      "longattn.h on %s, threads by %s. Limits are measured between the repetitions of each row.\n"
+      "limit: fraction of the machine's multiply-adds (fma) or reading (read), whichever binds;\n"
+      "goal: what it should reach; +-: noise. GFLOP/s of prefill count half of the square.\n",
+      lattn_simd_name(), bench_threads_name());
+  printf("\n%-17s %6s %4s %6s %7s %-4s %3s %9s %4s %8s %7s %11s %4s", "bench", "heads", "dim",
+         "rows", "keys", "type", "thr", "ms", "+-", "GFLOP/s", "GB/s", "limit     ", "goal");
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (!bench_peers[p]->missing()) printf(" vs %-5s", bench_peers[p]->name);
+  printf(" %8s\n", "error");
+}
+
+void bench_report_rows(const bench_options *options, const bench_shape *shape,
+                       const bench_peer *ours) {
+  if (!bench_wanted(options, shape->bench, shape->quick)) return;
+  bench_input input = bench_input_make(shape, 1);
+  void *states[MAX_PEERS] = {NULL}, *our_state = ours->prepare(shape, &input);
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (!bench_peers[p]->missing()) states[p] = bench_peers[p]->prepare(shape, &input);
+  for (int32_t i = 0; i < options->n_thread_counts; i++) {
+    row *r = calloc(1, sizeof *r);
+    if (!r) break;
+    r->shape = shape;
+    r->n_threads = options->thread_counts[i];
+    double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
+    if (!our_state || !measure(r, budget, ours, our_state, states)) {
+      n_failed++;
+      fprintf(stderr, "bench: %s failed\n", shape->bench);
+    } else if (options->json) {
+      print_json(r);
+    } else {
+      print_table(r);
+    }
+    if (!(r->error <= LARGEST_ERROR)) n_wrong++;
+    fflush(stdout);
+    free(r);
+  }
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (states[p]) bench_peers[p]->release(states[p]);
+  if (our_state) ours->release(our_state);
+  bench_input_free(&input);
+}
+
+void bench_report_memory(const bench_options *options, const bench_shape *shape, double bytes,
+                         double peak, double least) {
+  if (options->json) {
+    print_json_shape(shape, 1);
+    printf(",\"bytes\":%.0f,\"peak_bytes\":%.0f,\"limit\":%.0f", bytes, peak, least);
+    printf(",\"limit_of\":\"bytes\",\"fraction_of_limit\":%.4f}\n", least / bytes);
+    return;
+  }
+  print_table_shape(shape, 1);
+  printf(" %10.0f bytes, %.4f of its tokens'; %.0f while appending\n", bytes, bytes / least, peak);
+}
+
+int bench_report_end(const bench_options *options) {
+  for (int32_t i = 0; i < options->n_thread_counts && !options->json; i++) {
+    int32_t n = options->thread_counts[i], slot = n > 1;
+    if (all_flops[slot].n)
+      printf("%slimits, %d thread%s: %.1f GFLOP/s of multiply-adds", i ? "" : "\n", n,
+             n > 1 ? "s" : "", median(&all_flops[slot]) * 1e-9);
+    if (all_read[slot].n) printf(", %.1f GB/s read", median(&all_read[slot]) * 1e-9);
+    if (all_flops[slot].n) printf("\n");
+  }
+  for (int32_t p = 0; p < bench_n_peers && !options->json; p++)
+    if (bench_peers[p]->missing())
+      printf("%-12s %s\n", bench_peers[p]->name, bench_peers[p]->missing());
+  return n_wrong + n_failed;
+}

@@ -1,0 +1,642 @@
+/* llama.c - loader and forward pass; see llama.h.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#ifdef _OPENMP
+#define LONGATTN_OPENMP 1
+#endif
+#define LONGATTN_IMPLEMENTATION
+#include "llama.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One rounding where the machine has a fused multiply-add: a strict -std=c11 lets gcc use it only by
+   name. Elsewhere fmaf would be a slow function. */
+#ifdef FP_FAST_FMAF
+#define MULTIPLY_ADD(a, b, c) fmaf(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
+
+/* ---- threads ---- */
+
+typedef void (*range_function)(void *job, int64_t begin, int64_t end);
+
+typedef struct ranges {
+  range_function function;
+  void *job;
+  int64_t n_items;
+  int32_t n_tasks;
+} ranges;
+
+static void run_range(void *context, int32_t task) {
+  const ranges *r = (const ranges *)context;
+  r->function(r->job, r->n_items * task / r->n_tasks, r->n_items * (task + 1) / r->n_tasks);
+}
+
+/* Splits n_items among the threads. */
+static void run(int32_t n_tasks, int64_t n_items, range_function function, void *job) {
+  ranges r = {function, job, n_items, n_tasks};
+  if (n_tasks <= 1) function(job, 0, n_items);
+  else lattn_parallel_openmp(NULL, n_tasks, run_range, &r);
+}
+
+/* ---- matrix times a block of tokens ---- */
+
+enum {
+  TILE_ROWS = 4,
+  WORTH_THREADS = 1000000 /* multiply-adds: about 20 microseconds */
+};
+
+/* y[r][o] = sum over i of x[r][i] * w[i][o], for one panel of outputs. The loop over outputs is the
+   inner one and vectorises; four inputs a pass, so that the sums are loaded and stored once for
+   four multiply-adds. Each sum is one chain over i: the rows and their number change no bit. */
+static inline void tile(float *y, int64_t y_stride, const float *x, int64_t x_stride,
+                        const float *w, int64_t n_in, int32_t n_rows, int32_t n_out) {
+  float sums[TILE_ROWS][LLAMA_PANEL] = {{0}};
+  int64_t i = 0;
+  for (; i + 4 <= n_in; i += 4, w += 4 * LLAMA_PANEL)
+    for (int32_t r = 0; r < n_rows; r++) {
+      const float *xi = x + r * x_stride + i;
+      const float x0 = xi[0], x1 = xi[1], x2 = xi[2], x3 = xi[3];
+      float *sum = sums[r];
+      for (int32_t o = 0; o < LLAMA_PANEL; o++) {
+        float s = MULTIPLY_ADD(x0, w[o], sum[o]);
+        s = MULTIPLY_ADD(x1, w[LLAMA_PANEL + o], s);
+        s = MULTIPLY_ADD(x2, w[2 * LLAMA_PANEL + o], s);
+        sum[o] = MULTIPLY_ADD(x3, w[3 * LLAMA_PANEL + o], s);
+      }
+    }
+  for (; i < n_in; i++, w += LLAMA_PANEL)
+    for (int32_t r = 0; r < n_rows; r++)
+      for (int32_t o = 0; o < LLAMA_PANEL; o++)
+        sums[r][o] = MULTIPLY_ADD(x[r * x_stride + i], w[o], sums[r][o]);
+  for (int32_t r = 0; r < n_rows; r++)
+    memcpy(y + r * y_stride, sums[r], (size_t)n_out * sizeof(float));
+}
+
+typedef struct matmul_job {
+  const llama_matrix *matrix;
+  const float *x;
+  float *y;
+  int64_t n_rows;
+} matmul_job;
+
+static void matmul_panels(void *context, int64_t begin, int64_t end) {
+  const matmul_job *job = (const matmul_job *)context;
+  const llama_matrix *m = job->matrix;
+  for (int64_t panel = begin; panel < end; panel++) {
+    int64_t rest = m->n_out - panel * LLAMA_PANEL, row = 0;
+    int32_t n_out = rest < LLAMA_PANEL ? (int32_t)rest : LLAMA_PANEL;
+    const float *w = m->panels + panel * LLAMA_PANEL * m->n_in, *x = job->x;
+    float *y = job->y + panel * LLAMA_PANEL;
+    for (; row + TILE_ROWS <= job->n_rows; row += TILE_ROWS)
+      tile(y + row * m->n_out, m->n_out, x + row * m->n_in, m->n_in, w, m->n_in, TILE_ROWS, n_out);
+    for (; row < job->n_rows; row++)
+      tile(y + row * m->n_out, m->n_out, x + row * m->n_in, m->n_in, w, m->n_in, 1, n_out);
+  }
+}
+
+/* y [n_rows][n_out] = x [n_rows][n_in] times the matrix. Threads share the panels, if there is more to
+   do than it costs to wake them. */
+static void matmul(const llama_matrix *m, const float *x, float *y, int64_t n_rows,
+                   int32_t n_threads) {
+  matmul_job job = {m, x, y, n_rows};
+  int64_t n_panels = (m->n_out + LLAMA_PANEL - 1) / LLAMA_PANEL;
+  if (n_rows * m->n_in * m->n_out < WORTH_THREADS) n_threads = 1;
+  run(n_threads, n_panels, matmul_panels, &job);
+}
+
+/* ---- the other functions of a layer ---- */
+
+/* y = x / sqrt(mean of x^2 + epsilon) * weight (Zhang and Sennrich, RMSNorm), row by row. */
+static void rms_norm(float *y, const float *x, const float *weight, int64_t n_rows, int32_t dim) {
+  for (int64_t row = 0; row < n_rows; row++, x += dim, y += dim) {
+    float sums[16] = {0}, sum = 0;
+    int32_t i = 0;
+    for (; i + 16 <= dim; i += 16)
+      for (int32_t lane = 0; lane < 16; lane++) sums[lane] += x[i + lane] * x[i + lane];
+    for (; i < dim; i++) sum += x[i] * x[i];
+    for (int32_t lane = 0; lane < 16; lane++) sum += sums[lane];
+    float factor = 1.0f / sqrtf(sum / (float)dim + 1e-5f);
+    for (i = 0; i < dim; i++) y[i] = x[i] * factor * weight[i];
+  }
+}
+
+/* exp to a few ulp, in a form that vectorises (a call of expf does not): 2^n * exp(r). */
+static inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  float rounded = x * 1.44269504f + 12582912.0f; /* n in the low bits of the mantissa */
+  float n = rounded - 12582912.0f;
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416664824f +
+            r * (0.00833633821f + r * 0.00139304355f)))));
+  uint32_t bits;
+  memcpy(&bits, &rounded, 4);
+  bits = (bits << 23) + 0x3f800000u; /* 2^n: shifts everything but n out */
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+/* y [dim] = silu(x [0 ... dim - 1]) * x [dim ... 2 * dim - 1] (Shazeer, SwiGLU), row by row. */
+static void swiglu(float *y, const float *x, int64_t n_rows, int32_t dim) {
+  for (int64_t row = 0; row < n_rows; row++, x += 2 * dim, y += dim)
+    for (int32_t i = 0; i < dim; i++) y[i] = x[i] / (1.0f + fast_exp(-x[i])) * x[dim + i];
+}
+
+static void add(float *x, const float *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+/* ---- loading a checkpoint ---- */
+
+/* The header of a llama2.c checkpoint: seven little-endian int32. */
+enum { HEADER_INTS = 7, HEADER_BYTES = 28, MAGIC_V1 = 0x616b3432 };
+
+static int model_error(char *error, const char *format, const char *path, long long a, long long b) {
+  snprintf(error, LLAMA_ERROR, format, path, a, b);
+  return -1;
+}
+
+static int read_header(FILE *file, const char *path, llama_model *m, char *error) {
+  int32_t h[HEADER_INTS];
+  static const int32_t most[HEADER_INTS] = {1 << 16, 1 << 20, 1 << 12, 1 << 12,
+                                            1 << 12, 1 << 24, 1 << 30};
+  static const char *const names[HEADER_INTS] = {
+      "%s: dim is %lld",           "%s: hidden dim is %lld",      "%s: number of layers is %lld",
+      "%s: number of heads is %lld", "%s: number of KV heads is %lld", "%s: vocabulary size is %lld",
+      "%s: context length is %lld"};
+  if (fread(h, 4, HEADER_INTS, file) != HEADER_INTS)
+    return model_error(error, "%s: too short for a checkpoint", path, 0, 0);
+  if (h[0] == MAGIC_V1)
+    return model_error(error, "%s: a version %lld export; the engine reads version 0 (legacy)", path,
+                h[1], 0);
+  int64_t vocab = h[5];
+  for (int i = 0; i < HEADER_INTS; i++) {
+    int64_t value = i == 5 && vocab < 0 ? -vocab : h[i];
+    if (value < 1 || value > most[i]) return model_error(error, names[i], path, h[i], 0);
+  }
+  m->dim = h[0], m->hidden_dim = h[1], m->n_layers = h[2], m->n_heads = h[3];
+  m->n_kv_heads = h[4], m->max_length = h[6];
+  m->vocab_size = (int32_t)(vocab < 0 ? -vocab : vocab);
+  m->classifier.panels = NULL;
+  if (m->dim % m->n_heads || m->dim / m->n_heads % 2 || m->dim / m->n_heads > 1024)
+    return model_error(error, "%s: dim %lld cannot be split into %lld heads", path, m->dim, m->n_heads);
+  if (m->n_heads % m->n_kv_heads)
+    return model_error(error, "%s: %lld heads cannot share %lld KV heads", path, m->n_heads,
+                m->n_kv_heads);
+  m->head_dim = m->dim / m->n_heads;
+  return vocab < 0; /* 1: the output matrix is its own */
+}
+
+static int64_t panel_floats(const llama_matrix *m) {
+  int64_t n_panels = (m->n_out + LLAMA_PANEL - 1) / LLAMA_PANEL;
+  return n_panels * LLAMA_PANEL * m->n_in;
+}
+
+/* Sets the shapes; counts the floats in memory and the floats of the file. */
+static void measure(llama_model *m, int own_output, llama_layer *shape, int64_t *in_memory,
+                    int64_t *in_file) {
+  int64_t dim = m->dim, kv_dim = (int64_t)m->n_kv_heads * m->head_dim;
+  int64_t layer = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * m->hidden_dim + 2 * dim;
+  int64_t embedding = m->vocab_size * dim;
+  memset(shape, 0, sizeof *shape);
+  shape->qkv.n_in = shape->out.n_in = shape->out.n_out = m->dim;
+  shape->qkv.n_out = (int32_t)(dim + 2 * kv_dim);
+  shape->gate_up.n_in = shape->down.n_out = m->dim;
+  shape->gate_up.n_out = 2 * m->hidden_dim;
+  shape->down.n_in = m->hidden_dim;
+  m->classifier.n_in = m->dim;
+  m->classifier.n_out = m->vocab_size;
+  m->n_parameters = embedding + m->n_layers * layer + dim + (own_output ? embedding : 0);
+  /* after the weights come two tables of rotary angles, which nobody needs */
+  *in_file = m->n_parameters + (int64_t)m->max_length * m->head_dim;
+  *in_memory = embedding + dim + panel_floats(&m->classifier) +
+               m->n_layers * (2 * dim + panel_floats(&shape->qkv) + panel_floats(&shape->out) +
+                              panel_floats(&shape->gate_up) + panel_floats(&shape->down));
+}
+
+static float *take(float **memory, int64_t n) {
+  float *p = *memory;
+  *memory += n;
+  return p;
+}
+
+static void take_matrix(float **memory, llama_matrix *m) {
+  m->panels = take(memory, panel_floats(m));
+}
+
+static int allocate(llama_model *m, const llama_layer *shape, int64_t n_floats) {
+  if ((uint64_t)n_floats > SIZE_MAX / sizeof(float)) return -1;
+  m->memory = (float *)calloc((size_t)n_floats, sizeof(float));
+  m->layers = (llama_layer *)calloc((size_t)m->n_layers, sizeof(llama_layer));
+  if (!m->memory || !m->layers) return -1;
+  float *memory = m->memory;
+  m->embedding = take(&memory, (int64_t)m->vocab_size * m->dim);
+  m->final_norm = take(&memory, m->dim);
+  take_matrix(&memory, &m->classifier);
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    llama_layer *layer = &m->layers[l];
+    *layer = *shape;
+    layer->attention_norm = take(&memory, m->dim);
+    layer->feed_forward_norm = take(&memory, m->dim);
+    take_matrix(&memory, &layer->qkv);
+    take_matrix(&memory, &layer->out);
+    take_matrix(&memory, &layer->gate_up);
+    take_matrix(&memory, &layer->down);
+  }
+  return 0;
+}
+
+/* Reads n finite floats. */
+static int read_floats(FILE *file, float *to, int64_t n) {
+  if (fread(to, sizeof(float), (size_t)n, file) != (size_t)n) return -1;
+  for (int64_t i = 0; i < n; i++)
+    if (!isfinite(to[i])) return -1;
+  return 0;
+}
+
+/* Transposes row-major weights into the panels, as outputs first_out ... first_out + n_out - 1. */
+static void put_rows(llama_matrix *m, int64_t first_out, int64_t n_out, const float *weights) {
+  for (int64_t r = 0; r < n_out; r++) {
+    int64_t out = first_out + r, panel = out / LLAMA_PANEL, lane = out % LLAMA_PANEL;
+    float *to = m->panels + panel * LLAMA_PANEL * m->n_in + lane;
+    for (int64_t i = 0; i < m->n_in; i++) to[i * LLAMA_PANEL] = weights[r * m->n_in + i];
+  }
+}
+
+/* Where a kind of layer weights goes: a matrix of llama_layer, at some of its outputs. */
+typedef struct weight_place {
+  size_t matrix;
+  int64_t first_out, n_out;
+} weight_place;
+
+/* Reads one kind of weights of all layers: the file goes kind by kind. */
+static int read_kind(FILE *file, llama_model *m, weight_place place, float *row_major) {
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    llama_matrix *matrix = (llama_matrix *)(void *)((char *)&m->layers[l] + place.matrix);
+    if (read_floats(file, row_major, place.n_out * matrix->n_in)) return -1;
+    put_rows(matrix, place.first_out, place.n_out, row_major);
+  }
+  return 0;
+}
+
+static int read_weights(FILE *file, llama_model *m, int own_output, float *row_major) {
+  int64_t dim = m->dim, kv_dim = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+  const weight_place attention[] = {{offsetof(llama_layer, qkv), 0, dim},
+                                    {offsetof(llama_layer, qkv), dim, kv_dim},
+                                    {offsetof(llama_layer, qkv), dim + kv_dim, kv_dim},
+                                    {offsetof(llama_layer, out), 0, dim}};
+  const weight_place feed_forward[] = {{offsetof(llama_layer, gate_up), 0, hidden},
+                                       {offsetof(llama_layer, down), 0, dim},
+                                       {offsetof(llama_layer, gate_up), hidden, hidden}};
+  if (read_floats(file, m->embedding, m->vocab_size * dim)) return -1;
+  for (int32_t l = 0; l < m->n_layers; l++)
+    if (read_floats(file, m->layers[l].attention_norm, dim)) return -1;
+  for (int i = 0; i < 4; i++)
+    if (read_kind(file, m, attention[i], row_major)) return -1;
+  for (int32_t l = 0; l < m->n_layers; l++)
+    if (read_floats(file, m->layers[l].feed_forward_norm, dim)) return -1;
+  for (int i = 0; i < 3; i++)
+    if (read_kind(file, m, feed_forward[i], row_major)) return -1;
+  if (read_floats(file, m->final_norm, dim)) return -1;
+  if (!own_output) {
+    put_rows(&m->classifier, 0, m->vocab_size, m->embedding);
+    return 0;
+  }
+  if (fseek(file, 4L * m->max_length * m->head_dim, SEEK_CUR)) return -1;
+  if (read_floats(file, row_major, m->vocab_size * dim)) return -1;
+  put_rows(&m->classifier, 0, m->vocab_size, row_major);
+  return 0;
+}
+
+static int read_model(FILE *file, llama_model *m, const char *path, char *error) {
+  llama_layer shape;
+  int64_t in_memory, in_file, largest;
+  if (fseek(file, 0, SEEK_END)) return model_error(error, "%s: not a regular file", path, 0, 0);
+  int64_t bytes = ftell(file);
+  rewind(file);
+  int own_output = read_header(file, path, m, error);
+  if (own_output < 0) return -1;
+  measure(m, own_output, &shape, &in_memory, &in_file);
+  if (bytes != HEADER_BYTES + 4 * in_file)
+    return model_error(error, "%s: %lld bytes, but its header promises %lld", path, bytes,
+                HEADER_BYTES + 4 * in_file);
+  largest = m->dim > m->hidden_dim ? m->dim : m->hidden_dim;
+  if (own_output && m->vocab_size > largest) largest = m->vocab_size;
+  float *row_major = (float *)malloc((size_t)(largest * m->dim) * sizeof(float));
+  int bad = !row_major || allocate(m, &shape, in_memory)
+                ? model_error(error, "%s: not enough memory for %lld parameters", path, m->n_parameters, 0)
+                : 0;
+  if (!bad && read_weights(file, m, own_output, row_major))
+    bad = model_error(error, "%s: a weight is not a finite number, or the file cannot be read", path, 0, 0);
+  free(row_major);
+  return bad;
+}
+
+int llama_model_load(llama_model *model, const char *path, char error[LLAMA_ERROR]) {
+  memset(model, 0, sizeof *model);
+  FILE *file = fopen(path, "rb");
+  if (!file) return model_error(error, "%s: cannot be opened", path, 0, 0);
+  int bad = read_model(file, model, path, error);
+  fclose(file);
+  if (bad) llama_model_free(model);
+  return bad;
+}
+
+void llama_model_free(llama_model *model) {
+  free(model->layers);
+  free(model->memory);
+  memset(model, 0, sizeof *model);
+}
+
+/* ---- sessions ---- */
+
+struct llama_session {
+  const llama_model *model;
+  int64_t length, capacity;
+  int32_t n_threads;
+  int (*progress)(void *user, int64_t done, int64_t total);
+  void *user;
+  lattn_cache **caches; /* [n_layers] */
+  void *arena, *scratch;
+  size_t scratch_bytes;
+  float *buffers;   /* of a block, all [LLAMA_BLOCK][...]: */
+  float *x;         /* [dim] the residual stream */
+  float *h;         /* [dim] what is normalised, or comes from attention */
+  float *hidden;    /* [hidden_dim] */
+  float *wide;      /* [wide_dim] queries, keys and values; gate and up */
+  int64_t wide_dim;
+};
+
+/* One layer's cache. `turns` must hold head_dim / 2. */
+static lattn_cache_config cache_config(const llama_model *m, const llama_options *options,
+                                       const lattn_rotary *rotary, int32_t layer) {
+  lattn_cache_config c;
+  memset(&c, 0, sizeof c);
+  c.size = sizeof c;
+  c.head_size = sizeof(lattn_head);
+  c.n_kv_heads = m->n_kv_heads;
+  c.n_heads = m->n_heads;
+  c.key_dim = m->head_dim;
+  c.key_type = c.value_type = options->kv_type;
+  c.max_append = LLAMA_BLOCK;
+  c.rotary = rotary;
+  int any_full = !options->heads;
+  if (options->heads) c.heads = options->heads + (int64_t)layer * m->n_kv_heads;
+  for (int32_t g = 0; g < m->n_kv_heads && c.heads; g++)
+    if (c.heads[g].policy == LATTN_HEAD_FULL) any_full = 1;
+  if (any_full) c.capacity = options->capacity;
+  return c;
+}
+
+/* Sizes the arena and the scratch of all layers. */
+static int session_memory(llama_session *s, const llama_options *options,
+                          const lattn_rotary *rotary, size_t *arena_bytes) {
+  const llama_model *m = s->model;
+  s->wide_dim = m->layers[0].qkv.n_out;
+  if (s->wide_dim < 2 * m->hidden_dim) s->wide_dim = 2 * m->hidden_dim;
+  *arena_bytes = 0;
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    lattn_cache_config c = cache_config(m, options, rotary, l);
+    size_t bytes = lattn_pool_bytes(NULL, &c, 1);
+    size_t scratch = lattn_cache_scratch(&c, LLAMA_BLOCK, s->n_threads);
+    if (!bytes || *arena_bytes > SIZE_MAX - bytes) return -1;
+    *arena_bytes += bytes;
+    if (scratch > s->scratch_bytes) s->scratch_bytes = scratch;
+  }
+  size_t a = LLAMA_BLOCK * (size_t)m->dim, b = LLAMA_BLOCK * (size_t)m->hidden_dim;
+  s->arena = malloc(*arena_bytes);
+  s->scratch = malloc(s->scratch_bytes + 1);
+  s->caches = (lattn_cache **)calloc((size_t)m->n_layers, sizeof(lattn_cache *));
+  s->buffers = (float *)malloc((2 * a + b + LLAMA_BLOCK * (size_t)s->wide_dim) * sizeof(float));
+  if (!s->arena || !s->scratch || !s->caches || !s->buffers) return -1;
+  s->x = s->buffers;
+  s->h = s->x + a;
+  s->hidden = s->h + a;
+  s->wide = s->hidden + b;
+  return 0;
+}
+
+static lattn_status session_caches(llama_session *s, const llama_options *options,
+                                   const lattn_rotary *rotary, size_t arena_bytes,
+                                   lattn_fault *fault) {
+  lattn_pool *pool;
+  lattn_status status = lattn_pool_init(&pool, s->arena, arena_bytes, NULL);
+  s->capacity = INT64_MAX;
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++) {
+    lattn_cache_config c = cache_config(s->model, options, rotary, l);
+    c.fault = fault;
+    if (c.capacity) s->capacity = c.capacity;
+    status = lattn_cache_init(&s->caches[l], pool, &c);
+  }
+  return status;
+}
+
+llama_session *llama_session_open(const llama_model *model, const llama_options *options,
+                                  char error[LLAMA_ERROR]) {
+  uint64_t turns[512]; /* head_dim / 2 */
+  lattn_rotary_scaling scaling;
+  lattn_rotary rotary;
+  lattn_fault fault = {0, 0, ""};
+  size_t arena_bytes;
+  memset(&scaling, 0, sizeof scaling);
+  scaling.size = sizeof scaling;
+  scaling.n_dims = model->head_dim;
+  scaling.flags = LATTN_ROTARY_ROUND_F32; /* as in the programs that trained such models */
+  memset(&rotary, 0, sizeof rotary);
+  rotary.size = sizeof rotary;
+  rotary.layout = LATTN_ROTARY_INTERLEAVED;
+  rotary.n_dims = model->head_dim;
+  rotary.turns = turns;
+  llama_session *s = (llama_session *)calloc(1, sizeof *s);
+  lattn_status status = lattn_rotary_turns(turns, &scaling);
+  if (s) {
+    s->model = model;
+    s->n_threads = options->n_threads > 0 ? options->n_threads : 1;
+    s->progress = options->progress;
+    s->user = options->user;
+    if (!status && session_memory(s, options, &rotary, &arena_bytes)) status = LATTN_E_MEMORY;
+    if (!status) status = session_caches(s, options, &rotary, arena_bytes, &fault);
+    if (!status) return s;
+  }
+  snprintf(error, LLAMA_ERROR, "the caches cannot be made: %s %s",
+           lattn_status_text(s ? status : LATTN_E_MEMORY), fault.argument ? fault.argument : "");
+  llama_session_close(s);
+  return NULL;
+}
+
+void llama_session_close(llama_session *s) {
+  if (!s) return;
+  free(s->arena); /* pool, caches and pages all live in it */
+  free(s->scratch);
+  free(s->caches);
+  free(s->buffers);
+  free(s);
+}
+
+int64_t llama_length(const llama_session *s) { return s->length; }
+
+lattn_status llama_truncate(llama_session *s, int64_t n) {
+  lattn_status status = LATTN_OK;
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++)
+    status = lattn_cache_truncate(s->caches[l], n);
+  if (!status) s->length = n;
+  return status;
+}
+
+lattn_cache_stats llama_stats(const llama_session *s) {
+  lattn_cache_stats sum, one;
+  memset(&sum, 0, sizeof sum);
+  for (int32_t l = 0; l < s->model->n_layers; l++) {
+    memset(&one, 0, sizeof one);
+    one.size = sizeof one;
+    if (lattn_cache_stats_get(s->caches[l], &one)) break;
+    sum.n_tokens = one.n_tokens;
+    sum.n_full_heads += one.n_full_heads;
+    sum.n_streaming_heads += one.n_streaming_heads;
+    sum.full_bytes += one.full_bytes;
+    sum.streaming_bytes += one.streaming_bytes;
+    sum.table_bytes += one.table_bytes;
+    sum.token_bytes += one.token_bytes;
+  }
+  return sum;
+}
+
+/* ---- the forward pass ---- */
+
+/* Attention of one layer over a block: queries, keys and values lie side by side in `wide`. */
+static lattn_status attend(llama_session *s, int32_t layer, int64_t n) {
+  const llama_model *m = s->model;
+  int64_t stride = m->layers[layer].qkv.n_out, kv_dim = (int64_t)m->n_kv_heads * m->head_dim;
+  lattn_tensor q = {s->wide, LATTN_F32, 0, n, m->n_heads, m->head_dim, stride, m->head_dim};
+  lattn_tensor k = q, v, out = {s->h, LATTN_F32, 0, n, m->n_heads, m->head_dim, 0, 0};
+  lattn_exec exec;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.n_threads = n * (s->length + n) * m->dim < WORTH_THREADS ? 1 : s->n_threads;
+  exec.scratch = s->scratch;
+  exec.scratch_bytes = s->scratch_bytes;
+  exec.parallel_for = lattn_parallel_openmp;
+  k.data = s->wide + m->dim;
+  k.n_heads = m->n_kv_heads;
+  v = k;
+  v.data = s->wide + m->dim + kv_dim;
+  return lattn_cache_extend(s->caches[layer], NULL, q, k, v, out, NULL, &exec);
+}
+
+/* What the threads do with a block; each takes some groups of TILE_ROWS rows through several steps. */
+typedef struct block_job {
+  llama_session *s;
+  const llama_layer *layer;
+  int64_t first_row, n_rows;
+  int32_t n_threads; /* for each matmul, when the rows are too few to be shared */
+  float *logits;
+} block_job;
+
+static void run_rows(block_job *job, range_function function) {
+  int64_t n_groups = (job->n_rows + TILE_ROWS - 1) / TILE_ROWS;
+  int few = n_groups < 2 * job->s->n_threads;
+  job->n_threads = few ? job->s->n_threads : 1;
+  run(few ? 1 : job->s->n_threads, n_groups, function, job);
+}
+
+/* The rows of a range of groups: sets *row and returns their number. */
+static int64_t rows_of(const block_job *job, int64_t begin, int64_t end, int64_t *row) {
+  int64_t last = end * TILE_ROWS < job->n_rows ? end * TILE_ROWS : job->n_rows;
+  *row = job->first_row + begin * TILE_ROWS;
+  return last - begin * TILE_ROWS;
+}
+
+static void before_attention(void *context, int64_t begin, int64_t end) {
+  const block_job *job = (const block_job *)context;
+  const llama_session *s = job->s;
+  int64_t dim = s->model->dim, row, n = rows_of(job, begin, end, &row);
+  const llama_matrix *qkv = &job->layer->qkv;
+  rms_norm(s->h + row * dim, s->x + row * dim, job->layer->attention_norm, n, s->model->dim);
+  matmul(qkv, s->h + row * dim, s->wide + row * qkv->n_out, n, job->n_threads);
+}
+
+static void after_attention(void *context, int64_t begin, int64_t end) {
+  const block_job *job = (const block_job *)context;
+  const llama_session *s = job->s;
+  const llama_layer *layer = job->layer;
+  int32_t dim = s->model->dim, hidden_dim = s->model->hidden_dim;
+  int64_t row, n = rows_of(job, begin, end, &row);
+  float *x = s->x + row * dim, *h = s->h + row * dim, *wide = s->wide + row * s->wide_dim;
+  float *hidden = s->hidden + row * hidden_dim;
+  matmul(&layer->out, h, wide, n, job->n_threads);
+  add(x, wide, n * dim);
+  rms_norm(h, x, layer->feed_forward_norm, n, dim);
+  matmul(&layer->gate_up, h, wide, n, job->n_threads);
+  swiglu(hidden, wide, n, hidden_dim);
+  matmul(&layer->down, hidden, h, n, job->n_threads);
+  add(x, h, n * dim);
+}
+
+static void classify(void *context, int64_t begin, int64_t end) {
+  const block_job *job = (const block_job *)context;
+  const llama_model *m = job->s->model;
+  int64_t row, n = rows_of(job, begin, end, &row);
+  float *h = job->s->h + row * m->dim;
+  rms_norm(h, job->s->x + row * m->dim, m->final_norm, n, m->dim);
+  matmul(&m->classifier, h, job->logits + (row - job->first_row) * m->vocab_size, n,
+         job->n_threads);
+}
+
+/* Takes a block of at most LLAMA_BLOCK tokens through the layers; logits gets the last n_logits rows. */
+static lattn_status forward(llama_session *s, const int32_t *tokens, int64_t n, int64_t n_logits,
+                            float *logits) {
+  const llama_model *m = s->model;
+  block_job job = {s, NULL, 0, n, 1, logits};
+  for (int64_t t = 0; t < n; t++)
+    memcpy(s->x + t * m->dim, m->embedding + (int64_t)tokens[t] * m->dim,
+           (size_t)m->dim * sizeof(float));
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    job.layer = &m->layers[l];
+    run_rows(&job, before_attention);
+    lattn_status status = attend(s, l, n);
+    if (status < 0) return status;
+    run_rows(&job, after_attention);
+  }
+  s->length += n;
+  job.first_row = n - n_logits;
+  job.n_rows = n_logits;
+  if (n_logits) run_rows(&job, classify);
+  return LATTN_OK;
+}
+
+lattn_status llama_extend(llama_session *s, const int32_t *tokens, int64_t n, int64_t n_logits,
+                          float *logits) {
+  const llama_model *m = s->model;
+  if (n < 0 || n_logits < 0 || n_logits > n) return LATTN_E_SHAPE;
+  if (n > s->capacity - s->length) return LATTN_E_FULL;
+  for (int64_t t = 0; t < n; t++)
+    if (tokens[t] < 0 || tokens[t] >= m->vocab_size) return LATTN_E_VALUE;
+  for (int64_t done = 0; done < n;) {
+    int64_t block = n - done < LLAMA_BLOCK ? n - done : LLAMA_BLOCK;
+    int64_t first = n - n_logits > done ? n - n_logits : done; /* of this block, with logits */
+    int64_t wanted = first < done + block ? done + block - first : 0;
+    float *rows = wanted ? logits + (first - (n - n_logits)) * m->vocab_size : NULL;
+    lattn_status status = forward(s, tokens + done, block, wanted, rows);
+    if (status) return status;
+    done += block;
+    if (s->progress && s->progress(s->user, done, n) && done < n) return LATTN_CANCELLED;
+  }
+  return LATTN_OK;
+}
+
+int32_t llama_argmax(const float *values, int32_t n) {
+  int32_t best = 0;
+  for (int32_t i = 1; i < n; i++)
+    if (values[i] > values[best]) best = i;
+  return best;
+}
+
+double llama_loss(const float *logits, int32_t n, int32_t token) {
+  double largest = (double)logits[llama_argmax(logits, n)], sum = 0;
+  for (int32_t i = 0; i < n; i++) sum += exp((double)logits[i] - largest);
+  return largest + log(sum) - (double)logits[token];
+}

@@ -1,0 +1,87 @@
+/* llama.h - a small engine for Llama models in the llama2.c format; longattn.h does the attention.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   A model is read once (llama_model_load) and may serve many sessions; a session is one sequence of
+   tokens with its KV caches, one lattn_cache a layer, all in one pool. llama_extend takes any number
+   of tokens, prompt or answer alike, in blocks of LLAMA_BLOCK; the logits do not depend on how the
+   tokens are cut into calls. Build: llama.c holds the implementation of longattn.h; link with -lm. */
+#ifndef LLAMA_H
+#define LLAMA_H
+
+#include "longattn.h"
+
+enum {
+  LLAMA_BOS = 1,     /* the token every sequence begins with (llama2.c) */
+  LLAMA_EOS = 2,     /* ends a sequence, except in byte vocabularies, where it is a byte */
+  LLAMA_PANEL = 32,  /* outputs of a matrix that are computed together */
+  LLAMA_BLOCK = 256, /* tokens that pass through the layers together */
+  LLAMA_ERROR = 256  /* bytes of an error text */
+};
+
+/* A matrix of n_out rows of n_in weights, transposed: panels of LLAMA_PANEL outputs, input by input,
+   [n_out / PANEL rounded up][n_in][PANEL], so that a loop over outputs reads adjacent floats. */
+typedef struct llama_matrix {
+  int32_t n_in, n_out;
+  float *panels;
+} llama_matrix;
+
+typedef struct llama_layer {
+  float *attention_norm, *feed_forward_norm; /* [dim] */
+  llama_matrix qkv;     /* queries, keys and values, one below the other */
+  llama_matrix out;
+  llama_matrix gate_up; /* w1 and w3 of llama2.c */
+  llama_matrix down;    /* w2 */
+} llama_layer;
+
+typedef struct llama_model {
+  int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
+  int32_t max_length;       /* trained context; streaming heads go beyond it */
+  int64_t n_parameters;
+  float *embedding;         /* [vocab_size][dim] */
+  float *final_norm;        /* [dim] */
+  llama_matrix classifier;  /* the embedding again, unless the checkpoint has its own */
+  llama_layer *layers;
+  float *memory;            /* all of the above */
+} llama_model;
+
+/* Reads a checkpoint. 0, or -1 with a text in error and nothing to free. */
+int llama_model_load(llama_model *model, const char *path, char error[LLAMA_ERROR]);
+void llama_model_free(llama_model *model);
+
+typedef struct llama_options {
+  const lattn_head *heads; /* NULL = all full, or [n_layers][n_kv_heads]; copied */
+  int64_t capacity;        /* most tokens of the sequence, where any head is full */
+  int32_t kv_type;         /* enum lattn_type; 0 = f32 */
+  int32_t n_threads;       /* 0 = 1 */
+  /* NULL, or called between blocks with tokens done and in all; non-zero stops the call. */
+  int (*progress)(void *user, int64_t done, int64_t total);
+  void *user;
+} llama_options;
+
+typedef struct llama_session llama_session;
+
+/* NULL with a text in error when memory or the options do not allow it. The model must stay. */
+llama_session *llama_session_open(const llama_model *model, const llama_options *options,
+                                  char error[LLAMA_ERROR]);
+void llama_session_close(llama_session *session);
+
+/* Appends n tokens; logits gets those of the last n_logits of them, [n_logits][vocab_size].
+   Stopped by progress (LATTN_CANCELLED): whole blocks were appended, no logits were written. */
+lattn_status llama_extend(llama_session *session, const int32_t *tokens, int64_t n,
+                          int64_t n_logits, float *logits);
+
+/* Forgets the tokens from position n on; as far back as the slack of the streaming heads allows. */
+lattn_status llama_truncate(llama_session *session, int64_t n);
+
+int64_t llama_length(const llama_session *session);
+
+/* The statistics of all layers' caches, added up. */
+lattn_cache_stats llama_stats(const llama_session *session);
+
+/* Index of the largest of n values (the first of equals). */
+int32_t llama_argmax(const float *values, int32_t n);
+
+/* -ln softmax(logits)[token], in nats. */
+double llama_loss(const float *logits, int32_t n, int32_t token);
+
+#endif /* LLAMA_H */

@@ -1,0 +1,354 @@
+"""Train the tiny byte-level Llama of this folder on text mixed with retrieval tasks; write a llama2.c checkpoint.
+
+The model: RMSNorm, interleaved rotary positions, grouped-query attention, SwiGLU, tied embedding, BOS = 1 always first.
+
+    train.py TEXT OUT.bin STAGES [--start START.bin] [--seconds LIMIT] [--constant SHARE] [--seed SEED]
+
+TEXT     the first 95 % of this file is trained on, the rest is for validation
+STAGES   JSON: [[steps, sequence length, batch, [share of each task], learning rate], ...]
+         the tasks are text, needle, repeat, kv, far (see `sample`); missing shares at the end are 0
+--start  a checkpoint to begin from; --seconds ends the run early, and the learning rate's schedule with it
+--constant  the share of the run before the learning rate begins to fall (0.5)
+
+It needs Python, NumPy and PyTorch (1.13 is enough; on Debian python3-torch, with libopenblas0-pthread, because the default
+BLAS is ten times slower) and attention.c, compiled, beside it:
+
+    gcc -O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -shared -fPIC attention.c -o attention.so -lm
+
+MODEL.md lists the runs that made model.bin, and what it learned."""
+import argparse
+import ctypes
+import json
+import math
+import os
+import struct
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+DIM, LAYERS, HEADS, KV_HEADS, HIDDEN, VOCAB, CONTEXT = 128, 4, 8, 4, 344, 256, 1024
+HEAD_DIM = DIM // HEADS
+THETA = 10000.0
+BOS = 1
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+TASKS = ['text', 'needle', 'repeat', 'kv', 'far']
+LETTERS = np.frombuffer(b'abcdefghijklmnopqrstuvwxyz', dtype=np.uint8)
+CANNOT_KNOW = 0.05              # loss weight of a byte that nothing predicts: a random letter said for the first time
+CUE = 3                         # letters of a pass phrase that are given; those after it can be retrieved
+RECALL = {'repeat': 2.0, 'needle': 4.0, 'kv': 4.0, 'far': 25.0}      # loss weight of a byte that retrieval predicts
+
+
+def split(path):
+    """(training text, validation text), as arrays of bytes"""
+    with open(path, 'rb') as f:
+        text = np.frombuffer(f.read(), dtype=np.uint8)
+    cut = len(text) * 19 // 20
+    return text[:cut], text[cut:]
+
+
+def text_span(rng, n, text):
+    """n consecutive bytes from a random place"""
+    i = rng.integers(0, len(text) - n - 1)
+    return text[i:i + n]
+
+
+def framed(phrase):
+    """<phrase>"""
+    return np.concatenate([np.frombuffer(b'<', np.uint8), phrase, np.frombuffer(b'>', np.uint8)])
+
+
+def sample(rng, kind, n, text, min_distance=None):
+    """One sequence: tokens [n + 1], and loss weights [n], of which number i belongs to predicting token i + 1.
+
+    text    plain text
+    repeat  random strings, said again at random lags (induction)
+    kv      pass phrases <...> of random letters back to back, most of them said before
+    needle  the same, with short spans of text between them
+    far     one span of text with one to ten pass phrases, each planted once and asked for once, mostly of twelve
+            different letters; the distance from planting to asking is uniform (from min_distance on), or short"""
+    x = np.empty(n + 1, dtype=np.int64)
+    w = np.ones(n, dtype=np.float32)
+    x[0] = BOS
+    if kind == 'text':
+        x[1:] = text_span(rng, n, text)
+    elif kind == 'repeat':
+        pos, old, longest = 1, [], min(48, n // 4)
+        while pos < n + 1:
+            again = old and rng.random() < 0.6
+            if again:
+                seg = old[rng.integers(len(old))]
+                lo = int(rng.integers(0, len(seg) // 2 + 1))
+                seg = seg[lo:lo + int(rng.integers(4, longest + 1))]
+            else:
+                seg = rng.choice(LETTERS, int(rng.integers(4, longest + 1)))
+                old.append(seg)
+            seg = seg[:n + 1 - pos]
+            x[pos:pos + len(seg)] = seg
+            w[pos - 1:pos - 1 + len(seg)] = CANNOT_KNOW
+            if again:
+                w[pos + 1:pos - 1 + len(seg)] = RECALL[kind]
+            pos += len(seg)
+    elif kind in ('needle', 'kv'):
+        pos, old = 1, []
+        while pos < n + 1:
+            again = old and rng.random() < 0.6
+            if again:
+                phrase = old[rng.integers(len(old))]
+            else:
+                phrase = rng.choice(LETTERS, int(rng.integers(8, 15)))
+                old.append(phrase)
+            seg = framed(phrase)[:n + 1 - pos]
+            x[pos:pos + len(seg)] = seg
+            w[pos - 1:pos - 1 + len(seg)] = CANNOT_KNOW
+            if again:
+                w[pos + CUE:pos - 1 + len(seg)] = RECALL[kind]
+            pos += len(seg)
+            if kind == 'needle' and pos < n + 1:
+                m = int(min(rng.integers(4, max(9, n // 4)), n + 1 - pos))
+                x[pos:pos + m] = text_span(rng, m, text)
+                pos += m
+    elif kind == 'far':
+        x[1:] = text_span(rng, n, text)
+        free = np.ones(n + 1, bool)
+        free[0] = False
+        for _ in range(int(rng.integers(1, 11))):
+            different = rng.random() < 0.75                     # letters
+            size = 12 if rng.random() < 0.75 else int(rng.integers(8, 15))
+            seg = framed(rng.choice(LETTERS, size, replace=not different))
+            size = len(seg)
+            for _ in range(20):                                 # look for two free places that far apart
+                if min_distance or rng.random() < 0.7:
+                    d = int(rng.integers(min_distance or size, n - size))
+                else:
+                    d = int(rng.integers(size, min(120, n - size)))
+                plant = int(rng.integers(1, n + 2 - size - d))
+                ask = plant + d
+                if free[plant:plant + size].all() and free[ask:ask + size].all():
+                    for pos in (plant, ask):
+                        x[pos:pos + size] = seg
+                        free[pos:pos + size] = False
+                        w[pos - 1:pos - 1 + size] = CANNOT_KNOW
+                    w[ask + CUE:ask - 1 + size] = RECALL[kind]
+                    break
+    return x, w
+
+
+def batch(rng, size, n, text, kind=None, mix=None, min_distance=None):
+    """inputs, targets and loss weights, each [size, n]; of one kind, or of kinds drawn by their shares in mix"""
+    rows = [sample(rng, kind or rng.choice(TASKS, p=mix), n, text, min_distance) for _ in range(size)]
+    x = torch.from_numpy(np.stack([r[0] for r in rows]))
+    w = torch.from_numpy(np.stack([r[1] for r in rows]))
+    return x[:, :-1], x[:, 1:], w
+
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+
+class Attention(torch.autograd.Function):
+    """Causal attention by attention.c: q [B,T,H,D], k and v [B,T,G,D]. (Torch's own bmm is slow for 16-wide heads.)"""
+    lib = None
+
+    @staticmethod
+    def call(name, tensors, sizes):
+        if Attention.lib is None:
+            Attention.lib = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'attention.so'))
+        getattr(Attention.lib, name)(*[ctypes.c_void_p(t.data_ptr()) for t in tensors],
+                                     *[ctypes.c_long(s) for s in sizes], ctypes.c_float(1 / math.sqrt(HEAD_DIM)))
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        B, T, H, D = q.shape
+        assert D == 16, 'attention.c is written for head dim 16'
+        ctx.sizes = (B, T, H, k.shape[2])
+        out, lse = torch.empty_like(q), torch.empty(B, H, T)
+        Attention.call('forward', (q, k, v, out, lse), ctx.sizes)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out, lse = ctx.saved_tensors
+        gq, gk, gv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        Attention.call('backward', (q, k, v, out, lse, grad.contiguous(), gq, gk, gv), ctx.sizes)
+        return gq, gk, gv
+
+
+class RMSNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(DIM))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+def rotate(x, positions):
+    """rotary positions on x [B,T,heads,HEAD_DIM], pairs interleaved as in llama2.c"""
+    t = positions[:, None].float() * (THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM))[None]
+    cos, sin = t.cos()[None, :, None, :], t.sin()[None, :, None, :]
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        def linear(i, o): return nn.Linear(i, o, bias=False)
+        self.wq, self.wk = linear(DIM, DIM), linear(DIM, KV_HEADS * HEAD_DIM)
+        self.wv, self.wo = linear(DIM, KV_HEADS * HEAD_DIM), linear(DIM, DIM)
+        self.w1, self.w2, self.w3 = linear(DIM, HIDDEN), linear(HIDDEN, DIM), linear(DIM, HIDDEN)
+        self.n1, self.n2 = RMSNorm(), RMSNorm()
+
+    def qkv(self, x):
+        """queries, keys (neither rotated yet) and values"""
+        B, T, _ = x.shape
+        h = self.n1(x)
+        return (self.wq(h).view(B, T, HEADS, HEAD_DIM), self.wk(h).view(B, T, KV_HEADS, HEAD_DIM),
+                self.wv(h).view(B, T, KV_HEADS, HEAD_DIM))
+
+    def rest(self, x, out):
+        """what follows the attention"""
+        x = x + self.wo(out.reshape(x.shape))
+        h = self.n2(x)
+        return x + self.w2(F.silu(self.w1(h)) * self.w3(h))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(VOCAB, DIM)
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = RMSNorm()
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02 if 'emb' in name else 1 / math.sqrt(p.shape[1]))
+            if name.endswith('wo.weight') or name.endswith('w2.weight'):
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1] * 2 * LAYERS))
+
+    def forward(self, tokens):
+        positions = torch.arange(tokens.shape[1])
+        x = self.emb(tokens)
+        for b in self.blocks:
+            q, k, v = b.qkv(x)
+            x = b.rest(x, Attention.apply(rotate(q, positions), rotate(k, positions), v))
+        return self.norm(x) @ self.emb.weight.t()
+
+    def in_file_order(self):
+        """the parameters in the order of a llama2.c checkpoint"""
+        yield self.emb.weight
+        for name in ('n1', 'wq', 'wk', 'wv', 'wo', 'n2', 'w1', 'w2', 'w3'):
+            for b in self.blocks:
+                yield getattr(b, name).weight
+        yield self.norm.weight
+
+    def save(self, path):
+        with open(path, 'wb') as f:
+            f.write(struct.pack('7i', DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT))
+            for p in self.in_file_order():
+                f.write(p.detach().float().numpy().tobytes())
+            f.write(np.zeros(CONTEXT * HEAD_DIM, np.float32).tobytes())     # the format's unused rotary tables
+
+    def load(self, path):
+        with open(path, 'rb') as f:
+            if struct.unpack('7i', f.read(28)) != (DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT):
+                raise SystemExit(path + ': a model of another shape')
+            for p in self.in_file_order():
+                p.data = torch.from_numpy(np.frombuffer(f.read(4 * p.numel()), np.float32).copy()).view(p.shape)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+class Muon:
+    """momentum whose update is made orthogonal by five Newton-Schulz steps; for the matrices"""
+    def __init__(self, parameters):
+        self.parameters = parameters
+        self.momenta = [torch.zeros_like(p) for p in parameters]
+
+    def step(self, lr):
+        for p, m in zip(self.parameters, self.momenta):
+            m.mul_(0.95).add_(p.grad)
+            g = p.grad + 0.95 * m
+            x = g / (g.norm() + 1e-7)
+            tall = x.shape[0] > x.shape[1]
+            if tall:
+                x = x.t()
+            for _ in range(5):
+                a = x @ x.t()
+                x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+            if tall:
+                x = x.t()
+            p.data.mul_(1 - lr * 0.01).add_(x, alpha=-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def progress(rng, model, text, n):
+    """loss on validation text; accuracy a byte on what each retrieval task lets the model know"""
+    out = {}
+    with torch.no_grad():
+        x, y, _ = batch(rng, 4, n, text, 'text')
+        out['text'] = F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item()
+        for kind, size in (('needle', 6), ('kv', 6), ('far', 8), ('repeat', 6)):
+            x, y, w = batch(rng, size, n, text, kind, min_distance=int(n * 0.7))
+            out[kind] = (model(x).argmax(-1) == y)[w == RECALL[kind]].float().mean().item()
+    return {k: round(v, 3) for k, v in out.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('text')
+    parser.add_argument('out')
+    parser.add_argument('stages', type=json.loads)
+    parser.add_argument('--start')
+    parser.add_argument('--seconds', type=float, default=math.inf)
+    parser.add_argument('--constant', type=float, default=0.5)
+    parser.add_argument('--seed', type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    train_text, val_text = split(args.text)
+    model = Model()
+    if args.start:
+        model.load(args.start)
+    print(sum(p.numel() for p in model.parameters()), 'parameters')
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and 'emb' not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or 'emb' in name]
+    muon, adam = Muon(matrices), torch.optim.Adam(others, betas=(0.9, 0.95))
+
+    total, done, start = sum(s[0] for s in args.stages), 0, time.time()
+    for steps, n, size, mix, lr in args.stages:
+        mix = mix + [0.0] * (len(TASKS) - len(mix))
+        for _ in range(steps):
+            x, y, w = batch(rng, size, n, train_text, mix=mix)
+            at = max(done / total, (time.time() - start) / args.seconds)
+            if at >= 1:
+                break
+            # the rate rises for 50 steps, is constant for a while, then falls to 2 %
+            rate = 1 if at < args.constant else max(0.02, (1 - at) / (1 - args.constant))
+            rate *= min(1, (done + 1) / 50)
+            loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction='none')
+            loss = (loss * w.flatten()).sum() / w.sum()
+            for p in model.parameters():
+                p.grad = None
+            loss.backward()
+            for group in adam.param_groups:
+                group['lr'] = 0.003 * rate
+            muon.step(lr * rate)
+            adam.step()
+            done += 1
+            if done % 50 == 0:
+                print(done, n, 'loss %.3f' % loss.item(), progress(rng, model, val_text, n),
+                      '%.2f s/step' % ((time.time() - start) / done), flush=True)
+            if done % 100 == 0:
+                model.save(args.out)
+    model.save(args.out)
+    print(done, 'steps')
+
+
+if __name__ == '__main__':
+    main()

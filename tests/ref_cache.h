@@ -1,0 +1,203 @@
+/* ref_cache.h - a cache as tests see it: a configuration with the arrays it points to, the list of
+ * tokens that a cache stands for, and what the float64 reference says of any row of it.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   Include after test.h, longattn.h and ref.h. */
+#ifndef REF_CACHE_H
+#define REF_CACHE_H
+
+enum { CACHE_HEADS = 16, CACHE_KV_HEADS = 4, CACHE_DIMS = 64 };
+
+/* A configuration and everything it points to. Do not copy: call setup_link after filling it. */
+typedef struct setup {
+  lattn_cache_config config;
+  lattn_head heads[CACHE_KV_HEADS];
+  lattn_rotary rotary;
+  uint64_t turns[CACHE_DIMS / 2];
+  float slopes[CACHE_HEADS], sinks[CACHE_HEADS];
+  lattn_fault fault;
+} setup;
+
+static inline int64_t setup_heads(const setup *s) {
+  return s->config.n_heads ? s->config.n_heads : s->config.n_kv_heads;
+}
+static inline int64_t setup_value_dim(const setup *s) {
+  return s->config.value_dim ? s->config.value_dim : s->config.key_dim;
+}
+static inline int64_t setup_max_append(const setup *s) {
+  return s->config.max_append ? s->config.max_append : 512;
+}
+
+/* All heads full, float32, no options. */
+static inline void setup_init(setup *s, int32_t n_heads, int32_t n_kv_heads, int32_t key_dim,
+                              int32_t value_dim, int64_t capacity) {
+  memset(s, 0, sizeof *s);
+  s->config.size = sizeof s->config;
+  s->config.head_size = sizeof *s->heads;
+  s->config.n_heads = n_heads;
+  s->config.n_kv_heads = n_kv_heads;
+  s->config.key_dim = key_dim;
+  s->config.value_dim = value_dim;
+  s->config.capacity = capacity;
+  s->config.heads = s->heads;
+  s->config.fault = &s->fault;
+}
+
+static inline void setup_stream(setup *s, int head, int64_t sinks, int64_t window, int64_t slack,
+                                int32_t positions) {
+  lattn_head h = {LATTN_HEAD_STREAMING, positions, sinks, window, slack};
+  s->heads[head] = h;
+}
+
+/* Rotates dims first ... first + n_dims - 1, plain frequencies of base 10000. */
+static inline void setup_rotate(setup *s, int32_t layout, int32_t first, int32_t n_dims) {
+  lattn_rotary_scaling scaling;
+  memset(&scaling, 0, sizeof scaling);
+  scaling.size = sizeof scaling;
+  scaling.n_dims = n_dims;
+  s->rotary.size = sizeof s->rotary;
+  s->rotary.layout = layout;
+  s->rotary.first_dim = first;
+  s->rotary.n_dims = n_dims;
+  s->rotary.turns = s->turns;
+  s->config.rotary = &s->rotary;
+  CHECK_STATUS(lattn_rotary_turns(s->turns, &scaling), LATTN_OK);
+}
+
+static inline void setup_alibi(setup *s) {
+  for (int h = 0; h < CACHE_HEADS; h++) s->slopes[h] = ldexpf(1, -(h + 1) / 2 - 1);
+  s->config.alibi_slopes = s->slopes;
+}
+
+static inline void setup_sinks(setup *s) {
+  for (int h = 0; h < CACHE_HEADS; h++) s->sinks[h] = (float)(h % 5) - 2;
+  s->config.sink_logits = s->sinks;
+}
+
+/* Whether streaming head g has its sinks at in-cache positions (DESIGN 5: the default of a cache that
+   rotates or has ALiBi). */
+static inline int setup_in_cache(const setup *s, int64_t g) {
+  int32_t positions = s->heads[g].positions;
+  if (s->heads[g].policy != LATTN_HEAD_STREAMING) return 0;
+  if (positions) return positions == LATTN_POSITIONS_IN_CACHE;
+  return s->config.rotary || s->config.alibi_slopes;
+}
+
+/* ---- the list of tokens that a cache stands for ---- */
+
+typedef struct token_list {
+  float *q, *k, *v;           /* [capacity][heads][dim] */
+  int64_t n, capacity;
+  int64_t q_row, k_row, v_row; /* floats a token */
+} token_list;
+
+static inline token_list tokens_new(const setup *s, int64_t capacity) {
+  token_list t = {NULL, NULL, NULL, 0, capacity, 0, 0, 0};
+  t.q_row = setup_heads(s) * s->config.key_dim;
+  t.k_row = s->config.n_kv_heads * s->config.key_dim;
+  t.v_row = s->config.n_kv_heads * setup_value_dim(s);
+  t.q = (float *)ref_memory(capacity * t.q_row, sizeof(float));
+  t.k = (float *)ref_memory(capacity * t.k_row, sizeof(float));
+  t.v = (float *)ref_memory(capacity * t.v_row, sizeof(float));
+  return t;
+}
+
+static inline void tokens_free(token_list *t) {
+  free(t->q);
+  free(t->k);
+  free(t->v);
+}
+
+/* Makes `count` new tokens behind the n that there are; does not change n. */
+static inline void tokens_make(token_list *t, int64_t count, test_rng *rng) {
+  float *q = t->q + t->n * t->q_row, *k = t->k + t->n * t->k_row, *v = t->v + t->n * t->v_row;
+  for (int64_t i = 0; i < count * t->q_row; i++) q[i] = rng_normal(rng);
+  for (int64_t i = 0; i < count * t->k_row; i++) k[i] = rng_normal(rng);
+  for (int64_t i = 0; i < count * t->v_row; i++) v[i] = rng_normal(rng);
+}
+
+static inline lattn_tensor tokens_q(const token_list *t, const setup *s, int64_t first, int64_t n) {
+  return tensor_of(t->q + first * t->q_row, LATTN_F32, n, setup_heads(s), s->config.key_dim);
+}
+static inline lattn_tensor tokens_k(const token_list *t, const setup *s, int64_t first, int64_t n) {
+  return tensor_of(t->k + first * t->k_row, LATTN_F32, n, s->config.n_kv_heads, s->config.key_dim);
+}
+static inline lattn_tensor tokens_v(const token_list *t, const setup *s, int64_t first, int64_t n) {
+  return tensor_of(t->v + first * t->v_row, LATTN_F32, n, s->config.n_kv_heads, setup_value_dim(s));
+}
+
+/* ---- the reference of a cache ---- */
+
+static inline float ref_rounded(int32_t type, float x) {
+  unsigned char element[4];
+  element_set(element, type, 0, x);
+  return element_get(element, type, 0);
+}
+
+/* What 16-bit storage makes of rotated keys: the rotation in float32 (lattn_rotate: tested alone, and
+   shown to give the cache's own bits in test_absolute_mode), each number to nearest, and
+   turned back in double for a reference that rotates for itself. That last number is a
+   float again: one u of the 16u that ref.h allows for the rotation, which is now the query's alone. */
+static inline void ref_store_keys(ref_call *c, const setup *s) {
+  int32_t type = s->config.key_type;
+  int64_t row = c->kv_heads * c->key_dim;
+  double x[CACHE_DIMS];
+  lattn_rotary back;
+  if (s->config.rotary) {
+    lattn_tensor k = tensor_of(c->k, LATTN_F32, c->n_keys, c->kv_heads, c->key_dim);
+    CHECK_STATUS(lattn_rotate(s->config.rotary, k, 0, NULL), LATTN_OK);
+  }
+  for (int64_t i = 0; i < c->n_keys * row; i++) c->k[i] = ref_rounded(type, c->k[i]);
+  if (!s->config.rotary) return;
+  back = s->rotary;
+  back.magnitude = s->rotary.magnitude != 0 ? 1 / s->rotary.magnitude : 0;
+  for (int64_t i = 0; i < c->n_keys * c->kv_heads; i++) {
+    float *k = c->k + i * c->key_dim;
+    for (int64_t d = 0; d < c->key_dim; d++) x[d] = (double)k[d];
+    ref_rotate(x, &back, -(i / c->kv_heads), NULL);
+    for (int64_t d = 0; d < c->key_dim; d++) k[d] = (float)x[d];
+  }
+}
+
+/* The reference of all tokens of the list; close with ref_close. Then ref_cache_attend. */
+static inline void ref_cache_open(ref_call *c, const setup *s, const token_list *t) {
+  lattn_attn a;
+  memset(&a, 0, sizeof a);
+  a.mask = LATTN_CAUSAL;
+  a.scale = s->config.scale;
+  a.softcap = s->config.softcap;
+  a.alibi_slopes = s->config.alibi_slopes;
+  a.sink_logits = s->config.sink_logits;
+  ref_open(c, &a, tokens_q(t, s, 0, t->n), tokens_k(t, s, 0, t->n), tokens_v(t, s, 0, t->n),
+           LATTN_F32);
+  c->rotary = s->config.rotary;
+  if (s->config.key_type > LATTN_F32) ref_store_keys(c, s);
+  for (int64_t i = 0; i < t->n * t->v_row; i++) c->v[i] = ref_rounded(s->config.value_type, c->v[i]);
+}
+
+/* The row as the policy of its KV head has it. */
+static inline void ref_cache_attend(ref_call *c, const setup *s, int64_t row, int64_t head,
+                                    ref_row *r) {
+  int64_t g = head / (c->heads / c->kv_heads);
+  int streams = s->heads[g].policy == LATTN_HEAD_STREAMING;
+  c->options.sinks = streams ? s->heads[g].sinks : 0;
+  c->options.window = streams ? s->heads[g].window : 0;
+  c->in_cache = setup_in_cache(s, g);
+  ref_attend(c, row, head, r);
+}
+
+/* StreamingLLM as its authors run it: the cache keeps unrotated keys, the sinks and the newest tokens;
+   each step rotates all of them by their place in the cache, the newest query by the last place. So the
+   reference is plain causal attention over that short list. `t` holds the tokens by place. */
+static inline void ref_streaming_open(ref_call *c, const setup *s, const token_list *t) {
+  lattn_attn a;
+  memset(&a, 0, sizeof a);
+  a.mask = LATTN_CAUSAL;
+  a.alibi_slopes = s->config.alibi_slopes;
+  a.sink_logits = s->config.sink_logits;
+  ref_open(c, &a, tokens_q(t, s, t->n - 1, 1), tokens_k(t, s, 0, t->n), tokens_v(t, s, 0, t->n),
+           LATTN_F32);
+  c->rotary = s->config.rotary;
+}
+
+#endif /* REF_CACHE_H */
