@@ -1006,7 +1006,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
   return lattn_v_of_(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
 }
 LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
-  __m256i h = _mm512_cvtps_ph(x.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256i h = _mm512_maskz_cvtps_ph((__mmask16)0xffffu, x.r,
+                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_storeu_si256((__m256i *)(void *)p, h);
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
@@ -1407,7 +1408,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_get_(const void *p, int type, int64_t index) {
 }
 
 LATTN_INLINE_ lattn_v16_ lattn_v_get_n_(const void *p, int type, int64_t index, int n) {
-  uint16_t h[16] = {0};
+  uint16_t h[32] = {0}; /* 64 bytes, so that no branch could read beyond it */
   if (n == 16) return lattn_v_get_(p, type, index);
   if (type == LATTN_F32) return lattn_v_load_n_((const float *)p + index, n);
   LATTN_MEMCPY_(h, (const uint16_t *)p + index, (size_t)n * sizeof *h);
@@ -1883,7 +1884,7 @@ LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
    widened) once per block of rows. */
 
 enum {
-  LATTN_MAX_ROWS_ = 192,     /* rows of an item at most: amortises packing; q and acc stay in L2 */
+  LATTN_MAX_ROWS_ = 384,     /* rows of an item at most: q and acc take half of 1 MiB of L2 */
   LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel instead */
   LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights, + 1 */
   LATTN_STACK_KEY_DIM_ = 256,
@@ -2078,6 +2079,7 @@ typedef struct lattn_row_ {
 /* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r % group. */
 typedef struct lattn_item_ {
   int64_t sequence, q0, nq, k0, nk, query_position, key_position; /* of the sequence */
+  int64_t blocks, block_rows;       /* of the sequence and head */
   int64_t block, row, rows;
   int32_t kv, started;
   int64_t lo, hi, sink_lo, sink_hi; /* unions over its rows */
@@ -2233,10 +2235,10 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
   }
   if (bits && lattn_by_lane_(job))
     for (int t = 0; t < 16; t++) {
-      int64_t far;
+      int64_t distance;
       if (!(bits >> t & 1u) || base + t < job->o.sinks) continue;
-      far = row->position - job->o.key_positions[it->k0 + base + t - it->key_position];
-      if (far >= job->o.window || -far > job->o.ahead) bits &= ~(1u << t);
+      distance = row->position - job->o.key_positions[it->k0 + base + t - it->key_position];
+      if (distance >= job->o.window || -distance > job->o.ahead) bits &= ~(1u << t);
     }
   return bits;
 }
@@ -2260,14 +2262,14 @@ LATTN_FN_ lattn_v16_ lattn_distance16_(const lattn_job_ *job, const lattn_item_ 
                                        int64_t sink_position) {
   float x[16];
   for (int t = 0; t < 16; t++) {
-    int64_t key = base + t, in_tensor = key - it->key_position, far;
+    int64_t key = base + t, in_tensor = key - it->key_position, distance;
     if (in_tensor < 0 || in_tensor >= it->nk) {
       x[t] = 0;
       continue;
     }
     if (job->o.key_positions) key = job->o.key_positions[it->k0 + in_tensor];
-    far = (base + t < sinks ? sink_position : row->position) - key;
-    x[t] = (float)(far < 0 ? -far : far);
+    distance = (base + t < sinks ? sink_position : row->position) - key;
+    x[t] = (float)(distance < 0 ? -distance : distance);
   }
   return lattn_v_load_(x);
 }
@@ -2350,6 +2352,7 @@ typedef struct lattn_block_ {
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
   int64_t ahead;       /* bytes to where the next block is, for hints; 0 unknown */
+  const char *page;    /* that next block, if it is a page */
   int lo, hi;          /* lanes that any row of the item may see */
   int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
 } lattn_block_;
@@ -2368,6 +2371,7 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
   b->hi = hi;
   b->nonfinite = -1;
   b->ahead = 0;
+  b->page = 0;
   if (lo >= hi) return;
   if (job->cache) {
     const char *page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_);
@@ -2380,8 +2384,8 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
     b->v_index = 0;
     b->v_stride = job->dv;
     if (base + LATTN_BLOCK_ >= it->lo && base + LATTN_BLOCK_ < it->hi)
-      b->ahead = (int64_t)((uintptr_t)lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_ + 1) -
-                           (uintptr_t)page);
+      b->page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_ + 1);
+    if (b->page) b->ahead = (int64_t)((uintptr_t)b->page - (uintptr_t)page);
     if (it->rows <= LATTN_FEW_ROWS_ || !sp->keys) return;
     if (b->k_type != LATTN_F32) {
       int64_t from = lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
@@ -2539,6 +2543,14 @@ LATTN_FN_ void lattn_widen_row_(float *to, const lattn_tensor *t, int64_t token,
   }
 }
 
+LATTN_FN_ void lattn_scale_(float *x, int64_t n, float scale) {
+  lattn_v16_ by = lattn_v_set_(scale);
+  for (int64_t i = 0; i < n; i += 16) {
+    int left = n - i < 16 ? (int)(n - i) : 16;
+    lattn_v_store_n_(x + i, lattn_v_mul_(lattn_v_load_n_(x + i, left), by), left);
+  }
+}
+
 /* Fills the item's rows: ranges, queries rotated and scaled. */
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
   const lattn_rule_ *rule = job->cache ? lattn_cache_rule_(job->cache, it->kv) : 0;
@@ -2567,10 +2579,10 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
       lattn_widen_row_(q, &job->q, sp->rows[r].token, sp->rows[r].head);
       if (at != position) lattn_angles_(sp->angles, &job->turning, at = position);
       lattn_turn_(q, sp->angles, &job->turning);
-      for (int64_t d = 0; d < job->dk; d++) q[d] = q[d] * job->scale;
     }
+    lattn_scale_(sp->q_sink, it->rows * job->dk, job->scale);
   }
-  for (int64_t i = 0; i < it->rows * job->dk; i++) sp->q[i] = sp->q[i] * job->scale;
+  lattn_scale_(sp->q, it->rows * job->dk, job->scale);
 }
 
 LATTN_FN_ int lattn_free_slot_(const lattn_space_ *sp) {
@@ -2621,6 +2633,13 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   return slot;
 }
 
+/* While the tile at row r works, its share of the next page is asked for. */
+LATTN_FN_ void lattn_hint_(const lattn_job_ *job, const lattn_block_ *b, int64_t r, int64_t rows) {
+  int64_t bytes = job->value_at + job->dv * LATTN_BLOCK_ * (int64_t)lattn_type_size_(job->value_type);
+  int64_t at = bytes * r / rows, end = bytes * (r + LATTN_TILE_ROWS_) / rows;
+  for (; at < end; at += 64) LATTN_PREFETCH_((const void *)((uintptr_t)b->page + (uintptr_t)at));
+}
+
 /* Segments [first, end) of the item into one partial a row; returns its slot. */
 LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int64_t first, int64_t end) {
@@ -2646,8 +2665,10 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
         LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
       }
-      for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_)
+      for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
+        if (b.ahead && it->rows > LATTN_FEW_ROWS_) lattn_hint_(job, &b, r, it->rows);
         lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
+      }
       if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
     }
     if (slot >= 0) lattn_push_(sp, slot, seg, it->rows);
@@ -2784,37 +2805,38 @@ LATTN_FN_ void lattn_item_runs_(const lattn_job_ *job, lattn_item_ *it) {
   if (it->units < 1) it->units = 1;
 }
 
-/* The next item; 0 at the end. Heaviest rows of a causal sequence come first. */
+/* The next item; 0 at the end. All blocks of rows of a KV head, whose keys they share, then the next head;
+   the heaviest rows of a causal sequence first. */
 LATTN_FN_ int lattn_next_item_(const lattn_job_ *job, lattn_item_ *it) {
-  int64_t from, to, blocks;
+  int64_t from, to;
   if (!it->started) {
     LATTN_MEMSET_(it, 0, sizeof *it);
     it->sequence = -1;
-    it->kv = job->n_kv;
     it->started = 1;
   } else {
     it->first_unit += it->units;
     if (it->units > 1) it->slot += it->units;
-    it->kv++;
   }
   for (;;) {
-    if (it->kv >= job->n_kv) {
-      it->kv = 0;
-      it->block--;
-    }
-    if (it->sequence >= 0 && it->block >= 0) break;
+    if (it->blocks > 0 && --it->block < 0 && ++it->kv < job->n_kv) it->block = it->blocks - 1;
+    if (it->blocks > 0 && it->block >= 0) break;
     if (++it->sequence >= (job->o.n_sequences > 0 ? job->o.n_sequences : 1)) return 0;
     lattn_item_sequence_(job, it);
     from = lattn_max_(it->q0, job->from_token);
     to = lattn_min_(it->q0 + it->nq, job->to_token);
-    blocks = from < to ? ((to - from) * job->group + job->rows - 1) / job->rows : 0;
-    it->block = blocks;
-    it->kv = job->n_kv; /* so that the step above begins at the last block */
+    it->blocks = from < to ? ((to - from) * job->group + job->rows - 1) / job->rows : 0;
+    it->block = it->blocks; /* the step above begins at the last */
+    if (it->blocks) { /* rows evenly, in whole tiles */
+      int64_t each = ((to - from) * job->group + it->blocks - 1) / it->blocks;
+      each = (each + LATTN_TILE_ROWS_ - 1) / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_;
+      it->block_rows = lattn_min_(each, job->rows);
+    }
+    it->kv = 0;
   }
   from = lattn_max_(it->q0, job->from_token) - it->q0;
   to = lattn_min_(it->q0 + it->nq, job->to_token) - it->q0;
-  it->row = from * job->group + it->block * job->rows;
-  it->rows = lattn_min_(job->rows, to * job->group - it->row);
+  it->row = from * job->group + it->block * it->block_rows;
+  it->rows = lattn_min_(it->block_rows, to * job->group - it->row);
   lattn_item_runs_(job, it);
   return 1;
 }
@@ -2913,11 +2935,11 @@ LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) { return n_workers > 1 ? 
    that threads go without. No row's arithmetic depends on it. */
 LATTN_FN_ int64_t lattn_choose_rows_(int64_t total_rows, int64_t n_kv, int64_t dk, int64_t dv,
                                      int32_t n_workers) {
-  int64_t rows = 49152 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
+  int64_t rows = 98304 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
   rows = lattn_max_(24, lattn_min_(rows, LATTN_MAX_ROWS_));
   if (n_workers > 1) rows = lattn_min_(rows, lattn_max_(24, share));
   rows = rows / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_;
-  return lattn_max_(1, lattn_min_(rows, total_rows));
+  return lattn_max_(1, lattn_min_(rows, total_rows)); /* never falls with total_rows: scratch is for "up to" */
 }
 
 /* Floats of the angles of a pass. */
