@@ -38,19 +38,20 @@
    page: one block of one KV head, K and V together. pool: what pages come from.
 
    ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
-   tokens into calls; prefill = decode; packed = alone. Two exceptions, each by name: a target without
-   a fused multiply-add (see LONGATTN_STRICT), and merges of partials that are not aligned ranges.
+   tokens into calls; prefill = decode; packed = alone. Two exceptions, each by name: a target
+   without a fused multiply-add (see LONGATTN_STRICT), and merges of partials that are not aligned
+   ranges.
 
    SWITCHES. Define before the include that has LONGATTN_IMPLEMENTATION (the first two: before all).
 
-   | switch             | default   | effect                                                         |
-   |--------------------|-----------|----------------------------------------------------------------|
-   | LONGATTN_PREFIX    | lattn_    | first part of every external name: two builds in one program   |
-   | LONGATTN_STATIC    | 0         | 1: every function is static; declare where you implement       |
-   | LONGATTN_SHARED    | 0         | 1: export (and, on Windows, dllexport) for a shared library    |
-   | LONGATTN_SIMD      | target's  | LONGATTN_SIMD_SCALAR, _NEON, _AVX2 or _AVX512: force a level   |
-   | LONGATTN_STRICT    | 0         | 1: on targets without FMA, emulate it: slow, and the same bits |
-   | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp)   |
+   | switch             | default   | effect                                                       |
+   |--------------------|-----------|--------------------------------------------------------------|
+   | LONGATTN_PREFIX    | lattn_    | first part of every external name: two builds in one program |
+   | LONGATTN_STATIC    | 0         | 1: every function is static; declare where you implement     |
+   | LONGATTN_SHARED    | 0         | 1: export (and, on Windows, dllexport) for a shared library  |
+   | LONGATTN_SIMD      | target's  | LONGATTN_SIMD_SCALAR, _NEON, _AVX2 or _AVX512: force a level |
+   | LONGATTN_STRICT    | 0         | 1: without FMA hardware, emulate it: slow, the same bits     |
+   | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp) |
 
    CONTENTS (grep '§' prints the banners)
      §1 public API          §4 scalar maths        §7 append: pool and cache
@@ -136,24 +137,24 @@ extern "C" {
 typedef int32_t lattn_status;
 
 /* The one list of statuses: name, number (fixed for ever), text. */
-#define LATTN_STATUS_LIST(X)                                                                        \
-  X(LATTN_OK, 0, "ok")                                                                              \
-  X(LATTN_CANCELLED, 1, "note: the progress callback asked to stop; see the count of tokens done")  \
-  X(LATTN_OVERFLOWED, 2, "note: a finite value was beyond its 16-bit type and became infinite")     \
-  X(LATTN_E_NULL, -1, "a pointer that is required is null")                                         \
-  X(LATTN_E_SIZE, -2, "a struct's size field is 0 or less than the first release's")                \
-  X(LATTN_E_FIELD, -3, "an enumerator, flag or reserved field has a value unknown to this version") \
-  X(LATTN_E_SHAPE, -4, "a count or dim is negative, zero where it may not be, or does not match")   \
-  X(LATTN_E_TYPE, -5, "an element type is unknown or not supported here")                           \
-  X(LATTN_E_STRIDE, -6, "a stride is negative, or an output's rows overlap")                        \
-  X(LATTN_E_OVERFLOW, -7, "a size or position is beyond what this machine or library can address")  \
-  X(LATTN_E_VALUE, -8, "a number is NaN or outside its range")                                      \
-  X(LATTN_E_ALIAS, -9, "an output overlaps an input or another output")                             \
-  X(LATTN_E_SCRATCH, -10, "scratch is too small for this call (see the ..._scratch functions)")     \
-  X(LATTN_E_MEMORY, -11, "the memory handed over is too small for the object")                      \
-  X(LATTN_E_FULL, -12, "the pool has no page left, or the cache is at its capacity")                \
-  X(LATTN_E_EVICTED, -13, "tokens that this call needs were evicted from a streaming head")         \
-  X(LATTN_E_CONFIG, -14, "the options contradict each other")                                       \
+#define LATTN_STATUS_LIST(X)                                                                       \
+  X(LATTN_OK, 0, "ok")                                                                             \
+  X(LATTN_CANCELLED, 1, "note: the progress callback asked to stop; see the count of tokens done") \
+  X(LATTN_OVERFLOWED, 2, "note: a finite value was beyond its 16-bit type and became infinite")    \
+  X(LATTN_E_NULL, -1, "a pointer that is required is null")                                        \
+  X(LATTN_E_SIZE, -2, "a struct's size field is 0 or less than the first release's")               \
+  X(LATTN_E_FIELD, -3, "an enumerator, flag or reserved field has an unknown value")               \
+  X(LATTN_E_SHAPE, -4, "a count or dim is negative, zero where it may not be, or does not match")  \
+  X(LATTN_E_TYPE, -5, "an element type is unknown or not supported here")                          \
+  X(LATTN_E_STRIDE, -6, "a stride is negative, or an output's rows overlap")                       \
+  X(LATTN_E_OVERFLOW, -7, "a size or position is beyond what this machine or library can address") \
+  X(LATTN_E_VALUE, -8, "a number is NaN or outside its range")                                     \
+  X(LATTN_E_ALIAS, -9, "an output overlaps an input or another output")                            \
+  X(LATTN_E_SCRATCH, -10, "scratch is too small for this call (see the ..._scratch functions)")    \
+  X(LATTN_E_MEMORY, -11, "the memory handed over is too small for the object")                     \
+  X(LATTN_E_FULL, -12, "the pool has no page left, or the cache is at its capacity")               \
+  X(LATTN_E_EVICTED, -13, "tokens that this call needs were evicted from a streaming head")        \
+  X(LATTN_E_CONFIG, -14, "the options contradict each other")                                      \
   X(LATTN_E_STATE, -15, "the object is not in a state that allows this call")
 
 enum lattn_status_codes {
@@ -174,7 +175,8 @@ typedef struct lattn_fault {
   const char *argument;
 } lattn_fault;
 
-/* LATTN_VERSION_NUMBER of the implementation, and its SIMD level: "scalar", "neon", "avx2", "avx512". */
+/* LATTN_VERSION_NUMBER of the implementation, and its SIMD level: "scalar", "neon", "avx2",
+   "avx512". */
 LATTN_API int32_t lattn_version_number(void);
 LATTN_API const char *lattn_simd_name(void);
 
@@ -185,8 +187,8 @@ enum lattn_type { LATTN_F32 = 1, LATTN_F16 = 2, LATTN_BF16 = 3 };
 /* Stride that repeats one row for every token or head (inputs only). */
 #define LATTN_BROADCAST INT64_MAX
 
-/* A strided view of the caller's array, [token][head][dim], dims adjacent. Used for inputs and outputs
-   (an output is written through `data`). Frozen: this struct never changes. */
+/* A strided view of the caller's array, [token][head][dim], dims adjacent. Used for inputs and
+   outputs (an output is written through `data`). Frozen: this struct never changes. */
 typedef struct lattn_tensor {
   const void *data;      /* element (0, 0, 0); may be NULL when the view has no element */
   int32_t type;          /* enum lattn_type; 0 = LATTN_F32 */
@@ -194,29 +196,30 @@ typedef struct lattn_tensor {
   int64_t n_tokens;      /* >= 0 */
   int64_t n_heads;       /* >= 1 */
   int64_t dim;           /* >= 1 */
-  int64_t stride_token;  /* in elements; 0 = n_heads * dim, or n_heads * stride_head if that is set */
+  int64_t stride_token;  /* in elements; 0 = n_heads * dim, or n_heads * stride_head if that is
+                            set */
   int64_t stride_head;   /* in elements; 0 = dim */
 } lattn_tensor;
 
 /* ---- execution: scratch, threads, progress. NULL exec or all zeros: see scratch ---- */
 
-/* Runs task(context, i) for i = 0 ... n_tasks - 1, in any order, on any threads, and returns when all
-   are done. Running them one after another is fine: nothing waits for another task. */
+/* Runs task(context, i) for i = 0 ... n_tasks - 1, in any order, on any threads, and returns
+   when all are done. Running them one after another is fine: nothing waits for another task. */
 typedef void (*lattn_parallel_for)(void *pool, int32_t n_tasks,
                                    void (*task)(void *context, int32_t index), void *context);
 
 typedef struct lattn_exec {
   uint32_t size;       /* sizeof(lattn_exec) */
   int32_t n_threads;   /* number of tasks given to parallel_for; 0 = 1; at most 1024 */
-  /* Scratch, any alignment, used only during the call. NULL: each task works on <= 24 KiB of its stack,
-     one row at a time, for key dims <= 256 and value dims <= 160 (beyond: LATTN_E_SCRATCH); the same
-     bits, fine for decode and small inputs, slow for prefill. */
+  /* Scratch, any alignment, used only during the call. NULL: each task works on <= 24 KiB of its
+     stack, one row at a time, for key dims <= 256 and value dims <= 160 (beyond:
+     LATTN_E_SCRATCH); the same bits, fine for decode and small inputs, slow for prefill. */
   void *scratch;
   size_t scratch_bytes;
   lattn_parallel_for parallel_for; /* NULL = a plain loop on the caller's thread */
   void *pool;                      /* handed to parallel_for */
-  /* Called on the caller's thread, outside of the numeric work, with tokens done and in all; non-zero
-     stops the call, which returns LATTN_CANCELLED. NULL = none. */
+  /* Called on the caller's thread, outside of the numeric work, with tokens done and in all;
+     non-zero stops the call, which returns LATTN_CANCELLED. NULL = none. */
   int32_t (*progress)(void *user, int64_t done, int64_t total);
   void *user;          /* handed to progress */
   int64_t *tokens_done; /* NULL, or gets the number of tokens whose rows were written */
@@ -230,14 +233,15 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 /* ---- merge: partial results (Chen et al., Lamina; FlashDecoding; design: heads.md 9) ---- */
 
 /* What attention over some of the keys knows of each row, unnormalised, in float32:
-   maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. A row that
-   saw no key has m = -infinity; its sum and output are not read. Learned sinks and gates are never in
-   it. The arrays are the caller's. Rows are [token][query head], contiguous. */
+   maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. A row
+   that saw no key has m = -infinity; its sum and output are not read. Learned sinks and gates
+   are never in it. The arrays are the caller's. Rows are [token][query head], contiguous. */
 typedef struct lattn_partial {
   uint32_t size;          /* sizeof(lattn_partial) */
   int32_t basis;          /* 0: plain (other values are for later storage types) */
-  int64_t first_segment;  /* the absolute segments (2048 tokens) that the keys lie in: attend sets these. */
-  int64_t n_segments;     /*   0 = outside of the order of segments: merged last, in argument order */
+  int64_t first_segment;  /* the absolute segments (2048 tokens) that the keys lie in: attend
+                             sets these. */
+  int64_t n_segments;     /* 0 = outside of the order of segments: merged last, in argument order */
   int64_t n_rows;         /* tokens * query heads */
   int64_t value_dim;
   float *maximum;         /* [n_rows] */
@@ -245,12 +249,15 @@ typedef struct lattn_partial {
   float *output;          /* [n_rows][value_dim] */
   float weight;           /* lattn_merge: weight of this part, by mode */
   float zero;             /* must be 0 */
-  const float *row_weights; /* lattn_merge: NULL, or [n_rows]: a weight per row, instead of `weight` */
+  const float *row_weights; /* lattn_merge: NULL, or [n_rows]: a weight per row, instead of
+                               `weight` */
 } lattn_partial;
 
 enum lattn_merge_mode {
-  LATTN_MERGE_ADD = 0,     /* weight is added to the part's lse: 0 = plain exact merge of split keys */
-  LATTN_MERGE_REPLACE = 1, /* weight takes the place of the lse: parts enter as softmax of weights */
+  LATTN_MERGE_ADD = 0,     /* weight is added to the part's lse: 0 = plain exact merge of split
+                              keys */
+  LATTN_MERGE_REPLACE = 1, /* weight takes the place of the lse: parts enter as softmax of
+                              weights */
   LATTN_MERGE_LINEAR = 2   /* out = sum of weight * (normalised part); no division; lse = NaN */
 };
 
@@ -259,31 +266,33 @@ typedef struct lattn_merge_options {
   int32_t mode;              /* enum lattn_merge_mode; 0 = add */
   const float *sink_logits;  /* NULL, or [query heads]: learned sink logits, counted once here */
   const lattn_tensor *gate;  /* NULL, or output gates as in lattn_attn */
-  lattn_partial *partial;    /* NULL, or gets the merged partial (add and replace only), without sink
-                                and gate; then out.data and lse may be NULL */
+  lattn_partial *partial;    /* NULL, or gets the merged partial (add and replace only), without
+                                sink and gate; then out.data and lse may be NULL */
 } lattn_merge_options;
 
-/* Combines n partials into out [tokens][heads][value_dim] (tokens * heads = n_rows) and lse [tokens][heads]
-   (NULL = not wanted; natural log, sink included; ln of the summed weights in replace mode; NaN in linear).
-   Parts are folded by the fixed tree on absolute segments, whatever the order of the list; parts that
-   are aligned power-of-two ranges of segments, or whole, give the bits of one undivided call. Other
-   ranges merge to rounding. A weight of -infinity drops a part unread; +infinity or NaN is LATTN_E_VALUE
-   (linear: only NaN or infinite). n = 0 or all rows empty: +0 and -infinity.
-   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE (weights), ALIAS, CONFIG. n <= 1024.
-   options and exec may be NULL (exec: threads and fault are used; no scratch is needed). */
+/* Combines n partials into out [tokens][heads][value_dim] (tokens * heads = n_rows) and lse
+   [tokens][heads] (NULL = not wanted; natural log, sink included; ln of the summed weights in
+   replace mode; NaN in linear). Parts are folded by the fixed tree on absolute segments,
+   whatever the order of the list; parts that are aligned power-of-two ranges of segments, or
+   whole, give the bits of one undivided call. Other ranges merge to rounding. A weight of
+   -infinity drops a part unread; +infinity or NaN is LATTN_E_VALUE (linear: only NaN or
+   infinite). n = 0 or all rows empty: +0 and -infinity. Errors: NULL, SIZE, FIELD, SHAPE, TYPE,
+   STRIDE, OVERFLOW, VALUE (weights), ALIAS, CONFIG. n <= 1024. options and exec may be NULL
+   (exec: threads and fault are used; no scratch is needed). */
 LATTN_API lattn_status lattn_merge(const lattn_merge_options *options, int64_t n,
                                    const lattn_partial *parts, lattn_tensor out, float *lse,
                                    const lattn_exec *exec);
 
 enum lattn_import_flags {
   LATTN_IMPORT_BASE2 = 1,          /* lse is a base-2 logarithm (FlashInfer) */
-  LATTN_IMPORT_INFINITE_EMPTY = 2  /* lse = +infinity marks a row that saw no key (FlashAttention) */
+  LATTN_IMPORT_INFINITE_EMPTY = 2  /* lse = +infinity marks a row that saw no key
+                                      (FlashAttention) */
 };
 
-/* Makes a partial of a foreign kernel's (output, lse): m = lse, sum = 1, output as it is, n_segments 0.
-   Fills partial->maximum, ->sum and ->output, which the caller has set to arrays of n_rows and
-   n_rows * value_dim floats. out is [tokens][heads][value_dim], lse [tokens][heads].
-   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW. */
+/* Makes a partial of a foreign kernel's (output, lse): m = lse, sum = 1, output as it is,
+   n_segments 0. Fills partial->maximum, ->sum and ->output, which the caller has set to arrays
+   of n_rows and n_rows * value_dim floats. out is [tokens][heads][value_dim], lse
+   [tokens][heads]. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW. */
 LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor out,
                                             const float *lse, int32_t flags);
 
@@ -295,68 +304,82 @@ enum lattn_mask {
   LATTN_CAUSAL_AT = 2 /* causal, row r at position query_position + r, key j at key_position + j */
 };
 
-/* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a multiple of
-   16) for row `row` of q, at position `query`, query head `head`, sequence `sequence`. Scores of hidden
-   keys are also there, with any value, and are ignored afterwards. Must be pure, and callable on any thread. */
+/* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a
+   multiple of 16) for row `row` of q, at position `query`, query head `head`, sequence
+   `sequence`. Scores of hidden keys are also there, with any value, and are ignored afterwards.
+   Must be pure, and callable on any thread. */
 typedef void (*lattn_score_function)(void *user, int64_t sequence, int64_t row, int64_t query,
                                      int32_t head, int64_t first_key, float scores[16]);
 
-/* Options of lattn_attention. They compose, in this order, on a score s = sum_d (scale * q_d) * k_d:
-   softcap, ALiBi, key bias, pair bias, score function, masks, then at the root the learned sink, the
-   division, the gate, the rounding to the output's type. An absent step changes no bit.
-   Visible to row i (at position p_i) are the keys j that pass all of: the mask; visible_from[i] <= j <
-   visible_to[i]; and (j < sinks, or p_i - p_j < window and p_j - p_i <= ahead). */
+/* Options of lattn_attention. They compose, in this order, on a score s = sum_d (scale * q_d) *
+   k_d: softcap, ALiBi, key bias, pair bias, score function, masks, then at the root the learned
+   sink, the division, the gate, the rounding to the output's type. An absent step changes no
+   bit. Visible to row i (at position p_i) are the keys j that pass all of: the mask;
+   visible_from[i] <= j < visible_to[i]; and (j < sinks, or p_i - p_j < window and p_j - p_i <=
+   ahead). */
 typedef struct lattn_attn {
   uint32_t size;            /* sizeof(lattn_attn) */
   int32_t mask;             /* enum lattn_mask */
   float scale;              /* 0 = 1 / sqrt(key dim); finite, may be negative */
-  float softcap;            /* s = softcap * tanh(s / softcap); 0 or infinite = none; not negative */
-  int64_t window;           /* 0 = no limit; else keys up to window - 1 before the row, own key included */
-  int64_t ahead;            /* with mask LATTN_FULL and a window: keys after the row's own; 0 = none */
+  float softcap;            /* s = softcap * tanh(s / softcap); 0 or infinite = none; not
+                               negative */
+  int64_t window;           /* 0 = no limit; else keys up to window - 1 before the row, own key
+                               included */
+  int64_t ahead;            /* with mask LATTN_FULL and a window: keys after the row's own; 0 =
+                               none */
   int64_t sinks;            /* absolute keys 0 ... sinks - 1 are visible whatever the window */
   int64_t query_position;   /* absolute position of row 0 (not used by LATTN_CAUSAL) */
-  int64_t key_position;     /* absolute index of key 0; blocks of summation follow absolute indices */
+  int64_t key_position;     /* absolute index of key 0; blocks of summation follow absolute
+                               indices */
   const int64_t *visible_from; /* NULL, or [n_queries]: first absolute key that the row may see */
   const int64_t *visible_to;   /* NULL, or [n_queries]: one past the last */
-  const int64_t *query_positions; /* NULL, or [n_queries]: override p_i for window, ahead and ALiBi */
-  const int64_t *key_positions;   /* NULL, or [n_keys]: override p_j likewise (never the order of keys) */
-  /* Several sequences in one call: sequence s has rows query_starts[s] ... query_starts[s+1] - 1 and keys
-     key_starts[s] ... key_starts[s+1] - 1. Starts begin at 0, never fall, and end at the tensor's n_tokens.
-     The result is that of n_sequences single calls, bit for bit. Absolute indices count from each
-     sequence's own first key; per-row and per-key arrays and biases are indexed as the tensors are. */
+  const int64_t *query_positions; /* NULL, or [n_queries]: override p_i for window, ahead and
+                                     ALiBi */
+  const int64_t *key_positions;   /* NULL, or [n_keys]: override p_j likewise (never the order of
+                                     keys) */
+  /* Several sequences in one call: sequence s has rows query_starts[s] ... query_starts[s+1] - 1
+     and keys key_starts[s] ... key_starts[s+1] - 1. Starts begin at 0, never fall, and end at
+     the tensor's n_tokens. The result is that of n_sequences single calls, bit for bit. Absolute
+     indices count from each sequence's own first key; per-row and per-key arrays and biases are
+     indexed as the tensors are. */
   int64_t n_sequences;             /* 0 = one sequence, starts unused */
   const int64_t *query_starts;     /* [n_sequences + 1] */
   const int64_t *key_starts;       /* [n_sequences + 1] */
   const int64_t *sequence_query_positions; /* NULL = query_position for all, or [n_sequences] */
   const int64_t *sequence_key_positions;   /* NULL = key_position for all, or [n_sequences] */
-  const lattn_tensor *key_bias;    /* NULL, or [1][heads or 1][n_keys]: added to every row's score */
-  const lattn_tensor *pair_bias;   /* NULL, or [n_queries][heads or 1][n_keys]; -infinity = weight 0 */
+  const lattn_tensor *key_bias;    /* NULL, or [1][heads or 1][n_keys]: added to every row's
+                                      score */
+  const lattn_tensor *pair_bias;   /* NULL, or [n_queries][heads or 1][n_keys]; -infinity =
+                                      weight 0 */
   const float *alibi_slopes;       /* NULL, or [heads]: s = fma(-slope, |p_i - p_j|, s) */
-  const float *sink_logits;        /* NULL, or [heads]: a learned logit z in the denominator, without a
-                                      value (gpt-oss; z = 0 is softmax-off-by-one); -infinity = none */
-  const lattn_tensor *gate;        /* NULL, or [n_queries][heads or 1][1 or value dim]: out *= gate */
+  const float *sink_logits;        /* NULL, or [heads]: a learned logit z in the denominator,
+                                      without a value (gpt-oss; z = 0 is softmax-off-by-one);
+                                      -infinity = none */
+  const lattn_tensor *gate;        /* NULL, or [n_queries][heads or 1][1 or value dim]: out *=
+                                      gate */
   lattn_score_function score;      /* NULL, or the score callback */
   void *score_user;
-  lattn_partial *partial;          /* NULL, or gets the partial of this call; then out.data may be NULL.
-                                      first_segment and n_segments are set; not with n_sequences > 1 */
+  lattn_partial *partial;          /* NULL, or gets the partial of this call; then out.data may
+                                      be NULL. first_segment and n_segments are set; not with
+                                      n_sequences > 1 */
 } lattn_attn;
 
-/* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n x n.
-   q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv]; H a multiple of G;
-   query head h uses KV head h / (H / G). Any dims, any mix of element types. lse: NULL, or [n_queries][H]
-   floats. A row that sees no key gets +0 and lse = -infinity (or its learned sink logit). NaN reaches the
-   rows that see it and no others; hidden keys and values are never in the arithmetic. out may be exactly
-   q's array (same strides and element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31.
-   options NULL = all defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when
-   cancelled, rows >= *tokens_done are unwritten.
-   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE, ALIAS, SCRATCH, CONFIG. Notes: CANCELLED,
-   OVERFLOWED. */
+/* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n
+   x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv]; H a
+   multiple of G; query head h uses KV head h / (H / G). Any dims, any mix of element types. lse:
+   NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse = -infinity (or its
+   learned sink logit). NaN reaches the rows that see it and no others; hidden keys and values
+   are never in the arithmetic. out may be exactly q's array (same strides and element size); any
+   other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all defaults.
+   Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
+   *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
+   ALIAS, SCRATCH, CONFIG. Notes: CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                        lattn_tensor v, lattn_tensor out, float *lse,
                                        const lattn_exec *exec);
 
-/* Bytes of scratch for that call with n_threads (data pointers are not read); independent of the numbers of
-   tokens but for their logarithm. 0: impossible shapes. */
+/* Bytes of scratch for that call with n_threads (data pointers are not read); independent of the
+   numbers of tokens but for their logarithm. 0: impossible shapes. */
 LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                          lattn_tensor v, int32_t n_threads);
 
@@ -367,8 +390,9 @@ enum lattn_rotary_layout {
   LATTN_ROTARY_HALF_SPLIT = 1   /* pairs (x[f], x[f + n_dims/2]): GPT-NeoX, Hugging Face Llama */
 };
 
-/* How q and k are rotated. Frequencies are turns a position, theta / (2 pi) * 2^64, modulo one turn: the
-   angle at any position is then an exact 64-bit integer, and rounding does not grow with position. */
+/* How q and k are rotated. Frequencies are turns a position, theta / (2 pi) * 2^64, modulo one
+   turn: the angle at any position is then an exact 64-bit integer, and rounding does not grow
+   with position. */
 typedef struct lattn_rotary {
   uint32_t size;          /* sizeof(lattn_rotary) */
   int32_t layout;         /* enum lattn_rotary_layout */
@@ -405,43 +429,51 @@ typedef struct lattn_rotary_scaling {
   double beta_slow;              /* YARN; 0 = 1 */
 } lattn_rotary_scaling;
 
-/* Fills turns[n_dims / 2], to <= 2^-60 relative, by integer arithmetic. Errors: NULL, SIZE, FIELD, SHAPE, VALUE. */
+/* Fills turns[n_dims / 2], to <= 2^-60 relative, by integer arithmetic. Errors: NULL, SIZE,
+   FIELD, SHAPE, VALUE. */
 LATTN_API lattn_status lattn_rotary_turns(uint64_t *turns, const lattn_rotary_scaling *scaling);
 
-/* Turns of n frequencies in radians a position, taken as exact. Errors: NULL, SHAPE (n < 0), VALUE (not finite). */
-LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians, int64_t n);
-LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians, int64_t n);
+/* Turns of n frequencies in radians a position, taken as exact. Errors: NULL, SHAPE (n < 0),
+   VALUE (not finite). */
+LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians,
+                                                   int64_t n);
+LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians,
+                                                   int64_t n);
 
 /* YaRN's magnitude: 0.1 * mscale * ln(factor) + 1 for factor > 1, else 1. Errors: NULL, VALUE. */
 LATTN_API lattn_status lattn_rotary_yarn_magnitude(float *magnitude, double factor, double mscale);
 
-/* Rotates x in place: token t to position positions[t], or first_position + t where positions is NULL.
-   In float32, then rounded to x's type. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE. Note:
-   OVERFLOWED. */
+/* Rotates x in place: token t to position positions[t], or first_position + t where positions is
+   NULL. In float32, then rounded to x's type. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE,
+   OVERFLOW, VALUE. Note: OVERFLOWED. */
 LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
                                     int64_t first_position, const int64_t *positions);
 
 /* ---- append: pools and caches ---- */
 
-/* Owns pages; hands them to caches. Lives in the arena given to lattn_pool_init, or its pages come from an
-   allocator. A pool whose pages are in its arena holds no pointer: the arena may be copied to another
-   place of the same alignment modulo 64 (caches are then found at the same offsets). */
+/* Owns pages; hands them to caches. Lives in the arena given to lattn_pool_init, or its pages
+   come from an allocator. A pool whose pages are in its arena holds no pointer: the arena may be
+   copied to another place of the same alignment modulo 64 (caches are then found at the same
+   offsets). */
 typedef struct lattn_pool lattn_pool;
 
-/* One sequence of one layer: keys and values of n_kv_heads heads, each kept by its own policy. Its tables
-   live in its pool's arena. Calls that change any cache of a pool are serialised by the caller; attends
-   run beside each other. */
+/* One sequence of one layer: keys and values of n_kv_heads heads, each kept by its own policy.
+   Its tables live in its pool's arena. Calls that change any cache of a pool are serialised by
+   the caller; attends run beside each other. */
 typedef struct lattn_cache lattn_cache;
 
 enum lattn_policy {
   LATTN_HEAD_FULL = 0,     /* keeps every token */
-  LATTN_HEAD_STREAMING = 1 /* row i sees j <= i with j < sinks or i - j < window (Xiao et al., StreamingLLM) */
+  LATTN_HEAD_STREAMING = 1 /* row i sees j <= i with j < sinks or i - j < window (Xiao et al.,
+                              StreamingLLM) */
 };
 
 enum lattn_positions {
-  LATTN_POSITIONS_DEFAULT = 0,  /* in-cache for streaming heads of a cache that rotates or has ALiBi */
+  LATTN_POSITIONS_DEFAULT = 0,  /* in-cache for streaming heads of a cache that rotates or has
+                                   ALiBi */
   LATTN_POSITIONS_ABSOLUTE = 1, /* sinks keep their true distance (DuoAttention's deployment) */
-  LATTN_POSITIONS_IN_CACHE = 2  /* sinks appear just before the window: at distance min(i, S+W-1) - j */
+  LATTN_POSITIONS_IN_CACHE = 2  /* sinks appear just before the window: at distance min(i, S+W-1)
+                                   - j */
 };
 
 /* Policy of one KV head. */
@@ -462,20 +494,22 @@ typedef struct lattn_cache_config {
   int32_t value_dim;        /* 0 = key_dim */
   int32_t key_type;         /* enum lattn_type of storage; 0 = LATTN_F32 */
   int32_t value_type;       /* 0 = LATTN_F32 */
-  int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no limit */
+  int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no
+                               limit */
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
   float scale;              /* as in lattn_attn */
   float softcap;
   const lattn_head *heads;  /* NULL = all full, or [n_kv_heads]; copied */
-  const lattn_rotary *rotary;  /* NULL = none: keys and queries are taken as they are; else the cache
-                                  rotates both at their positions, in float32, before storage; copied */
+  const lattn_rotary *rotary;  /* NULL = none: keys and queries are taken as they are; else the
+                                  cache rotates both at their positions, in float32, before
+                                  storage; copied */
   const float *alibi_slopes;   /* NULL, or [n_heads]; copied */
   const float *sink_logits;    /* NULL, or [n_heads]; copied */
   lattn_fault *fault;          /* NULL, or gets the field that an error is about; not kept */
 } lattn_cache_config;
 
-/* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both are called
-   only inside calls that change a cache of the pool. */
+/* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both
+   are called only inside calls that change a cache of the pool. */
 typedef struct lattn_pool_config {
   uint32_t size;                   /* sizeof(lattn_pool_config) */
   int32_t zero;                    /* must be 0 */
@@ -518,34 +552,36 @@ typedef struct lattn_cache_head_stats {
   int64_t page_bytes;      /* bytes of this head's pages */
 } lattn_cache_head_stats;
 
-/* Bytes one cache takes of a pool's arena, at most, between calls of lattn_cache_extend: tables and pages.
-   0: impossible config (lattn_cache_init says why). */
+/* Bytes one cache takes of a pool's arena, at most, between calls of lattn_cache_extend: tables
+   and pages. 0: impossible config (lattn_cache_init says why). */
 LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config);
 
-/* Bytes of arena for a pool of n caches of that config, filled to capacity by extend (which needs room for
-   max_append tokens of one cache's streaming heads at a time; if you append to several caches before you
-   attend, add n * the difference to a config with slack + max_append). With an allocator (pool config with
-   alloc): tables only. pool NULL = pages from the arena. Sum over configs for a mixed pool. 0: impossible. */
+/* Bytes of arena for a pool of n caches of that config, filled to capacity by extend (which
+   needs room for max_append tokens of one cache's streaming heads at a time; if you append to
+   several caches before you attend, add n * the difference to a config with slack + max_append).
+   With an allocator (pool config with alloc): tables only. pool NULL = pages from the arena. Sum
+   over configs for a mixed pool. 0: impossible. */
 LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cache_config *config,
                                   int64_t n_caches);
 
-/* Makes a pool in arena (any alignment; the pool starts at the first multiple of 64). The arena stays the
-   caller's: to end the pool, release its caches if they use an allocator, and forget it.
-   Errors: NULL, SIZE, FIELD, MEMORY, CONFIG (alloc without free). */
+/* Makes a pool in arena (any alignment; the pool starts at the first multiple of 64). The arena
+   stays the caller's: to end the pool, release its caches if they use an allocator, and forget
+   it. Errors: NULL, SIZE, FIELD, MEMORY, CONFIG (alloc without free). */
 LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t arena_bytes,
                                        const lattn_pool_config *config);
 LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_stats *stats);
 
-/* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG (in-cache positions
-   without rotary or ALiBi; no capacity with a full head; more than 8 page sizes in a pool), FULL. */
+/* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
+   (in-cache positions without rotary or ALiBi; no capacity with a full head; more than 8 page
+   sizes in a pool), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
 /* Gives the cache's pages and tables back to its pool. The cache is then gone. */
 LATTN_API lattn_status lattn_cache_release(lattn_cache *cache);
 
-/* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned sinks, rotary,
-   policies) is the cache's config. Key indices are positions in the cache. */
+/* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned
+   sinks, rotary, policies) is the cache's config. Key indices are positions in the cache. */
 typedef struct lattn_call {
   uint32_t size;                  /* sizeof(lattn_call) */
   int32_t zero;                   /* must be 0 */
@@ -562,31 +598,33 @@ LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n
                                      int32_t n_threads);
 
 /* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv], and attends with q
-   [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the token at position (tokens before) + r and sees
-   itself and what its head's policy lets it see. Any n, in inner steps of max_append tokens: memory for a
-   streaming head stays constant. Pages for the whole call are reserved first: LATTN_E_FULL comes before
-   anything is written. When cancelled, the cache holds exactly *tokens_done more tokens than before, whose
-   rows are written. out may be exactly q's array. Errors: as lattn_attention, and FULL. Notes: CANCELLED,
-   OVERFLOWED. */
-LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call, lattn_tensor q,
-                                          lattn_tensor k, lattn_tensor v, lattn_tensor out,
-                                          float *lse, const lattn_exec *exec);
+   [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the token at position (tokens before)
+   + r and sees itself and what its head's policy lets it see. Any n, in inner steps of
+   max_append tokens: memory for a streaming head stays constant. Pages for the whole call are
+   reserved first: LATTN_E_FULL comes before anything is written. When cancelled, the cache holds
+   exactly *tokens_done more tokens than before, whose rows are written. out may be exactly q's
+   array. Errors: as lattn_attention, and FULL. Notes: CANCELLED, OVERFLOWED. */
+LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
+                                          lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                          lattn_tensor out, float *lse, const lattn_exec *exec);
 
-/* Appends only: at most max_append tokens (else LATTN_E_SHAPE). Streaming heads then hold these tokens besides
-   their window, until the next extend or append. Errors: NULL, SIZE, SHAPE, TYPE, STRIDE, OVERFLOW, FULL. Note:
-   OVERFLOWED. exec: only fault is used. */
+/* Appends only: at most max_append tokens (else LATTN_E_SHAPE). Streaming heads then hold these
+   tokens besides their window, until the next extend or append. Errors: NULL, SIZE, SHAPE, TYPE,
+   STRIDE, OVERFLOW, FULL. Note: OVERFLOWED. exec: only fault is used. */
 LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
                                           const lattn_exec *exec);
 
-/* Attends only: the n rows of q are the newest n tokens of the cache. Extend = append + attend, bit for bit.
-   Errors: as lattn_attention; SHAPE for more rows than tokens; EVICTED when a row's window is no longer held. */
+/* Attends only: the n rows of q are the newest n tokens of the cache. Extend = append + attend,
+   bit for bit. Errors: as lattn_attention; SHAPE for more rows than tokens; EVICTED when a row's
+   window is no longer held. */
 LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor out, float *lse,
                                           const lattn_exec *exec);
 
-/* Forgets the tokens from position n_tokens on, as if they had never been appended. For streaming heads that
-   have evicted: as far back as the next token's whole window, and the newest token, is still held (at least
-   `slack` tokens), else LATTN_E_EVICTED. Errors: NULL, SHAPE (negative, or more than held), EVICTED. */
+/* Forgets the tokens from position n_tokens on, as if they had never been appended. For
+   streaming heads that have evicted: as far back as the next token's whole window, and the
+   newest token, is still held (at least `slack` tokens), else LATTN_E_EVICTED. Errors: NULL,
+   SHAPE (negative, or more than held), EVICTED. */
 LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens);
 
 /* Forgets everything; gives all pages back to the pool. Errors: NULL. */
@@ -615,7 +653,8 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 -Ofast and -ffinite-math-only: they break NaN, infinities and the one-answer contract"
 #endif
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
-#error "longattn.h: float arithmetic is not rounded to float here; on 32-bit x86 use -msse2 -mfpmath=sse"
+#error \
+    "longattn.h: float arithmetic is not rounded to float here; on 32-bit x86: -msse2 -mfpmath=sse"
 #endif
 
 #define LONGATTN_SIMD_SCALAR 1
@@ -685,7 +724,8 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 #define LATTN_INLINE_ static inline __attribute__((unused, always_inline))
 #define LATTN_MEMCPY_ __builtin_memcpy
 #define LATTN_MEMSET_ __builtin_memset
-#define LATTN_PREFETCH_(p) __builtin_prefetch((p), 0, 2) /* into L2: measured 1.4x the decode of L1 */
+/* Into L2: measured 1.4x the decode speed of a hint into L1. */
+#define LATTN_PREFETCH_(p) __builtin_prefetch((p), 0, 2)
 #if defined(__clang__) /* constant counts everywhere; else accumulators stay in memory */
 #define LATTN_UNROLL_ _Pragma("clang loop unroll(full)")
 #elif __GNUC__ >= 8
@@ -705,7 +745,8 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 #endif
 
 
-/* Work counters shared by threads. Where the target has no lock-free int, tasks take every n-th unit. */
+/* Work counters shared by threads. Where the target has no lock-free int, tasks take every n-th
+   unit. */
 #if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2
 #define LATTN_HAS_ATOMIC_ 1
 LATTN_FN_ int32_t lattn_take_(int32_t *counter) {
@@ -718,9 +759,10 @@ LATTN_FN_ int32_t lattn_take_(int32_t *counter) { return (*counter)++; }
 LATTN_FN_ void lattn_raise_(int32_t *flag) { *flag = 1; }
 #endif
 
-/* The floating-point control word. Work runs round-to-nearest, no flush to zero, exceptions masked; the
-   caller's word comes back with its sticky flags. The work itself is in a callee that is not inlined,
-   so no operation can move across the write. On targets without one known here, nothing is done. */
+/* The floating-point control word. Work runs round-to-nearest, no flush to zero, exceptions
+   masked; the caller's word comes back with its sticky flags. The work itself is in a callee
+   that is not inlined, so no operation can move across the write. On targets without one known
+   here, nothing is done. */
 typedef struct lattn_fpenv_ {
   uint64_t control, status;
 } lattn_fpenv_;
@@ -795,7 +837,8 @@ LATTN_FN_ uint16_t lattn_to_f16_(float x) {
   }
   if (a < 0x33000000u) return (uint16_t)sign; /* below half of the least denormal */
   uint32_t shift = 126u - (a >> 23), fraction = (a & 0x7fffffu) | 0x800000u;
-  uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1u), half = 1u << (shift - 1);
+  uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1u),
+           half = 1u << (shift - 1);
   return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1u)))));
 }
 
@@ -807,9 +850,10 @@ LATTN_INLINE_ uint16_t lattn_to_bf16_(float x) {
   return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-/* a * b + c with one rounding. Without the instruction: fast (two roundings) by default; exact under
-   LONGATTN_STRICT: the product of two floats is exact in double; the sum is rounded to odd (its last bit
-   set if anything was lost), so that the second rounding, to float, is the only one that shows. */
+/* a * b + c with one rounding. Without the instruction: fast (two roundings) by default; exact
+   under LONGATTN_STRICT: the product of two floats is exact in double; the sum is rounded to odd
+   (its last bit set if anything was lost), so that the second rounding, to float, is the only
+   one that shows. */
 LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
 #if LATTN_HAS_FMA_ && defined(__GNUC__)
   return __builtin_fmaf(a, b, c);
@@ -831,11 +875,12 @@ LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
 }
 
 /* ==== §3 vector layer ============================================================================
-   One logical vector of 16 floats, the lanes of one panel, on every ISA: the same lanes, the same order,
-   the same reductions, so the same bits by construction. What each function must do is said at the
-   scalar block; the other blocks follow it line by line. Tile constants (rows and panels in registers)
-   are per ISA and change no row's arithmetic. `n` is a count of valid lanes, 0 ... 16: nothing past it is
-   read or written, and lanes past it load as +0. `bits`: lane t is bit t. */
+   One logical vector of 16 floats, the lanes of one panel, on every ISA: the same lanes, the
+   same order, the same reductions, so the same bits by construction. What each function must do
+   is said at the scalar block; the other blocks follow it line by line. Tile constants (rows and
+   panels in registers) are per ISA and change no row's arithmetic. `n` is a count of valid
+   lanes, 0 ... 16: nothing past it is read or written, and lanes past it load as +0. `bits`:
+   lane t is bit t. */
 
 enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_ROWS_ = 6 };
 
@@ -1078,7 +1123,8 @@ LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
   }
   LATTN_UNROLL_
   for (int c = 0; c < 4; c++) {
-    __m512 p = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+    __m512 p = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88),
+           q = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
     __m512 s = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
     __m512 u = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
     x[c].r = _mm512_shuffle_f32x4(p, s, 0x88);
@@ -1112,7 +1158,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) {
 }
 /* lanes 8 i ... 8 i + 7 below n, all ones */
 LATTN_INLINE_ __m256i lattn_v_count_(int n, int i) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8 * i), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8 * i),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_load_n_(const float *p, int n) {
   lattn_v16_ y;
@@ -1127,7 +1174,8 @@ LATTN_INLINE_ void lattn_v_store_n_(float *p, lattn_v16_ x, int n) {
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_load_f16_(const uint16_t *p) {
   lattn_v16_ y;
-  LATTN_HALVES_ y.r[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8 * i)));
+  LATTN_HALVES_ y.r[i] =
+      _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8 * i)));
   return y;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_load_bf16_(const uint16_t *p) {
@@ -1167,11 +1215,13 @@ LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) {
   return b;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_if_less_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
-  LATTN_HALVES_ b.r[i] = _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_LT_OQ));
+  LATTN_HALVES_ b.r[i] =
+      _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_LT_OQ));
   return b;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_if_equal_(lattn_v16_ x, lattn_v16_ y, lattn_v16_ a, lattn_v16_ b) {
-  LATTN_HALVES_ b.r[i] = _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_EQ_OQ));
+  LATTN_HALVES_ b.r[i] =
+      _mm256_blendv_ps(b.r[i], a.r[i], _mm256_cmp_ps(x.r[i], y.r[i], _CMP_EQ_OQ));
   return b;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_if_bits_(uint32_t bits, lattn_v16_ a, lattn_v16_ b) {
@@ -1462,8 +1512,9 @@ LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
    exp, log, tanh and 1/sqrt: ours, the same operations in the same order everywhere, no libm. */
 
 /* exp(x) for x <= 0, to 1 ulp; +0 below ln(FLT_MIN), so no weight is ever denormal; NaN stays NaN.
-   x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off, times
-   r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it is exact. */
+   x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off,
+   times r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it
+   is exact. */
 LATTN_INLINE_ lattn_v16_ lattn_v_exp_(lattn_v16_ x) {
   lattn_v16_ limit = lattn_v_set_(-87.3365402f), magic = lattn_v_set_(12582912.0f), t, k, r, p, y;
   t = lattn_v_max_(limit, x); /* NaN passes: limit > NaN is false */
@@ -1502,7 +1553,8 @@ LATTN_FN_ lattn_v16_ lattn_v_tanh_(lattn_v16_ x) {
 }
 
 /* ln(x) for positive normal x, to 1 ulp of the result or 2^-25, whichever is larger.
-   x = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2); ln(1 + f) = f - f^2/2 + f^3 Q(f), Q of degree 8. */
+   x = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2); ln(1 + f) = f - f^2/2 + f^3 Q(f), Q of degree
+   8. */
 LATTN_FN_ float lattn_log_(float x) {
   static const float q[9] = {0.333333313f, -0.249999806f, 0.200006887f, -0.166691512f, 0.142511547f,
                              -0.123967074f, 0.116346769f, -0.116598874f, 0.0733243823f};
@@ -1534,7 +1586,8 @@ LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
     uint64_t t = m | (uint64_t)1 << bit;
     if (t * t <= quotient) m = t;
   }
-  m = (m + (m & 1)) >> 1; /* to 24 bits; an odd m is above half, since m^2 d = 4^s has no odd solution > 1 */
+  m = (m + (m & 1)) >> 1; /* to 24 bits; an odd m is above half, since m^2 d = 4^s has no odd
+                             solution > 1 */
   return (float)m * lattn_float_((uint32_t)(128 - s) << 23);
 }
 
@@ -1543,17 +1596,18 @@ LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
    panels of keys (scores) or vectors of value columns (values), its accumulators in registers.
    The order of every sum is that of one lane, whatever the tile's shape. */
 
-/* A hint that what lies `ahead` bytes from element `index` is needed soon; a hint never faults. Tiles of
-   fewer than 6 rows are decoding, from memory: block by block they ask for the next one, a page away,
-   which the hardware does not foresee (it stops at 4 KiB). */
+/* A hint that what lies `ahead` bytes from element `index` is needed soon; a hint never faults.
+   Tiles of fewer than 6 rows are decoding, from memory: block by block they ask for the next
+   one, a page away, which the hardware does not foresee (it stops at 4 KiB). */
 LATTN_INLINE_ void lattn_fetch_(int m, const void *p, int type, int64_t index, int64_t ahead) {
   if (m < LATTN_TILE_ROWS_)
     LATTN_PREFETCH_((const void *)((uintptr_t)p + (uintptr_t)ahead +
                                    (uintptr_t)(index * (type == LATTN_F32 ? 4 : 2))));
 }
 
-/* s[a][16 p ...] = q[a] . key, for m rows and `panels` adjacent panels [dim][16] of keys at element `at`
-   of k. Per dim of a full AVX-512 tile: 4 key loads, 6 broadcasts, 24 multiply-adds. */
+/* s[a][16 p ...] = q[a] . key, for m rows and `panels` adjacent panels [dim][16] of keys at
+   element `at` of k. Per dim of a full AVX-512 tile: 4 key loads, 6 broadcasts, 24
+   multiply-adds. */
 LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q, int64_t dim,
                                      const void *k, int64_t at, int64_t ahead, float *s) {
   lattn_v16_ acc[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
@@ -1582,8 +1636,8 @@ LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q
       lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_, acc[a][p]);
 }
 
-/* The same for one panel of keys in the caller's layout: key of lane t at (index + t) * stride, lanes
-   [from, to) exist. 16 x 16 transposes in registers instead of a packing pass. */
+/* The same for one panel of keys in the caller's layout: key of lane t at (index + t) * stride,
+   lanes [from, to) exist. 16 x 16 transposes in registers instead of a packing pass. */
 LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, const float *q, int64_t dim,
                                              const void *k, int64_t index, int64_t stride, int from,
                                              int to, float *s) {
@@ -1605,12 +1659,13 @@ LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, const float *q, in
   for (int a = 0; a < m; a++) lattn_v_store_(s + a * LATTN_BLOCK_, acc[a]);
 }
 
-/* acc[a][...] = fma(acc, e[a], sum_j w[a][j] v[j]) for m rows, keys 0 ... n_keys - 1 of v at element
-   at + j * stride, and `vectors` vectors of columns, the last of which has `last` columns. The chain over
-   the keys starts at +0. Per key of a full AVX-512 tile: 4 value loads, 6 broadcasts, 24 multiply-adds. */
+/* acc[a][...] = fma(acc, e[a], sum_j w[a][j] v[j]) for m rows, keys 0 ... n_keys - 1 of v at
+   element at + j * stride, and `vectors` vectors of columns, the last of which has `last`
+   columns. The chain over the keys starts at +0. Per key of a full AVX-512 tile: 4 value loads,
+   6 broadcasts, 24 multiply-adds. */
 LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, const float *w,
-                                     const void *v, int64_t at, int64_t stride, int n_keys, int last,
-                                     float *acc, int64_t acc_stride, const float *e,
+                                     const void *v, int64_t at, int64_t stride, int n_keys,
+                                     int last, float *acc, int64_t acc_stride, const float *e,
                                      int64_t ahead) {
   lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_THIN_VECTORS_ > LATTN_TILE_PANELS_ ? LATTN_THIN_VECTORS_
                                                                              : LATTN_TILE_PANELS_];
@@ -1622,7 +1677,8 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
   for (int j = 0; j < n_keys; j++, at += stride) {
     LATTN_UNROLL_
     for (int c = 0; c < vectors; c++) {
-      b[c] = whole ? lattn_v_get_(v, type, at + c * 16) : lattn_v_get_n_(v, type, at + c * 16, last);
+      b[c] =
+          whole ? lattn_v_get_(v, type, at + c * 16) : lattn_v_get_n_(v, type, at + c * 16, last);
       lattn_fetch_(m, v, type, at + c * 16, ahead);
     }
     LATTN_UNROLL_
@@ -1714,7 +1770,8 @@ LATTN_INLINE_ void lattn_value_columns_(int m, int type, const float *w, const v
     lattn_value_body_(m, vectors, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
                       ahead);
   for (; c + 16 <= dim; c += 16)
-    lattn_value_body_(m, 1, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e, ahead);
+    lattn_value_body_(m, 1, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
+                      ahead);
   if (c < dim)
     lattn_value_body_(m, 1, type, 0, w, v, at + c, stride, n_keys, (int)(dim - c), acc + c,
                       acc_stride, e, ahead);
@@ -1748,8 +1805,8 @@ LATTN_NOINLINE_ void lattn_value_bf16_(int m, const float *w, const void *v, int
 #undef LATTN_BODY_
 }
 
-/* Values of one row when a key that it does not see may hold infinity or NaN: only its own keys (bits
-   of `visible`, 8 panels) enter the chain. The same order, the same bits. Rare, so plain. */
+/* Values of one row when a key that it does not see may hold infinity or NaN: only its own keys
+   (bits of `visible`, 8 panels) enter the chain. The same order, the same bits. Rare, so plain. */
 LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], int type, const float *w,
                                           const void *v, int64_t at, int64_t stride, int first,
                                           int end, int64_t dim, float *acc, float e) {
@@ -1771,8 +1828,8 @@ LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], int type, c
   }
 }
 
-/* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the panels that
-   these touch become +0. */
+/* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the
+   panels that these touch become +0. */
 LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_t index,
                                       int64_t stride, int64_t dim, int from, int end) {
   lattn_v16_ x[LATTN_PANEL_];
@@ -1792,7 +1849,8 @@ LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_
     }
 }
 
-/* Widens n adjacent elements (rows of panels, or one row of values padded to full vectors with +0). */
+/* Widens n adjacent elements (rows of panels, or one row of values padded to full vectors with
+   +0). */
 LATTN_NOINLINE_ void lattn_widen_(float *to, const void *from, int type, int64_t at, int64_t n) {
 #define LATTN_BODY_(T)                                                            \
   for (int64_t i = 0; i < n; i += 16)                                             \
@@ -1815,8 +1873,9 @@ LATTN_NOINLINE_ int lattn_values_nonfinite_(const void *v, int type, int64_t at,
   return bits != 0;
 }
 
-/* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)), then lanes.
-   x - x is 0 for infinities too: only m = +infinity can meet an equal infinite score. */
+/* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)),
+   then lanes. x - x is 0 for infinities too: only m = +infinity can meet an equal infinite
+   score. */
 LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
   lattn_v16_ m = lattn_v_set_(maximum), w[8];
   if (lattn_bits_(maximum) == 0x7f800000u) {
@@ -1836,9 +1895,9 @@ LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
   return lattn_v_reduce_add_(lattn_v_add_(w[0], w[4]));
 }
 
-/* Merge of two partials of one row (DESIGN 3): the one with the larger maximum leads, B on a tie or NaN;
-   e = exp(m_S - m_L); acc = fma(acc_S, e, acc_L), the sum likewise. Into A's place. An empty side is the
-   identity. `columns` is a multiple of 16. */
+/* Merge of two partials of one row (DESIGN 3): the one with the larger maximum leads, B on a tie
+   or NaN; e = exp(m_S - m_L); acc = fma(acc_S, e, acc_L), the sum likewise. Into A's place. An
+   empty side is the identity. `columns` is a multiple of 16. */
 LATTN_FN_ void lattn_merge_row_(float *m_a, float *l_a, float *acc_a, float m_b, float l_b,
                                 const float *acc_b, int64_t columns) {
   int a_leads;
@@ -1858,17 +1917,20 @@ LATTN_FN_ void lattn_merge_row_(float *m_a, float *l_a, float *acc_a, float m_b,
   if (a_leads) {
     *l_a = lattn_fma_(l_b, e, *l_a);
     for (int64_t c = 0; c < columns; c += 16)
-      lattn_v_store_(acc_a + c, lattn_v_fma_(lattn_v_load_(acc_b + c), x, lattn_v_load_(acc_a + c)));
+      lattn_v_store_(acc_a + c,
+                     lattn_v_fma_(lattn_v_load_(acc_b + c), x, lattn_v_load_(acc_a + c)));
   } else {
     *l_a = lattn_fma_(*l_a, e, l_b);
     for (int64_t c = 0; c < columns; c += 16)
-      lattn_v_store_(acc_a + c, lattn_v_fma_(lattn_v_load_(acc_a + c), x, lattn_v_load_(acc_b + c)));
+      lattn_v_store_(acc_a + c,
+                     lattn_v_fma_(lattn_v_load_(acc_a + c), x, lattn_v_load_(acc_b + c)));
     *m_a = m_b;
   }
 }
 
-/* Height of the least subtree of the segment tree that holds both segments: 0 when equal. In a list of
-   partials in order, the neighbours A, B are merged before C comes iff height(A, B) < height(B, C). */
+/* Height of the least subtree of the segment tree that holds both segments: 0 when equal. In a
+   list of partials in order, the neighbours A, B are merged before C comes iff height(A, B) <
+   height(B, C). */
 LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
   int h = 0;
   for (uint64_t x = (uint64_t)a ^ (uint64_t)b; x; x >>= 1) h++;
@@ -1876,20 +1938,23 @@ LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
 }
 
 /* ==== §6 attend ==================================================================================
-   A call becomes a job: its keys lie in the caller's arrays or in a cache. The job is cut into items
-   (sequence, KV head, block of rows), each item into units (aligned runs of segments) when there are
-   fewer items than threads could use; workers take units in turn. A unit folds its blocks into one
-   partial a row; an item of one unit is finished on the spot, the others' partials are folded by the
-   caller's thread, through the same tree. Cost: rows * keys * (dk + dv) multiply-adds; keys packed (or
-   widened) once per block of rows. */
+   A call becomes a job: its keys lie in the caller's arrays or in a cache. The job is cut into
+   items (sequence, KV head, block of rows), each item into units (aligned runs of segments) when
+   there are fewer items than threads could use; workers take units in turn. A unit folds its
+   blocks into one partial a row; an item of one unit is finished on the spot, the others'
+   partials are folded by the caller's thread, through the same tree. Cost: rows * keys * (dk +
+   dv) multiply-adds; keys packed (or widened) once per block of rows. */
 
 enum {
   LATTN_MAX_ROWS_ = 384,     /* rows of an item at most: q and acc take half of 1 MiB of L2 */
-  LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel instead */
-  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights, + 1 */
+  LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel
+                                instead */
+  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights,
+                                + 1 */
   LATTN_STACK_KEY_DIM_ = 256,
   LATTN_STACK_VALUE_DIM_ = 160,
-  /* Workspace of a task without scratch: two queries, scores, angles, partials, and one row's record. */
+  /* Workspace of a task without scratch: two queries, scores, angles, partials, and one row's
+     record. */
   LATTN_STACK_BYTES_ = 4 * (3 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
                             LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
   LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
@@ -1908,8 +1973,10 @@ LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, cons
   return status;
 }
 
-/* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know must be. */
-LATTN_FN_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes, const void *from) {
+/* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know
+   must be. */
+LATTN_FN_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes,
+                                     const void *from) {
   uint32_t size;
   LATTN_MEMSET_(own, 0, own_bytes);
   if (!from) return LATTN_OK;
@@ -1958,7 +2025,8 @@ LATTN_FN_ int64_t lattn_extent_(const lattn_tensor *t) {
 LATTN_FN_ lattn_status lattn_view_(lattn_tensor *t, int is_output, int needs_data,
                                    const lattn_names_ *name, lattn_fault *fault) {
   if (t->type == 0) t->type = LATTN_F32;
-  if (t->type < LATTN_F32 || t->type > LATTN_BF16) return lattn_fail_(fault, LATTN_E_TYPE, name->type);
+  if (t->type < LATTN_F32 || t->type > LATTN_BF16)
+    return lattn_fail_(fault, LATTN_E_TYPE, name->type);
   if (t->zero) return lattn_fail_(fault, LATTN_E_FIELD, name->zero);
   if (t->n_tokens < 0) return lattn_fail_(fault, LATTN_E_SHAPE, name->tokens);
   if (t->n_heads < 1) return lattn_fail_(fault, LATTN_E_SHAPE, name->heads);
@@ -1987,12 +2055,13 @@ LATTN_FN_ lattn_status lattn_view_(lattn_tensor *t, int is_output, int needs_dat
     if (!(heads >= t->dim && tokens >= row) && !(tokens >= t->dim && heads >= column))
       return lattn_fail_(fault, LATTN_E_STRIDE, name->token);
   }
-  if (needs_data && !t->data && t->n_tokens > 0) return lattn_fail_(fault, LATTN_E_NULL, name->data);
+  if (needs_data && !t->data && t->n_tokens > 0)
+    return lattn_fail_(fault, LATTN_E_NULL, name->data);
   return LATTN_OK;
 }
 
-/* Do two views share an element? Exact for views that interleave within the same token stride (a fused
-   q-k-v buffer); otherwise by their spans. */
+/* Do two views share an element? Exact for views that interleave within the same token stride (a
+   fused q-k-v buffer); otherwise by their spans. */
 LATTN_FN_ int lattn_overlap_(const lattn_tensor *a, const lattn_tensor *b) {
   uintptr_t at_a = (uintptr_t)a->data, at_b = (uintptr_t)b->data, stride, off;
   size_t size_a = lattn_type_size_(a->type), size_b = lattn_type_size_(b->type), len_a, len_b;
@@ -2033,7 +2102,8 @@ typedef struct lattn_turning_ {
   const uint64_t *turns; /* NULL: none */
 } lattn_turning_;
 
-/* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows. §9. */
+/* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows.
+   §9. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
 LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
@@ -2068,7 +2138,8 @@ typedef struct lattn_job_ {
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
 
-/* One row of an item: its keys are [lo, hi) and [sink_lo, sink_hi), absolute, apart from each other. */
+/* One row of an item: its keys are [lo, hi) and [sink_lo, sink_hi), absolute, apart from each
+   other. */
 typedef struct lattn_row_ {
   int64_t token;    /* of q */
   int64_t position; /* for ALiBi, windows, callbacks */
@@ -2076,7 +2147,8 @@ typedef struct lattn_row_ {
   int32_t head, zero;
 } lattn_row_;
 
-/* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r % group. */
+/* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r %
+   group. */
 typedef struct lattn_item_ {
   int64_t sequence, q0, nq, k0, nk, query_position, key_position; /* of the sequence */
   int64_t blocks, block_rows;       /* of the sequence and head */
@@ -2122,7 +2194,8 @@ LATTN_FN_ lattn_slot_ lattn_slot_at_(float *base, int64_t rows) {
   return s;
 }
 
-/* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on the stack. */
+/* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on
+   the stack. */
 LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job) {
   size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[8];
   int64_t tile = job->rows < LATTN_TILE_ROWS_ ? job->rows : (int64_t)LATTN_TILE_ROWS_;
@@ -2194,7 +2267,8 @@ LATTN_FN_ void lattn_row_join_(lattn_row_ *row) {
 }
 
 /* Row r of the item's sequence. */
-LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64_t r, lattn_row_ *row) {
+LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64_t r,
+                             lattn_row_ *row) {
   const lattn_attn *o = &job->o;
   int64_t i = r / job->group, window = o->window, sinks = o->sinks, ahead = o->ahead, from, to;
   row->token = it->q0 + i;
@@ -2245,9 +2319,10 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
 
 /* ---- scores: everything between the dot product and the maximum ---- */
 
-/* 16 elements of one row of a bias, element `index` at lane 0; lanes whose index is outside of [0, n) are 0. */
-LATTN_FN_ lattn_v16_ lattn_bias16_(const lattn_tensor *t, int64_t token, int64_t head, int64_t index,
-                                   int64_t n) {
+/* 16 elements of one row of a bias, element `index` at lane 0; lanes whose index is outside of
+   [0, n) are 0. */
+LATTN_FN_ lattn_v16_ lattn_bias16_(const lattn_tensor *t, int64_t token, int64_t head,
+                                   int64_t index, int64_t n) {
   float x[16];
   int64_t at = (t->n_tokens > 1 ? token * t->stride_token : 0) +
                (t->n_heads > 1 ? head * t->stride_head : 0);
@@ -2256,7 +2331,8 @@ LATTN_FN_ lattn_v16_ lattn_bias16_(const lattn_tensor *t, int64_t token, int64_t
   return lattn_v_load_(x);
 }
 
-/* |position - key| of 16 keys as floats; sinks of an in-cache head stand at distance `sink_position` - key. */
+/* |position - key| of 16 keys as floats; sinks of an in-cache head stand at distance
+   `sink_position` - key. */
 LATTN_FN_ lattn_v16_ lattn_distance16_(const lattn_job_ *job, const lattn_item_ *it,
                                        const lattn_row_ *row, int64_t base, int64_t sinks,
                                        int64_t sink_position) {
@@ -2306,9 +2382,9 @@ LATTN_NOINLINE_ lattn_v16_ lattn_adjust_(const lattn_job_ *job, const lattn_item
   return s;
 }
 
-/* Adjusts and masks the scores of a block (panels [first, end) are computed, the others hidden), and returns
-   their maximum: -infinity when the row sees none, or only scores of -infinity; NaN if only those and NaN.
-   visible gets the bits of the 8 panels. */
+/* Adjusts and masks the scores of a block (panels [first, end) are computed, the others hidden),
+   and returns their maximum: -infinity when the row sees none, or only scores of -infinity; NaN
+   if only those and NaN. visible gets the bits of the 8 panels. */
 LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, const lattn_row_ *row,
                                 int64_t base, int first, int end, float *s, uint32_t visible[8]) {
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), top = least;
@@ -2422,8 +2498,8 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
   b->v_stride = job->columns;
 }
 
-LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, const float *q,
-                                 int first, int end, float *s) {
+LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m,
+                                 const float *q, int first, int end, float *s) {
   if (!b->panels) {
     for (int p = first; p < end; p++)
       lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
@@ -2437,10 +2513,11 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   }
 }
 
-/* Panels that hold in-cache sinks are scored with the sink query; of a panel that holds both, lanes are
-   selected. */
-LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp, const lattn_block_ *b,
-                                  int m, int64_t r, int64_t sinks, int first, int end, float *s) {
+/* Panels that hold in-cache sinks are scored with the sink query; of a panel that holds both,
+   lanes are selected. */
+LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp,
+                                  const lattn_block_ *b, int m, int64_t r, int64_t sinks, int first,
+                                  int end, float *s) {
   float kept[LATTN_TILE_ROWS_][16];
   int whole = (int)(sinks / 16), part = (int)(sinks % 16), last;
   if (whole > end) whole = end, part = 0;
@@ -2457,8 +2534,8 @@ LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp,
     }
 }
 
-LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo, int hi,
-                                 const float *w, float *acc, const float *e) {
+LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
+                                 int hi, const float *w, float *acc, const float *e) {
   int64_t at = (b->v_index + lo) * b->v_stride;
   if (b->v_type == LATTN_F32)
     lattn_value_f32_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
@@ -2605,10 +2682,12 @@ LATTN_FN_ void lattn_fold_top_(lattn_space_ *sp, int64_t rows) {
   sp->used &= ~(1u << b);
 }
 
-/* The slot becomes the newest subtree, whose first segment is leaf; complete older ones merge first. */
+/* The slot becomes the newest subtree, whose first segment is leaf; complete older ones merge
+   first. */
 LATTN_FN_ void lattn_push_(lattn_space_ *sp, int slot, int64_t leaf, int64_t rows) {
   int n = sp->n_stack;
-  while (n >= 2 && lattn_height_(sp->leaf[n - 2], sp->leaf[n - 1]) < lattn_height_(sp->leaf[n - 1], leaf)) {
+  while (n >= 2 &&
+         lattn_height_(sp->leaf[n - 2], sp->leaf[n - 1]) < lattn_height_(sp->leaf[n - 1], leaf)) {
     lattn_fold_top_(sp, rows);
     n--;
   }
@@ -2618,7 +2697,8 @@ LATTN_FN_ void lattn_push_(lattn_space_ *sp, int slot, int64_t leaf, int64_t row
   sp->used |= 1u << slot;
 }
 
-/* Folds what is left, newest first, and returns the slot of the root (an empty one if nothing was pushed). */
+/* Folds what is left, newest first, and returns the slot of the root (an empty one if nothing
+   was pushed). */
 LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   int slot;
   if (sp->n_stack == 0) {
@@ -2635,7 +2715,8 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
 
 /* While the tile at row r works, its share of the next page is asked for. */
 LATTN_FN_ void lattn_hint_(const lattn_job_ *job, const lattn_block_ *b, int64_t r, int64_t rows) {
-  int64_t bytes = job->value_at + job->dv * LATTN_BLOCK_ * (int64_t)lattn_type_size_(job->value_type);
+  int64_t bytes =
+      job->value_at + job->dv * LATTN_BLOCK_ * (int64_t)lattn_type_size_(job->value_type);
   int64_t at = bytes * r / rows, end = bytes * (r + LATTN_TILE_ROWS_) / rows;
   for (; at < end; at += 64) LATTN_PREFETCH_((const void *)((uintptr_t)b->page + (uintptr_t)at));
 }
@@ -2677,8 +2758,9 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
   return lattn_root_(sp, it->rows);
 }
 
-/* Finishing (attend's root and lattn_merge): learned sink, division, gate, rounding, lse. m, l and acc are
-   changed. z: the head's sink logit, or -infinity. Returns whether a finite value overflowed its type. */
+/* Finishing (attend's root and lattn_merge): learned sink, division, gate, rounding, lse. m, l
+   and acc are changed. z: the head's sink logit, or -infinity. Returns whether a finite value
+   overflowed its type. */
 LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t dv,
                                 const lattn_tensor *gate, const lattn_tensor *out, int64_t token,
                                 int64_t head, float *lse) {
@@ -2727,7 +2809,8 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
   return lost;
 }
 
-LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp, int slot) {
+LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                  int slot) {
   lattn_slot_ s = lattn_space_slot_(sp, slot);
   for (int64_t r = 0; r < it->rows; r++) {
     const lattn_row_ *row = sp->rows + r;
@@ -2742,8 +2825,8 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
         job->partial->output[at * job->dv + c] = none ? 0.0f : acc[c];
     }
     if (job->out.data || job->lse)
-      if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, job->o.gate ? &job->gate : 0, &job->out,
-                            row->token, row->head, job->lse ? job->lse + at : 0))
+      if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, job->o.gate ? &job->gate : 0,
+                            &job->out, row->token, row->head, job->lse ? job->lse + at : 0))
         lattn_raise_(&job->overflowed);
   }
 }
@@ -2805,8 +2888,8 @@ LATTN_FN_ void lattn_item_runs_(const lattn_job_ *job, lattn_item_ *it) {
   if (it->units < 1) it->units = 1;
 }
 
-/* The next item; 0 at the end. All blocks of rows of a KV head, whose keys they share, then the next head;
-   the heaviest rows of a causal sequence first. */
+/* The next item; 0 at the end. All blocks of rows of a KV head, whose keys they share, then the
+   next head; the heaviest rows of a causal sequence first. */
 LATTN_FN_ int lattn_next_item_(const lattn_job_ *job, lattn_item_ *it) {
   int64_t from, to;
   if (!it->started) {
@@ -2929,17 +3012,20 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
 /* ---- planning ---- */
 
 /* Most partials of split items that scratch has room for. */
-LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) { return n_workers > 1 ? 16 * (int64_t)n_workers : 0; }
+LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) {
+  return n_workers > 1 ? 16 * (int64_t)n_workers : 0;
+}
 
-/* Rows of an item: many, to amortise packing; not so many that q, acc and a block leave the L2 cache, nor
-   that threads go without. No row's arithmetic depends on it. */
+/* Rows of an item: many, to amortise packing; not so many that q, acc and a block leave the L2
+   cache, nor that threads go without. No row's arithmetic depends on it. */
 LATTN_FN_ int64_t lattn_choose_rows_(int64_t total_rows, int64_t n_kv, int64_t dk, int64_t dv,
                                      int32_t n_workers) {
   int64_t rows = 98304 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
   rows = lattn_max_(24, lattn_min_(rows, LATTN_MAX_ROWS_));
   if (n_workers > 1) rows = lattn_min_(rows, lattn_max_(24, share));
   rows = rows / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_;
-  return lattn_max_(1, lattn_min_(rows, total_rows)); /* never falls with total_rows: scratch is for "up to" */
+  return lattn_max_(1, lattn_min_(rows, total_rows)); /* never falls with total_rows: scratch is
+                                                         for "up to" */
 }
 
 /* Floats of the angles of a pass. */
@@ -2996,7 +3082,8 @@ LATTN_NOINLINE_ void lattn_fill_angles_(const lattn_job_ *job) {
                   it.query_position + t);
 }
 
-/* Runs a job whose sizes are set, over rows [from_token, to_token): at most LATTN_PASS_ROWS_ if it rotates. */
+/* Runs a job whose sizes are set, over rows [from_token, to_token): at most LATTN_PASS_ROWS_ if
+   it rotates. */
 LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_ saved;
   if (job->angles) {
@@ -3060,7 +3147,8 @@ LATTN_FN_ lattn_status lattn_optional_(const lattn_tensor *from, lattn_tensor *t
   return lattn_view_(to, 0, 1, name, fault);
 }
 
-/* Biases and gate against the shapes they go with. exact_keys: their dim must be n_keys, else at least. */
+/* Biases and gate against the shapes they go with. exact_keys: their dim must be n_keys, else at
+   least. */
 LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int exact_keys,
                                            lattn_fault *f) {
   static const lattn_names_ key_bias = LATTN_NAMES_("key_bias");
@@ -3089,7 +3177,8 @@ LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int 
   t = &job->gate;
   if (job->o.gate) {
     if (t->n_tokens != n) return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_tokens");
-    if (t->n_heads != 1 && t->n_heads != heads) return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_heads");
+    if (t->n_heads != 1 && t->n_heads != heads)
+      return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_heads");
     if (t->dim != 1 && t->dim != job->dv) return lattn_fail_(f, LATTN_E_SHAPE, "gate.dim");
   }
   return LATTN_OK;
@@ -3130,7 +3219,8 @@ LATTN_FN_ lattn_status lattn_check_starts_(const int64_t *starts, int64_t sequen
 }
 
 /* Absolute positions of every sequence lie in [0, 2^31]; segments up to the last key come out. */
-LATTN_FN_ lattn_status lattn_check_positions_(const lattn_job_ *job, int64_t *segments, lattn_fault *f) {
+LATTN_FN_ lattn_status lattn_check_positions_(const lattn_job_ *job, int64_t *segments,
+                                              lattn_fault *f) {
   lattn_item_ it;
   int64_t last = 0, n = job->o.n_sequences > 0 ? job->o.n_sequences : 1;
   LATTN_MEMSET_(&it, 0, sizeof it);
@@ -3152,7 +3242,8 @@ LATTN_FN_ lattn_status lattn_check_positions_(const lattn_job_ *job, int64_t *se
         job->o.query_positions[i] < -LATTN_MAX_POSITION_)
       return lattn_fail_(f, LATTN_E_OVERFLOW, "options.query_positions");
   for (int64_t i = 0; job->o.key_positions && i < job->k.n_tokens; i++)
-    if (job->o.key_positions[i] > LATTN_MAX_POSITION_ || job->o.key_positions[i] < -LATTN_MAX_POSITION_)
+    if (job->o.key_positions[i] > LATTN_MAX_POSITION_ ||
+        job->o.key_positions[i] < -LATTN_MAX_POSITION_)
       return lattn_fail_(f, LATTN_E_OVERFLOW, "options.key_positions");
   *segments = (last + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_;
   return LATTN_OK;
@@ -3178,7 +3269,8 @@ LATTN_FN_ lattn_status lattn_check_shapes_(lattn_job_ *job, int needs_data, latt
 }
 
 /* The options of a stateless call, but for the arrays. */
-LATTN_FN_ lattn_status lattn_check_options_(lattn_job_ *job, const lattn_attn *options, lattn_fault *f) {
+LATTN_FN_ lattn_status lattn_check_options_(lattn_job_ *job, const lattn_attn *options,
+                                            lattn_fault *f) {
   lattn_attn *o = &job->o;
   lattn_status s = lattn_import_(o, sizeof *o, sizeof *o, options);
   if (s) return lattn_fail_(f, s, "options.size");
@@ -3228,8 +3320,9 @@ LATTN_FN_ lattn_tensor lattn_positions_(const int64_t *p, int64_t n) {
 }
 
 /* The first output of a call that overlaps an input or another output: LATTN_E_ALIAS. */
-LATTN_FN_ lattn_status lattn_check_apart_(const lattn_tensor *made, int n_made, const lattn_tensor *in,
-                                          int n_in, const char *const *name, lattn_fault *f) {
+LATTN_FN_ lattn_status lattn_check_apart_(const lattn_tensor *made, int n_made,
+                                          const lattn_tensor *in, int n_in, const char *const *name,
+                                          lattn_fault *f) {
   for (int i = 0; i < n_made; i++) {
     for (int j = 0; j < n_in; j++)
       if (lattn_overlap_(made + i, in + j)) return lattn_fail_(f, LATTN_E_ALIAS, name[i]);
@@ -3331,9 +3424,11 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   if (s) return s;
   sequences = job.o.n_sequences;
   if (sequences > 0) {
-    s = lattn_check_starts_(job.o.query_starts, sequences, q.n_tokens, ex.fault, "options.query_starts");
+    s = lattn_check_starts_(job.o.query_starts, sequences, q.n_tokens, ex.fault,
+                            "options.query_starts");
     if (!s)
-      s = lattn_check_starts_(job.o.key_starts, sequences, k.n_tokens, ex.fault, "options.key_starts");
+      s = lattn_check_starts_(job.o.key_starts, sequences, k.n_tokens, ex.fault,
+                              "options.key_starts");
     if (s) return s;
   }
   job.partial = job.o.partial;
@@ -3368,11 +3463,11 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
 }
 
 /* ==== §7 append: pool and cache ==================================================================
-   A pool is an arena: its header, then tables and pages in the order they were first needed, each size
-   with a list of free ones. A cache is a header with tables behind it: rules and page references per
-   KV head. Key pages hold 8 panels [dim][16], then 128 value rows: a page is a block. A page reference
-   is an offset from the pool, or a pointer if the pool has an allocator. Cost of an append: O(dims) a
-   token and head; of an eviction: O(1) a page. */
+   A pool is an arena: its header, then tables and pages in the order they were first needed,
+   each size with a list of free ones. A cache is a header with tables behind it: rules and page
+   references per KV head. Key pages hold 8 panels [dim][16], then 128 value rows: a page is a
+   block. A page reference is an offset from the pool, or a pointer if the pool has an allocator.
+   Cost of an append: O(dims) a token and head; of an eviction: O(1) a page. */
 
 enum { LATTN_MAX_SIZES_ = 8 };
 
@@ -3410,7 +3505,9 @@ struct lattn_cache {
 };
 
 LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
-LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) { return (tokens + LATTN_BLOCK_ - 1) / LATTN_BLOCK_; }
+LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) {
+  return (tokens + LATTN_BLOCK_ - 1) / LATTN_BLOCK_;
+}
 
 LATTN_FN_ lattn_pool *lattn_cache_pool_(const lattn_cache *cache) {
   return (lattn_pool *)(void *)((char *)(uintptr_t)cache - cache->from_pool);
@@ -3421,7 +3518,8 @@ LATTN_FN_ lattn_rule_ *lattn_rules_(const lattn_cache *cache) {
 LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head) {
   return lattn_rules_(cache) + kv_head;
 }
-LATTN_FN_ uint64_t *lattn_page_entry_(const lattn_cache *cache, const lattn_rule_ *rule, int64_t block) {
+LATTN_FN_ uint64_t *lattn_page_entry_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                      int64_t block) {
   uint64_t *pages = (uint64_t *)(void *)((char *)(uintptr_t)cache + rule->pages);
   return pages + (block < rule->sink_blocks ? block : rule->sink_blocks + block % rule->ring);
 }
@@ -3430,7 +3528,8 @@ LATTN_FN_ void *lattn_deref_(const lattn_pool *pool, uint64_t page) {
 }
 LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block) {
   const lattn_rule_ *rule = lattn_cache_rule_(cache, kv_head);
-  return (const char *)lattn_deref_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, block));
+  return (const char *)lattn_deref_(lattn_cache_pool_(cache),
+                                    *lattn_page_entry_(cache, rule, block));
 }
 
 /* ---- pool ---- */
@@ -3444,7 +3543,8 @@ LATTN_FN_ int32_t lattn_pool_size_(const lattn_pool *pool, uint64_t bytes) {
   return -1;
 }
 
-/* Memory for the header and tables of a cache: an offset, or 0 if there is none; *bytes becomes what it is. */
+/* Memory for the header and tables of a cache: an offset, or 0 if there is none; *bytes becomes
+   what it is. */
 LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t *bytes) {
   uint64_t at = pool->free_table, before = 0;
   while (at) {
@@ -3488,8 +3588,8 @@ LATTN_FN_ void lattn_pool_trim_(lattn_pool *pool, int32_t size, uint64_t keep) {
   }
 }
 
-/* Makes sure that n pages of a size can be taken. With an allocator, pages are fetched now; on failure
-   those fetched go back. */
+/* Makes sure that n pages of a size can be taken. With an allocator, pages are fetched now; on
+   failure those fetched go back. */
 LATTN_FN_ int lattn_pool_reserve_(lattn_pool *pool, int32_t size, uint64_t n) {
   lattn_size_ *z = pool->sizes + size;
   uint64_t had = z->n_free;
@@ -3597,7 +3697,9 @@ typedef struct lattn_plan_ {
 } lattn_plan_;
 
 /* Most blocks that a window of `tokens` tokens before the next one touches. */
-LATTN_FN_ int64_t lattn_window_blocks_(int64_t tokens) { return (tokens + LATTN_BLOCK_ - 2) / LATTN_BLOCK_ + 1; }
+LATTN_FN_ int64_t lattn_window_blocks_(int64_t tokens) {
+  return (tokens + LATTN_BLOCK_ - 2) / LATTN_BLOCK_ + 1;
+}
 
 LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_rule_ *rule) {
   lattn_head head;
@@ -3622,7 +3724,8 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
     if (p->c.capacity == 0) return lattn_fail_(f, LATTN_E_CONFIG, "config.capacity");
     return LATTN_OK;
   }
-  if (head.policy != LATTN_HEAD_STREAMING) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.policy");
+  if (head.policy != LATTN_HEAD_STREAMING)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.policy");
   if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
     return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
   if (head.sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.sinks");
@@ -3646,9 +3749,11 @@ LATTN_FN_ void lattn_rule_pages_(const lattn_plan_ *p, const lattn_rule_ *rule, 
                                  int64_t *peak) {
   int64_t all = lattn_blocks_(p->header.capacity), kept = all;
   if (rule->policy == LATTN_HEAD_STREAMING)
-    kept = lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
+    kept =
+        lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
   *held = kept;
-  *peak = lattn_min_(all, rule->policy == LATTN_HEAD_STREAMING ? rule->sink_blocks + rule->ring : all);
+  *peak =
+      lattn_min_(all, rule->policy == LATTN_HEAD_STREAMING ? rule->sink_blocks + rule->ring : all);
 }
 
 LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
@@ -3677,7 +3782,8 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   if (c->n_kv_heads < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_kv_heads");
   h->n_kv = c->n_kv_heads;
   h->n_heads = c->n_heads ? c->n_heads : c->n_kv_heads;
-  if (h->n_heads < 1 || h->n_heads % h->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_heads");
+  if (h->n_heads < 1 || h->n_heads % h->n_kv)
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.n_heads");
   h->group = h->n_heads / h->n_kv;
   h->dk = c->key_dim;
   h->dv = c->value_dim ? c->value_dim : c->key_dim;
@@ -3713,8 +3819,8 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   h->scale = job.scale;
   h->softcap = job.o.softcap;
   h->value_at = lattn_round64_((uint64_t)h->dk * LATTN_BLOCK_ * lattn_type_size_(h->key_type));
-  h->page_bytes =
-      h->value_at + lattn_round64_((uint64_t)h->dv * LATTN_BLOCK_ * lattn_type_size_(h->value_type));
+  h->page_bytes = h->value_at +
+                  lattn_round64_((uint64_t)h->dv * LATTN_BLOCK_ * lattn_type_size_(h->value_type));
   return LATTN_OK;
 }
 
@@ -3792,7 +3898,8 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
   if (s) return s;
   page = lattn_pool_size_(pool, p.header.page_bytes);
   if (page < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
-  at = (int64_t)p.header.bytes; /* of the header's tables, which end there whatever the memory has beyond */
+  at = (int64_t)p.header.bytes; /* of the header's tables, which end there whatever the memory
+                                   has beyond */
   p.header.from_pool = (int64_t)lattn_pool_take_table_(pool, &p.header.bytes);
   if (!p.header.from_pool) return lattn_fail_(p.c.fault, LATTN_E_FULL, "pool");
   pool->sizes[page].bytes = p.header.page_bytes;
@@ -3806,7 +3913,8 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
     LATTN_MEMCPY_((char *)own + own->slopes, p.c.alibi_slopes, (size_t)own->n_heads * 4);
   if (own->sink_logits)
     LATTN_MEMCPY_((char *)own + own->sink_logits, p.c.sink_logits, (size_t)own->n_heads * 4);
-  for (int32_t i = 0; i < own->n_kv; i++) { /* tables of references fill the end, the last head's first */
+  for (int32_t i = 0; i < own->n_kv; i++) { /* tables of references fill the end, the last head's
+                                               first */
     lattn_rule_ *rule = lattn_rules_(own) + i;
     lattn_plan_rule_(&p, i, rule);
     at -= (rule->sink_blocks + rule->ring) * (int64_t)sizeof(uint64_t);
@@ -3819,7 +3927,8 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
 
 /* ---- pages of a head ---- */
 
-/* Blocks of the head that are held when `tokens` tokens are: the sink blocks [0, *sinks), then [*first, *end). */
+/* Blocks of the head that are held when `tokens` tokens are: the sink blocks [0, *sinks), then
+   [*first, *end). */
 LATTN_FN_ void lattn_held_blocks_(const lattn_rule_ *rule, int64_t tokens, int64_t *sinks,
                                   int64_t *first, int64_t *end) {
   *end = lattn_blocks_(tokens);
@@ -3863,7 +3972,8 @@ LATTN_FN_ void lattn_grow_(lattn_cache *cache, int64_t n) {
   }
 }
 
-/* Pages that appending n tokens in steps takes at its peak, beyond those held now; each step evicts first. */
+/* Pages that appending n tokens in steps takes at its peak, beyond those held now; each step
+   evicts first. */
 LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step) {
   int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1;
   for (int32_t i = 0; i < cache->n_kv; i++)
@@ -3872,7 +3982,8 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
     int64_t total = 0, next = lattn_min_(n, at + step);
     for (int32_t i = 0; i < cache->n_kv; i++) {
       lattn_rule_ rule = *lattn_cache_rule_(cache, i);
-      rule.first_block = lattn_max_(rule.first_block, lattn_keep_from_(&rule, cache->n_tokens + at));
+      rule.first_block =
+          lattn_max_(rule.first_block, lattn_keep_from_(&rule, cache->n_tokens + at));
       total += lattn_held_count_(&rule, cache->n_tokens + next);
     }
     peak = lattn_max_(peak, total - now);
@@ -3884,20 +3995,24 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
   return peak;
 }
 
-/* Are the tokens [first, end) that the window of position `first` needs, and those up to end, held? */
+/* Are the tokens [first, end) that the window of position `first` needs, and those up to end,
+   held? */
 LATTN_FN_ int lattn_resident_(const lattn_rule_ *rule, int64_t first, int64_t end) {
   int64_t lo;
   if (rule->policy != LATTN_HEAD_STREAMING) return 1;
-  lo = lattn_min_(first - rule->window + 1, end - 1); /* and the newest block, which goes on being filled */
+  lo = lattn_min_(first - rule->window + 1, end - 1); /* and the newest block, which goes on
+                                                         being filled */
   lo = lattn_max_(lo, rule->sink_blocks * LATTN_BLOCK_); /* what lies before that is always held */
   return lo >= end || lo >= rule->first_block * LATTN_BLOCK_;
 }
 
 /* ---- append ---- */
 
-/* One token's key into lane `lane` of its panel: rotated in float32, then rounded to the stored type. */
-LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t slot, const lattn_tensor *k,
-                                int64_t token, int64_t head, const float *angles) {
+/* One token's key into lane `lane` of its panel: rotated in float32, then rounded to the stored
+   type. */
+LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t slot,
+                                const lattn_tensor *k, int64_t token, int64_t head,
+                                const float *angles) {
   int64_t from = token * k->stride_token + head * k->stride_head;
   int64_t to = slot / 16 * 16 * cache->dk + slot % 16;
   int64_t pairs = cache->rotates ? cache->n_dims / 2 : 0, d0 = cache->first_dim;
@@ -3910,7 +4025,8 @@ LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t sl
   }
   for (int64_t f = 0; f < pairs; f++) {
     int64_t d = d0 + f * step;
-    float x = lattn_get_(k->data, k->type, from + d), y = lattn_get_(k->data, k->type, from + d + other);
+    float x = lattn_get_(k->data, k->type, from + d),
+          y = lattn_get_(k->data, k->type, from + d + other);
     lattn_turn_pair_(&x, &y, angles[f], angles[pairs + f]);
     lost |= lattn_put_(page, cache->key_type, to + d * 16, x);
     lost |= lattn_put_(page, cache->key_type, to + (d + other) * 16, y);
@@ -3925,8 +4041,9 @@ LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, char *page, int64_t 
   int lost = 0;
   for (int64_t d = 0; d < cache->dv; d += 16) {
     int n = cache->dv - d < 16 ? (int)(cache->dv - d) : 16;
-#define LATTN_BODY_(T) \
-  lost |= lattn_v_put_n_(values, cache->value_type, to + d, lattn_v_get_n_(v->data, T, from + d, n), n)
+#define LATTN_BODY_(T)                                      \
+  lost |= lattn_v_put_n_(values, cache->value_type, to + d, \
+                         lattn_v_get_n_(v->data, T, from + d, n), n)
     LATTN_EACH_TYPE_(v->type, LATTN_BODY_)
 #undef LATTN_BODY_
   }
@@ -3977,8 +4094,8 @@ LATTN_FN_ int lattn_write_(lattn_cache *cache, const lattn_tensor *k, const latt
 }
 
 /* k and v of a call on a cache. */
-LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tensor *k, lattn_tensor *v,
-                                           lattn_fault *f) {
+LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tensor *k,
+                                           lattn_tensor *v, lattn_fault *f) {
   static const lattn_names_ kn = LATTN_NAMES_("k"), vn = LATTN_NAMES_("v");
   lattn_status s = lattn_view_(k, 0, 1, &kn, f);
   if (!s) s = lattn_view_(v, 0, 1, &vn, f);
@@ -4045,7 +4162,8 @@ LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
     job->o.sink_logits = (const float *)(const void *)(base + cache->sink_logits);
 }
 
-/* Checks a call on a cache that will hold n_keys tokens; the job gets everything but its scratch. */
+/* Checks a call on a cache that will hold n_keys tokens; the job gets everything but its
+   scratch. */
 LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cache,
                                          const lattn_call *call, lattn_tensor q, lattn_tensor out,
                                          float *lse, int64_t n_keys, lattn_fault *f) {
@@ -4074,7 +4192,9 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   return s;
 }
 
-LATTN_FN_ int64_t lattn_segments_(int64_t tokens) { return (tokens + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_; }
+LATTN_FN_ int64_t lattn_segments_(int64_t tokens) {
+  return (tokens + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_;
+}
 
 LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor out, float *lse,
@@ -4093,7 +4213,8 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
   for (int32_t i = 0; i < cache->n_kv && job.q.n_tokens > 0; i++)
     if (!lattn_resident_(lattn_cache_rule_(cache, i), first, cache->n_tokens))
       return lattn_fail_(ex.fault, LATTN_E_EVICTED, "q.n_tokens");
-  s = lattn_place_(&job, &ex, job.q.n_tokens * job.group, lattn_segments_(cache->n_tokens), ex.fault);
+  s = lattn_place_(&job, &ex, job.q.n_tokens * job.group, lattn_segments_(cache->n_tokens),
+                   ex.fault);
   if (s) return s;
   job.k.n_tokens = cache->n_tokens;
   if (job.partial) {
@@ -4115,9 +4236,9 @@ LATTN_FN_ void lattn_extend_rows_(lattn_job_ *job, const lattn_cache *cache, con
   }
 }
 
-LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call, lattn_tensor q,
-                                          lattn_tensor k, lattn_tensor v, lattn_tensor out,
-                                          float *lse, const lattn_exec *exec) {
+LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
+                                          lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                          lattn_tensor out, float *lse, const lattn_exec *exec) {
   lattn_exec ex;
   lattn_job_ job;
   lattn_status s = lattn_exec_in_(&ex, exec);
@@ -4265,9 +4386,9 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
 }
 
 /* ==== §8 merge ===================================================================================
-   Partials of one row, folded by the segment tree (heads.md 9.3; the rule of lattn_height_), whatever
-   the order of the list; those outside of the order come last, in the order given. A row is folded in
-   strips of 64 columns, so a stack of subtrees fits in 8 KiB. */
+   Partials of one row, folded by the segment tree (heads.md 9.3; the rule of lattn_height_),
+   whatever the order of the list; those outside of the order come last, in the order given. A
+   row is folded in strips of 64 columns, so a stack of subtrees fits in 8 KiB. */
 
 enum { LATTN_MAX_PARTS_ = 1024, LATTN_STRIP_ = 64 };
 
@@ -4285,8 +4406,8 @@ typedef struct lattn_fold_ {
 } lattn_fold_;
 
 /* The maximum, sum and strip [c, c + n) of part p for a row, as the mode has them enter. */
-LATTN_FN_ float lattn_part_enter_(const lattn_fold_ *fold, const lattn_partial *p, int64_t row, int64_t c,
-                                  int n, float *sum, float strip[LATTN_STRIP_]) {
+LATTN_FN_ float lattn_part_enter_(const lattn_fold_ *fold, const lattn_partial *p, int64_t row,
+                                  int64_t c, int n, float *sum, float strip[LATTN_STRIP_]) {
   float m = p->maximum[row], w = p->row_weights ? p->row_weights[row] : p->weight;
   const float *from = p->output + row * p->value_dim + c;
   if (lattn_is_empty_(m)) return m;
@@ -4304,8 +4425,8 @@ LATTN_FN_ float lattn_part_enter_(const lattn_fold_ *fold, const lattn_partial *
 }
 
 /* Folds one strip of a row over all parts, by the tree. */
-LATTN_FN_ void lattn_fold_strip_(const lattn_fold_ *fold, int64_t row, int64_t c, int n, float *maximum,
-                                 float *sum, float strip[LATTN_STRIP_]) {
+LATTN_FN_ void lattn_fold_strip_(const lattn_fold_ *fold, int64_t row, int64_t c, int n,
+                                 float *maximum, float *sum, float strip[LATTN_STRIP_]) {
   float m[LATTN_MAX_DEPTH_ + 2], l[LATTN_MAX_DEPTH_ + 2], acc[LATTN_MAX_DEPTH_ + 2][LATTN_STRIP_];
   int64_t leaf[LATTN_MAX_DEPTH_ + 2];
   int depth = 0, i = 0;
@@ -4320,7 +4441,8 @@ LATTN_FN_ void lattn_fold_strip_(const lattn_fold_ *fold, int64_t row, int64_t c
                        LATTN_STRIP_);
     }
     if (depth && leaf[depth - 1] == p->first_segment) { /* ranges that overlap: in order */
-      lattn_merge_row_(m + depth - 1, l + depth - 1, acc[depth - 1], part_m, *sum, strip, LATTN_STRIP_);
+      lattn_merge_row_(m + depth - 1, l + depth - 1, acc[depth - 1], part_m, *sum, strip,
+                       LATTN_STRIP_);
       continue;
     }
     m[depth] = part_m;
@@ -4526,7 +4648,8 @@ LATTN_NOINLINE_ void lattn_import_rows_(lattn_partial *p, const lattn_tensor *ou
     for (int64_t h = 0; h < out->n_heads; h++) {
       int64_t row = t * out->n_heads + h, at = t * out->stride_token + h * out->stride_head;
       float m = lse[row];
-      if ((flags & LATTN_IMPORT_INFINITE_EMPTY) && lattn_bits_(m) == 0x7f800000u) m = -LATTN_INFINITY_;
+      if ((flags & LATTN_IMPORT_INFINITE_EMPTY) && lattn_bits_(m) == 0x7f800000u)
+        m = -LATTN_INFINITY_;
       if (flags & LATTN_IMPORT_BASE2) m = m * 0.693147182f;
       p->maximum[row] = m;
       p->sum[row] = lattn_is_empty_(m) ? 0.0f : 1.0f;
@@ -5033,7 +5156,8 @@ LATTN_API lattn_status lattn_rotary_turns(uint64_t *turns, const lattn_rotary_sc
   return LATTN_OK;
 }
 
-LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians, int64_t n) {
+LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float *radians,
+                                                   int64_t n) {
   int64_t i;
   uint32_t bits;
   if (turns == NULL || radians == NULL) return LATTN_E_NULL;
@@ -5049,7 +5173,8 @@ LATTN_API lattn_status lattn_rotary_turns_from_f32(uint64_t *turns, const float 
   return LATTN_OK;
 }
 
-LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians, int64_t n) {
+LATTN_API lattn_status lattn_rotary_turns_from_f64(uint64_t *turns, const double *radians,
+                                                   int64_t n) {
   int64_t i;
   uint64_t bits;
   if (turns == NULL || radians == NULL) return LATTN_E_NULL;
@@ -5150,8 +5275,8 @@ LATTN_FN_ void lattn_sincos_turn_(uint64_t turn, float *sine, float *cosine) {
   LATTN_MEMCPY_(cosine, &c_bits, sizeof c_bits);
 }
 
-/* Of the pairs of r at a position (any int64: an angle is position * turns modulo one turn): the cosines,
-   then the sines, each times the magnitude. All heads of a token share them. */
+/* Of the pairs of r at a position (any int64: an angle is position * turns modulo one turn): the
+   cosines, then the sines, each times the magnitude. All heads of a token share them. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position) {
   int32_t pairs = r->n_dims / 2;
   for (int32_t f = 0; f < pairs; f++)
@@ -5160,9 +5285,9 @@ LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t pos
     for (int32_t i = 0; i < 2 * pairs; i++) angles[i] = angles[i] * r->magnitude;
 }
 
-/* x' = x cos - y sin, y' = x sin + y cos: the second product rounded, the first fused. Error, with h = |(x, y)|
-   and u = 2^-24: cos and sin 0.75 u each, so 0.75 sqrt(2) u h; the rounded product u h; the fma u h: 3.1 u h;
-   4.1 u h times the magnitude where there is one. */
+/* x' = x cos - y sin, y' = x sin + y cos: the second product rounded, the first fused. Error,
+   with h = |(x, y)| and u = 2^-24: cos and sin 0.75 u each, so 0.75 sqrt(2) u h; the rounded
+   product u h; the fma u h: 3.1 u h; 4.1 u h times the magnitude where there is one. */
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine) {
   float a = *x, b = *y, b_sine = b * sine, b_cosine = b * cosine;
   *x = lattn_fma_(a, cosine, -b_sine);
@@ -5301,16 +5426,16 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
    Copyright (c) 2026 the longattn authors
 
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
-   associated documentation files (the "Software"), to deal in the Software without restriction, including
-   without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
-   copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the
-   following conditions:
+   associated documentation files (the "Software"), to deal in the Software without restriction,
+   including without limitation the rights to use, copy, modify, merge, publish, distribute,
+   sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions:
 
-   The above copyright notice and this permission notice shall be included in all copies or substantial
-   portions of the Software.
+   The above copyright notice and this permission notice shall be included in all copies or
+   substantial portions of the Software.
 
-   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
-   LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
-   EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
-   IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
-   THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+   BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+   DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */

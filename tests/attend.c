@@ -46,7 +46,8 @@ static void note(double *worst, double ratio, const char *what, int64_t row, int
                  int64_t d, double got, double want) {
   if (ratio > *worst) *worst = ratio;
   if (ratio > 1)
-    FAIL("%s of row %" PRId64 " head %" PRId64 " dim %" PRId64 ": got %.9g, expected %.9g, "
+    FAIL("%s of row %" PRId64 " head %" PRId64 " dim %" PRId64
+         ": got %.9g, expected %.9g, "
          "%.3g times the bound",
          what, row, head, d, got, want, ratio);
 }

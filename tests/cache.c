@@ -427,6 +427,7 @@ static void check_stats(const rig *r) {
   CHECK_I64(stats.token_bytes, token_bytes);
   CHECK(stats.token_bytes <= full + streaming);
   CHECK_I64(pool.page_bytes, full + streaming);
+  if (r->source.n_calls) CHECK_I64(r->source.bytes_out, pool.page_bytes); /* none is hoarded */
   CHECK_I64(pool.n_caches, 1);
   CHECK(pool.arena_bytes <= (int64_t)r->arena.bytes);
   if (!r->appended)

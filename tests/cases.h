@@ -13,11 +13,12 @@ enum { CASE_GUARDS = 40, CASE_POOL = 65521, CASE_NAME = 400 };
 enum case_kind { CASE_ANY, CASE_LONG, CASE_GOLDEN };
 
 /* The options that are counted: each is on in at least 15 % of the random cases. */
-#define CASE_OPTIONS(X)                                                                             \
-  X(CAUSAL) X(CAUSAL_AT) X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION)          \
-  X(KEY_POSITION) X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED)       \
-  X(KEY_BIAS) X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS)   \
-  X(ALIAS) X(POISON)
+#define CASE_OPTIONS(X)                                                                          \
+  X(CAUSAL)                                                                                      \
+  X(CAUSAL_AT) X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION) \
+      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS)    \
+          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS)    \
+              X(ALIAS) X(POISON)
 
 enum case_option {
 #define CASE_ENUM(name) OPTION_##name,
@@ -36,12 +37,12 @@ typedef struct attend_case {
   test_rng rng;
   uint64_t seed;
   enum case_kind kind;
-  uint32_t options;            /* bit per enum case_option */
+  uint32_t options; /* bit per enum case_option */
   test_guard guards[CASE_GUARDS];
-  int n_guards, n_made;        /* buffers; those of case_make, before any exec */
-  int outputs, outputs_end;    /* the buffers that the call may write */
+  int n_guards, n_made;     /* buffers; those of case_make, before any exec */
+  int outputs, outputs_end; /* the buffers that the call may write */
   int64_t n_queries, n_keys, heads, kv_heads, key_dim, value_dim;
-  int amplitude;               /* of keys and queries: 0 ... 2 */
+  int amplitude; /* of keys and queries: 0 ... 2 */
   lattn_tensor q, k, v, out, key_bias, pair_bias, gate;
   lattn_attn a;
   lattn_partial partial;
@@ -167,8 +168,7 @@ static inline void case_fill_view(attend_case *c, const lattn_tensor *t, int amp
   int64_t tokens = t->stride_token == LATTN_BROADCAST && t->n_tokens ? 1 : t->n_tokens;
   int64_t heads = t->stride_head == LATTN_BROADCAST ? 1 : t->n_heads;
   for (int64_t i = 0; i < tokens; i++)
-    for (int64_t h = 0; h < heads; h++)
-      case_fill(c, case_row(t, i, h), t->type, t->dim, amplitude);
+    for (int64_t h = 0; h < heads; h++) case_fill(c, case_row(t, i, h), t->type, t->dim, amplitude);
 }
 
 static inline int32_t case_type(attend_case *c) {
@@ -186,11 +186,12 @@ static inline lattn_tensor case_input(attend_case *c, int64_t n_tokens, int64_t 
 
 /* ---- sizes ---- */
 
-static const int64_t case_lengths[] = {0,   1,    15,   16,   17,   127,  128, 129,
+static const int64_t case_lengths[] = {0,    1,    15,   16,   17,   127,  128, 129,
                                        2047, 2048, 2049, 4095, 4096, 4097, 6000};
 static const int64_t case_long_lengths[] = {6145, 8192, 8193, 10001, 12289, 16384, 20000, 33000};
-static const int64_t case_dims[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,  13,  14,  15, 16,
-                                    17, 18, 19, 20, 46, 64, 64, 80, 96, 112, 128, 128, 192, 256, 576};
+static const int64_t case_dims[] = {1,  2,  3,  4,   5,   6,   7,   8,   9,  10, 11,
+                                    12, 13, 14, 15,  16,  17,  18,  19,  20, 46, 64,
+                                    64, 80, 96, 112, 128, 128, 192, 256, 576};
 static const int64_t case_heads[][2] = {{1, 1}, {1, 1}, {2, 2}, {3, 3}, {2, 1}, {4, 1},
                                         {8, 1}, {4, 2}, {6, 3}, {6, 2}, {5, 1}, {16, 2}};
 
@@ -251,7 +252,8 @@ static inline void case_draw_sizes(attend_case *c) {
 
 /* ---- options ---- */
 
-static const int64_t case_edges[] = {0, 1, 2, 5, 15, 16, 17, 64, 127, 128, 129, 300, 2047, 2048, 2049};
+static const int64_t case_edges[] = {0,   1,   2,   5,   15,   16,   17,  64,
+                                     127, 128, 129, 300, 2047, 2048, 2049};
 
 /* A number near an edge of a panel, block or segment, at most `limit`. */
 static inline int64_t case_edge(attend_case *c, int64_t limit) {

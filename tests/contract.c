@@ -146,8 +146,9 @@ static void piece_check(const piece *p, const attend_case *c, const char *what) 
       for (int64_t d = 0; d < c->value_dim; d++)
         same &= same_f32(tensor_get(&out, i, h, d), tensor_get(&c->out, row, head, d));
     }
-  if (!same) FAIL("%s gives other bits (row %" PRId64 ", head %" PRId64 ")", what, p->first_row,
-                  p->first_head);
+  if (!same)
+    FAIL("%s gives other bits (row %" PRId64 ", head %" PRId64 ")", what, p->first_row,
+         p->first_head);
   free(exec.scratch);
   free(data);
   free(lse);
@@ -548,8 +549,7 @@ static void cache_heads_alone(void) {
     }
     for (int64_t i = 0; i < n * 2; i++) /* rows of this KV head's two query heads */
       hash = hash_f32(hash, out + ((i / 2) * 6 + g * 2 + i % 2) * 8, 8);
-    for (int64_t i = 0; i < n * 2; i++)
-      hash = hash_f32(hash, lse + (i / 2) * 6 + g * 2 + i % 2, 1);
+    for (int64_t i = 0; i < n * 2; i++) hash = hash_f32(hash, lse + (i / 2) * 6 + g * 2 + i % 2, 1);
     CHECK(text_hash(&one, &alone, FEED_CUTS, 0, 2) == hash);
     free(out);
     free(lse);
@@ -567,8 +567,9 @@ static void print_hashes(const char *name, const uint64_t *hashes, int n) {
 }
 
 static int print_golden(void) {
-  printf("/* golden.h - hashes of the golden cases, made by `contract --print`; the same on every "
-         "machine.\n * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */\n");
+  printf(
+      "/* golden.h - hashes of the golden cases, made by `contract --print`; the same on every "
+      "machine.\n * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */\n");
   print_hashes("golden_attend", hashes_attend, N_ATTEND);
   print_hashes("golden_cache", hashes_cache, N_CACHE);
   return 0;

@@ -48,8 +48,7 @@ static lattn_partial part_random(test_rng *r, int64_t n_rows, int64_t value_dim,
   for (int64_t i = 0; i < n_rows; i++) {
     p.maximum[i] = rng_normal(r) * spread;
     p.sum[i] = 1 + fabsf(rng_normal(r)) * 20;
-    for (int64_t d = 0; d < value_dim; d++)
-      p.output[i * value_dim + d] = rng_normal(r) * p.sum[i];
+    for (int64_t d = 0; d < value_dim; d++) p.output[i * value_dim + d] = rng_normal(r) * p.sum[i];
   }
   return p;
 }
@@ -163,8 +162,8 @@ static void problem_merge(problem *p, int64_t n, const lattn_partial *parts, int
   exec.parallel_for = test_parallel_threads;
   memset(p->out, 0x7e, (size_t)(problem_rows(p) * p->value_dim) * 4);
   memset(p->lse, 0x7e, (size_t)problem_rows(p) * 4);
-  CHECK_STATUS(
-      lattn_merge(&p->merge, n, parts, problem_out(p), p->lse, threads ? &exec : NULL), LATTN_OK);
+  CHECK_STATUS(lattn_merge(&p->merge, n, parts, problem_out(p), p->lse, threads ? &exec : NULL),
+               LATTN_OK);
 }
 
 /* Parts of the keys between cuts: absolute key indices, rising, the first and last included. */
@@ -568,8 +567,7 @@ static void imports(void) {
     lattn_partial parts[2];
     lattn_tensor t = tensor_of(out, LATTN_F32, 25, 4, 5);
     check_case("import with flags %d", flags);
-    for (int i = 0; i < 100; i++)
-      lse[i] = first.maximum[i] + logf(first.sum[i]);
+    for (int i = 0; i < 100; i++) lse[i] = first.maximum[i] + logf(first.sum[i]);
     if (flags & LATTN_IMPORT_BASE2)
       for (int i = 0; i < 100; i++) lse[i] *= 1.44269504f;
     lse[40] = flags & LATTN_IMPORT_INFINITE_EMPTY ? INFINITY : -INFINITY;
@@ -583,8 +581,8 @@ static void imports(void) {
     problem_merge(&p, 2, parts, 0);
     for (int i = 0; i < 100; i++) {
       double l[2], o[5], w[2], largest;
-      l[0] = i == 40 || i == 41 ? -REF_INFINITY
-                                : (double)first.maximum[i] + log((double)first.sum[i]);
+      l[0] =
+          i == 40 || i == 41 ? -REF_INFINITY : (double)first.maximum[i] + log((double)first.sum[i]);
       l[1] = (double)second.maximum[i] + log((double)second.sum[i]);
       largest = fmax(l[0], l[1]);
       w[0] = exp(l[0] - largest);

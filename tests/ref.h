@@ -68,9 +68,9 @@ typedef struct ref_call {
   const lattn_rotary *rotary; /* NULL, or q and k are rotated here, at their positions */
   int32_t in_cache; /* positions inside the cache: a streaming head of options.sinks, .window */
   int32_t key_type, value_type; /* storage that rounds keys (after rotation) and values; 0 = f32 */
-  double *table;              /* cos, sin of positions below REF_TABLE, made when needed */
+  double *table;                /* cos, sin of positions below REF_TABLE, made when needed */
   double *scores, *errors, *weights, *query, *key, *absolute; /* of one row */
-  int64_t *visible;           /* keys that the row sees, rising */
+  int64_t *visible;                                           /* keys that the row sees, rising */
 } ref_call;
 
 typedef struct ref_row {
@@ -81,11 +81,11 @@ typedef struct ref_row {
 
 /* Where a row stands. */
 typedef struct ref_place {
-  int64_t sequence, row;             /* row within the sequence */
-  int64_t first_key, end_key;        /* keys of the sequence, as indices of k */
-  int64_t key_position;              /* absolute index of first_key */
-  int64_t causal;                    /* last absolute key that the mask allows */
-  int64_t position;                  /* p_i */
+  int64_t sequence, row;      /* row within the sequence */
+  int64_t first_key, end_key; /* keys of the sequence, as indices of k */
+  int64_t key_position;       /* absolute index of first_key */
+  int64_t causal;             /* last absolute key that the mask allows */
+  int64_t position;           /* p_i */
 } ref_place;
 
 static inline void *ref_memory(int64_t n, size_t bytes) {
@@ -321,8 +321,8 @@ static inline double ref_score_of(ref_call *c, const ref_place *p, int64_t row, 
   if (c->score) {
     double before = s;
     s = c->score(c->score_user, p->sequence, row, p->position, (int32_t)head, index, s);
-    *error = *error * (c->score_slope != 0 ? c->score_slope : 1) +
-             4 * REF_U * (fabs(before) + fabs(s));
+    *error =
+        *error * (c->score_slope != 0 ? c->score_slope : 1) + 4 * REF_U * (fabs(before) + fabs(s));
   }
   if (isinf(s)) *error = 0;
   return s;

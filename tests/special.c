@@ -251,8 +251,7 @@ static void check_bad(probe *p, const hidden_case *h, int64_t at, int in_value, 
   for (int64_t i = 0; i < p->n_queries; i++)
     for (int64_t head = 0; head < p->heads; head++) {
       int64_t row = (i * p->heads + head) * p->value_dim;
-      int touched = head < p->heads / p->kv_heads &&
-                    hidden_sees(h, p->n_queries, p->n_keys, i, at);
+      int touched = head < p->heads / p->kv_heads && hidden_sees(h, p->n_queries, p->n_keys, i, at);
       for (int64_t c = 0; c < p->value_dim; c++) {
         int same = same_f32(p->out[row + c], clean[row + c]);
         if (!touched && !same)
@@ -364,7 +363,7 @@ static void far_logits(void) {
     set_all(p.k, 400, sizes[i]);
     for (int j = 0; j < 400; j++) p.v[j] = (float)(j % 4);
     probe_check(&p);
-    CHECK(p.out[0] == 1.5f); /* sums of 400 small integers are exact */
+    CHECK(p.out[0] == 1.5f);                      /* sums of 400 small integers are exact */
     check_case("%s, most keys hidden", names[i]); /* a finite sentinel would win */
     p.a.mask = LATTN_CAUSAL_AT;
     p.a.query_position = 1;
@@ -447,7 +446,7 @@ static void f16_limits(void) {
   float big[KEYS * DIM], lse;
   lattn_tensor Q = tensor_of(q, LATTN_F16, 1, 1, DIM), K = tensor_of(k, LATTN_F16, KEYS, 1, DIM);
   lattn_tensor V = tensor_of(v, LATTN_F16, KEYS, 1, DIM), O = tensor_of(out, LATTN_F16, 1, 1, DIM);
-  check_case("f16_max_values_64k"); /* ik_llama #1196 */
+  check_case("f16_max_values_64k");            /* ik_llama #1196 */
   for (int i = 0; i < DIM; i++) q[i] = 0x7bff; /* 65504 */
   for (int i = 0; i < KEYS * DIM; i++) k[i] = v[i] = 0x7bff;
   CHECK_STATUS(lattn_attention(NULL, Q, K, V, O, &lse, NULL), LATTN_OK);
@@ -557,8 +556,8 @@ static void scales(void) {
 }
 
 static void odd_dims(void) {
-  static const int64_t dims[][2] = {{1, 1}, {46, 46}, {3, 17}, {80, 96}, {112, 112}, {192, 128},
-                                    {256, 256}, {576, 512}, {1, 300}, {600, 1}};
+  static const int64_t dims[][2] = {{1, 1},     {46, 46},   {3, 17},    {80, 96}, {112, 112},
+                                    {192, 128}, {256, 256}, {576, 512}, {1, 300}, {600, 1}};
   for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
     probe p = probe_new(9, 140, 2, 1, dims[i][0], dims[i][1]);
     check_case("head_dim_%" PRId64 " / %" PRId64, dims[i][0], dims[i][1]);
@@ -584,9 +583,8 @@ static void value_is_key_prefix(void) {
   exec.scratch_bytes = lattn_attention_scratch(&p.a, probe_q(&p), probe_k(&p), view, 1);
   exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
   set_all(p.out, probe_outputs(&p), 7);
-  CHECK_STATUS(
-      lattn_attention(&p.a, probe_q(&p), probe_k(&p), view, probe_out(&p), p.lse, &exec),
-      LATTN_OK);
+  CHECK_STATUS(lattn_attention(&p.a, probe_q(&p), probe_k(&p), view, probe_out(&p), p.lse, &exec),
+               LATTN_OK);
   CHECK(probe_hash(&p) == hash);
   free(exec.scratch);
   probe_free(&p);
@@ -613,12 +611,10 @@ static void strides_and_aliases(void) {
   out = probe_out(&p);
   out.data = p.q + 8;
   out.n_tokens = q.n_tokens = 5;
-  CHECK_STATUS(lattn_attention(&p.a, q, probe_k(&p), probe_v(&p), out, p.lse, NULL),
-               LATTN_E_ALIAS);
+  CHECK_STATUS(lattn_attention(&p.a, q, probe_k(&p), probe_v(&p), out, p.lse, NULL), LATTN_E_ALIAS);
   out.data = p.v;
   out.n_tokens = q.n_tokens = 3;
-  CHECK_STATUS(lattn_attention(&p.a, q, probe_k(&p), probe_v(&p), out, p.lse, NULL),
-               LATTN_E_ALIAS);
+  CHECK_STATUS(lattn_attention(&p.a, q, probe_k(&p), probe_v(&p), out, p.lse, NULL), LATTN_E_ALIAS);
   probe_free(&p);
 }
 
@@ -708,11 +704,8 @@ static const struct {
   const char *name;
   fp_word word;
 } fp_words[] = {
-    {"flush to zero", 1u << 24},
-    {"rounding up", 1u << 22},
-    {"rounding down", 2u << 22},
-    {"rounding to zero", 3u << 22},
-    {"default NaN", 1u << 25},
+    {"flush to zero", 1u << 24},    {"rounding up", 1u << 22}, {"rounding down", 2u << 22},
+    {"rounding to zero", 3u << 22}, {"default NaN", 1u << 25},
 };
 #else
 #define HAVE_FP_WORD 0

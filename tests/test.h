@@ -48,11 +48,11 @@
 enum { TEST_PRINTED_MAX = 40, TEST_PRINTED_PER_CASE = 3 };
 
 typedef struct test_state {
-  long passed, failed;     /* cases */
-  int open;                /* a case is open */
-  int case_failed;         /* checks that failed in it */
-  int printed;             /* failures printed so far */
-  char name[512];          /* the open case */
+  long passed, failed; /* cases */
+  int open;            /* a case is open */
+  int case_failed;     /* checks that failed in it */
+  int printed;         /* failures printed so far */
+  char name[512];      /* the open case */
 } test_state;
 
 static test_state test_global;
@@ -76,7 +76,7 @@ static inline void TEST_PRINTF(1, 2) check_case(const char *format, ...) {
 
 /* Notes a failure of the open case. */
 static inline void TEST_PRINTF(3, 4)
-test_fail(const char *file, int line, const char *format, ...) {
+    test_fail(const char *file, int line, const char *format, ...) {
   va_list arguments;
   if (!test_global.open) check_case("(no case)");
   test_global.case_failed++;
@@ -105,8 +105,7 @@ static inline int test_check_status(lattn_status got, lattn_status want, const c
 
 static inline int test_check_i64(int64_t got, int64_t want, const char *file, int line,
                                  const char *text) {
-  if (got != want)
-    test_fail(file, line, "%s is %" PRId64 ", expected %" PRId64, text, got, want);
+  if (got != want) test_fail(file, line, "%s is %" PRId64 ", expected %" PRId64, text, got, want);
   return got == want;
 }
 
@@ -130,9 +129,7 @@ static inline int test_is_quick(void) {
 }
 
 /* How many random cases to run, of so many in the full tier. */
-static inline int64_t test_count(int64_t full) {
-  return test_is_quick() ? (full + 19) / 20 : full;
-}
+static inline int64_t test_count(int64_t full) { return test_is_quick() ? (full + 19) / 20 : full; }
 
 /* ---- random numbers: xoshiro256** (Blackman and Vigna), seeded by splitmix64. Floats are made from
    integers by exact operations, so that no compiler's contraction changes a test's input ---- */
@@ -223,11 +220,11 @@ static inline uint16_t f16_of_f32(float x) {
   uint32_t u = bits_of_f32(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
   if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
   if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* >= 65520 rounds to infinity */
-  if (a >= 0x38800000u) { /* normal: >= 2^-14 */
+  if (a >= 0x38800000u) {                                  /* normal: >= 2^-14 */
     a -= 112u << 23;
     return (uint16_t)(sign | ((a + 0xfffu + ((a >> 13) & 1)) >> 13));
   }
-  if (a < 0x33000000u) return (uint16_t)sign; /* < 2^-25 */
+  if (a < 0x33000000u) return (uint16_t)sign;                        /* < 2^-25 */
   uint32_t shift = 126 - (a >> 23), m = (a & 0x7fffffu) | 0x800000u; /* in units of 2^-24 */
   uint32_t whole = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
   return (uint16_t)(sign | (whole + (rest > half || (rest == half && (whole & 1)))));
@@ -288,7 +285,7 @@ static inline float tensor_get(const lattn_tensor *t, int64_t token, int64_t hea
    filled with a canary, checked when the buffer is given back. */
 
 typedef struct test_guard {
-  char *map;         /* the mapping: guard page, pages, guard page */
+  char *map; /* the mapping: guard page, pages, guard page */
   size_t map_bytes;
   char *data;
   size_t bytes;
@@ -304,8 +301,8 @@ static inline test_guard guard_alloc_at(size_t bytes, int at_end, size_t offset)
   test_guard g;
   if (!body) body = page;
   g.map_bytes = body + 2 * page;
-  g.map = (char *)mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                       0);
+  g.map =
+      (char *)mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (g.map == (char *)MAP_FAILED) {
     printf("out of memory (%zu bytes)\n", g.map_bytes);
     exit(1);
@@ -336,8 +333,7 @@ static inline int guard_free(test_guard *g) {
   int intact = 1;
   if (!g->map) return 1;
   for (const char *p = g->map + page; p < g->data; p++) intact &= (unsigned char)*p == TEST_CANARY;
-  for (const char *p = g->data + g->bytes; p < end; p++)
-    intact &= (unsigned char)*p == TEST_CANARY;
+  for (const char *p = g->data + g->bytes; p < end; p++) intact &= (unsigned char)*p == TEST_CANARY;
   munmap(g->map, g->map_bytes);
   g->map = NULL;
   return intact;

@@ -71,7 +71,7 @@ static void set_all(lattn_head *heads, int32_t n, lattn_head head) {
 static int32_t make_policies(const demo_input *in, const head_table *table, policy *p) {
   static const char *const names[POLICIES] = {"full cache", "window only", "sinks + window",
                                               "head split"};
-  static const char *const colors[POLICIES] = {"#333333", "#d95f02", "#1b9e77", "#7570b3"};
+  static const char *const colors[POLICIES] = {"#808080", "#d95f02", "#1b9e77", "#7570b3"};
   int32_t n = in->model.n_layers * in->model.n_kv_heads;
   lattn_head window = demo_streaming();
   window.sinks = 0;

@@ -11,7 +11,7 @@ sections() { sed -n "/^\/\* ==== §$1 /,/^\/\* ==== §$2 /p" $header | sed '1d;$
 # Instruction sets have their names in §2 and §3 only. In the documentation they are words.
 instruction_sets='_mm[0-9]*_|__m(128|256|512)|__mmask|[^a-z_]v[a-z]+q?_(n_)?[fsu](8|16|32|64)|float32x4'
 instruction_sets="$instruction_sets|__(AVX|SSE|FMA|F16C|ARM|aarch64|x86_64|i386|arm|wasm|riscv)"
-instruction_sets="$instruction_sets|immintrin|arm_neon|LONGATTN_SIMD|LATTN_ISA|LATTN_SIMD"
+instruction_sets="$instruction_sets|immintrin|arm_neon|LONGATTN_SIMD|LATTN_ISA"
 {
   sections 1 2
   sed -n '/^\/\* ==== §4 /,$p' $header
@@ -29,18 +29,18 @@ awk 'NR == FNR { contents[NR] = $0; n = NR; next }
   "$work/contents" "$work/banners" >"$work/different"
 quiet "the contents of $header are its banners" cat "$work/different"
 
-# Includes: two before the implementation, and those of intrinsics after. (The indented ones are in
-# the documentation.)
+# Includes: two before the implementation; after it those of intrinsics, and string.h for compilers
+# without __builtin_memcpy. (The indented ones are in the documentation.)
 sed '/^ \{0,4\}# *if.*LONGATTN_IMPLEMENTATION/,$d' $header | grep '^# *include' >"$work/includes"
 printf '#include <stddef.h>\n#include <stdint.h>\n' >"$work/two"
 quiet 'the declarations include stddef.h and stdint.h only' diff "$work/two" "$work/includes"
 sed '1,/^ \{0,4\}# *if.*LONGATTN_IMPLEMENTATION/d' $header | grep -E '^ {0,4}# *include' |
-  grep -vE '<(immintrin|arm_neon|arm_acle|intrin|omp)\.h>' >"$work/libraries"
+  grep -vE '<(immintrin|arm_neon|arm_acle|intrin|omp|string)\.h>' >"$work/libraries"
 quiet 'the implementation includes no library' cat "$work/libraries"
 
 # Every switch that the header asks for is in its table of switches.
 grep -oE '^ *# *(if|ifdef|ifndef|elif) .*' $header | grep -oE 'LONGATTN_[A-Z0-9_]+' | sort -u |
-  grep -vE '^LONGATTN_(H_INCLUDED|IMPLEMENTATION|IMPLEMENTED|SIMD_[A-Z0-9]+)$' >"$work/switches"
+  grep -vE '^LONGATTN_(H_INCLUDED|IMPLEMENTATION|IMPLEMENTED_|SIMD_[A-Z0-9]+)$' >"$work/switches"
 while read -r switch; do
   quiet "$switch is in the table of switches" grep -qE "^ *\| $switch +\|" $header
 done <"$work/switches"

@@ -1,0 +1,608 @@
+/* lm.c - the engine of examples/lm on real checkpoints: numbers, cuts, policies, and refusals.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   lm [FOLDER]: FOLDER of the checkpoint that is not ours (../shared/models/stories260K/), skipped when
+   absent. Runs from the root of the repository, for examples/lm/. */
+#include "test.h"
+
+#include "examples/lm/llama.c" /* with the implementation of longattn.h */
+#include "examples/lm/policy.c"
+#include "examples/lm/tokenizer.c"
+
+static const char our_model[] = "examples/lm/model.bin", our_text[] = "examples/lm/text.txt";
+static const char our_heads[] = "examples/lm/heads.tsv";
+
+/* ---- help ---- */
+
+static char *slurp(const char *path, int64_t *n) {
+  size_t bytes;
+  char *text = read_file(path, &bytes);
+  *n = text ? (int64_t)bytes : 0;
+  return text;
+}
+
+/* A file of these bytes in the build folder; its path lasts until the next call. */
+static const char *scratch_file(const char *name, const void *bytes, size_t n) {
+  static char path[512];
+  const char *folder = getenv("BUILD") ? getenv("BUILD") : "build";
+  snprintf(path, sizeof path, "%s/lm-%s-%ld", folder, name, (long)getpid());
+  FILE *file = fopen(path, "wb");
+  if (!file || fwrite(bytes, 1, n, file) != n) FAIL("%s cannot be written", path);
+  if (file) fclose(file);
+  return path;
+}
+
+static llama_session *open_session(const llama_model *m, const lattn_head *heads, int64_t capacity,
+                                   int32_t n_threads) {
+  llama_options options = {heads, capacity, LATTN_F32, n_threads, NULL, NULL};
+  char error[LLAMA_ERROR] = "";
+  llama_session *s = llama_session_open(m, &options, error);
+  if (!s) FAIL("no session: %s", error);
+  return s;
+}
+
+static lattn_head streaming(int64_t sinks, int64_t window, int32_t positions) {
+  lattn_head head = {LATTN_HEAD_STREAMING, positions, sinks, window, 0};
+  return head;
+}
+
+/* The same policy for all heads; the caller frees it. */
+static lattn_head *all_heads(const llama_model *m, lattn_head head) {
+  int32_t n = m->n_layers * m->n_kv_heads;
+  lattn_head *heads = (lattn_head *)malloc((size_t)n * sizeof *heads);
+  for (int32_t i = 0; i < n; i++) heads[i] = head;
+  return heads;
+}
+
+/* Perplexity of tokens first ... n - 1, each given those before it. */
+static double perplexity(const llama_model *m, const lattn_head *heads, const int32_t *tokens,
+                         int64_t first, int64_t n) {
+  float *logits = (float *)malloc((size_t)(n * m->vocab_size) * sizeof *logits);
+  llama_session *s = open_session(m, heads, n, 1);
+  double sum = 0;
+  CHECK_STATUS(llama_extend(s, tokens, n - 1, n - 1, logits), LATTN_OK);
+  for (int64_t i = first; i < n; i++)
+    sum += llama_loss(logits + (i - 1) * m->vocab_size, m->vocab_size, tokens[i]);
+  llama_session_close(s);
+  free(logits);
+  return exp(sum / (double)(n - first));
+}
+
+/* ---- the forward pass again, plainly, in double precision and from the file's own order ---- */
+
+typedef struct plain_weights { /* pointers into the file's floats */
+  const float *embedding, *attention_norm, *wq, *wk, *wv, *wo, *feed_forward_norm, *w1, *w2, *w3;
+  const float *final_norm;
+} plain_weights;
+
+static plain_weights plain_map(const llama_model *m, const float *p) {
+  plain_weights w;
+  int64_t dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+  int64_t layers = m->n_layers;
+  w.embedding = p;
+  w.attention_norm = w.embedding + m->vocab_size * dim;
+  w.wq = w.attention_norm + layers * dim;
+  w.wk = w.wq + layers * dim * dim;
+  w.wv = w.wk + layers * dim * kv;
+  w.wo = w.wv + layers * dim * kv;
+  w.feed_forward_norm = w.wo + layers * dim * dim;
+  w.w1 = w.feed_forward_norm + layers * dim;
+  w.w2 = w.w1 + layers * dim * hidden;
+  w.w3 = w.w2 + layers * dim * hidden;
+  w.final_norm = w.w3 + layers * dim * hidden;
+  return w;
+}
+
+static void plain_matmul(double *y, const float *w, const double *x, int64_t n_out, int64_t n_in) {
+  for (int64_t o = 0; o < n_out; o++) {
+    y[o] = 0;
+    for (int64_t i = 0; i < n_in; i++) y[o] += (double)w[o * n_in + i] * x[i];
+  }
+}
+
+static void plain_norm(double *y, const double *x, const float *weight, int64_t dim) {
+  double sum = 0;
+  for (int64_t i = 0; i < dim; i++) sum += x[i] * x[i];
+  for (int64_t i = 0; i < dim; i++) y[i] = x[i] / sqrt(sum / (double)dim + 1e-5) * (double)weight[i];
+}
+
+static void plain_rotate(double *x, int64_t n_heads, int64_t head_dim, int64_t position) {
+  for (int64_t h = 0; h < n_heads; h++, x += head_dim)
+    for (int64_t f = 0; f < head_dim; f += 2) {
+      double theta = (double)(float)pow(10000, -(double)f / (double)head_dim);
+      double angle = theta * (double)position, a = x[f], b = x[f + 1];
+      x[f] = a * cos(angle) - b * sin(angle);
+      x[f + 1] = a * sin(angle) + b * cos(angle);
+    }
+}
+
+/* One row of causal attention; keys and values are [position][kv_dim]. */
+static void plain_attend(const llama_model *m, double *out, const double *q, const double *keys,
+                         const double *values, int64_t position, double *weights) {
+  int64_t d = m->head_dim, kv = m->n_kv_heads * d, group = m->n_heads / m->n_kv_heads;
+  for (int64_t h = 0; h < m->n_heads; h++) {
+    double sum = 0;
+    for (int64_t j = 0; j <= position; j++) {
+      double score = 0;
+      for (int64_t i = 0; i < d; i++) score += q[h * d + i] * keys[j * kv + h / group * d + i];
+      sum += weights[j] = exp(score / sqrt((double)d));
+    }
+    for (int64_t i = 0; i < d; i++) {
+      out[h * d + i] = 0;
+      for (int64_t j = 0; j <= position; j++)
+        out[h * d + i] += weights[j] / sum * values[j * kv + h / group * d + i];
+    }
+  }
+}
+
+/* Logits [n][vocab] of n tokens. `room` is zeroed scratch. */
+static void plain_forward(const llama_model *m, const plain_weights *w, const int32_t *tokens,
+                          int64_t n, double *logits, double *room) {
+  int64_t dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+  double *x = room, *h = x + dim, *q = h + dim, *a = q + dim, *gate = a + dim, *up = gate + hidden;
+  double *weights = up + hidden, *keys = weights + n, *values = keys + m->n_layers * n * kv;
+  for (int64_t t = 0; t < n; t++) {
+    for (int64_t i = 0; i < dim; i++) x[i] = (double)w->embedding[tokens[t] * dim + i];
+    for (int64_t l = 0; l < m->n_layers; l++) {
+      double *k = keys + l * n * kv, *v = values + l * n * kv;
+      plain_norm(h, x, w->attention_norm + l * dim, dim);
+      plain_matmul(q, w->wq + l * dim * dim, h, dim, dim);
+      plain_matmul(k + t * kv, w->wk + l * dim * kv, h, kv, dim);
+      plain_matmul(v + t * kv, w->wv + l * dim * kv, h, kv, dim);
+      plain_rotate(q, m->n_heads, m->head_dim, t);
+      plain_rotate(k + t * kv, m->n_kv_heads, m->head_dim, t);
+      plain_attend(m, a, q, k, v, t, weights);
+      plain_matmul(h, w->wo + l * dim * dim, a, dim, dim);
+      for (int64_t i = 0; i < dim; i++) x[i] += h[i];
+      plain_norm(h, x, w->feed_forward_norm + l * dim, dim);
+      plain_matmul(gate, w->w1 + l * dim * hidden, h, hidden, dim);
+      plain_matmul(up, w->w3 + l * dim * hidden, h, hidden, dim);
+      for (int64_t i = 0; i < hidden; i++) gate[i] *= up[i] / (1 + exp(-gate[i]));
+      plain_matmul(h, w->w2 + l * dim * hidden, gate, dim, hidden);
+      for (int64_t i = 0; i < dim; i++) x[i] += h[i];
+    }
+    plain_norm(h, x, w->final_norm, dim);
+    plain_matmul(logits + t * m->vocab_size, w->embedding, h, m->vocab_size, dim);
+  }
+}
+
+/* ---- our model ---- */
+
+static void test_plain(const llama_model *m, const int32_t *tokens) {
+  enum { N = 64 };
+  int64_t n_bytes, vocab = m->vocab_size;
+  int64_t room = 4 * m->dim + 2 * m->hidden_dim + N + 2L * m->n_layers * N * m->dim;
+  char *file = slurp(our_model, &n_bytes);
+  float *weights = (float *)malloc((size_t)n_bytes), *logits;
+  double *want = (double *)calloc((size_t)(N * vocab + room), sizeof *want), worst = 0, largest = 0;
+  check_case("forward pass against double precision, %d tokens", N);
+  memcpy(weights, file + HEADER_BYTES, (size_t)n_bytes - HEADER_BYTES);
+  plain_weights w = plain_map(m, weights);
+  plain_forward(m, &w, tokens, N, want, want + N * vocab);
+  logits = (float *)malloc((size_t)(N * vocab) * sizeof *logits);
+  llama_session *s = open_session(m, NULL, N, 1);
+  CHECK_STATUS(llama_extend(s, tokens, N, N, logits), LATTN_OK);
+  for (int64_t i = 0; i < N * vocab; i++) {
+    worst = fmax(worst, fabs((double)logits[i] - want[i]));
+    largest = fmax(largest, fabs(want[i]));
+  }
+  /* chains of a few hundred roundings of 2^-24, through 4 layers: about 1e-5 of the largest */
+  if (!(worst <= 1e-4 * largest)) FAIL("off by %g of %g", worst, largest);
+  llama_session_close(s);
+  free(file);
+  free(weights);
+  free(want);
+  free(logits);
+}
+
+/* Extends in pieces: of `cut` tokens, or of random lengths for cut 0. */
+static void extend_cut(llama_session *s, const llama_model *m, const int32_t *tokens, int64_t n,
+                       int64_t cut, float *logits) {
+  test_rng rng = rng_seed(7);
+  for (int64_t t = 0; t < n;) {
+    int64_t step = cut ? cut : rng_range(&rng, 1, 90);
+    if (step > n - t) step = n - t;
+    CHECK_STATUS(llama_extend(s, tokens + t, step, step, logits + t * m->vocab_size), LATTN_OK);
+    t += step;
+  }
+}
+
+/* Logits do not depend on threads or on cuts, whatever the policy. */
+static void test_cuts(const llama_model *m, const int32_t *tokens) {
+  const int64_t n = test_is_quick() ? 300 : 700, cuts[] = {700, 1, 0, 256};
+  size_t bytes = (size_t)(n * m->vocab_size) * sizeof(float);
+  float *want = (float *)malloc(bytes), *got = (float *)malloc(bytes);
+  for (int p = 0; p < 2; p++) {
+    lattn_head *heads = p ? all_heads(m, streaming(4, 60, LATTN_POSITIONS_DEFAULT)) : NULL;
+    for (int c = 0; c < 4; c++) {
+      check_case("%s, cut into %d tokens", p ? "sinks + window" : "full", (int)cuts[c]);
+      llama_session *s = open_session(m, heads, n, c == 2 ? 3 : 1);
+      extend_cut(s, m, tokens, n, cuts[c], c ? got : want);
+      if (c) CHECK(!memcmp(want, got, bytes));
+      CHECK_I64(llama_length(s), n);
+      llama_session_close(s);
+    }
+    free(heads);
+  }
+  free(want);
+  free(got);
+}
+
+static void test_policies(const llama_model *m, const int32_t *tokens) {
+  enum { N = 400 };
+  size_t bytes = (size_t)(N * m->vocab_size) * sizeof(float);
+  float *want = (float *)malloc(bytes), *got = (float *)malloc(bytes);
+  const lattn_head long_heads[3] = {streaming(4, N, LATTN_POSITIONS_IN_CACHE),
+                                    streaming(0, N, LATTN_POSITIONS_ABSOLUTE),
+                                    streaming(N, 1, LATTN_POSITIONS_ABSOLUTE)};
+  llama_session *s = open_session(m, NULL, N, 1);
+  check_case("full");
+  CHECK_STATUS(llama_extend(s, tokens, N, N, want), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens, 1, 1, got), LATTN_E_FULL);
+  CHECK_I64(llama_length(s), N);
+  check_case("truncated and said again");
+  CHECK_STATUS(llama_truncate(s, 123), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens + 123, N - 123, N - 123, got), LATTN_OK);
+  CHECK(!memcmp(want + 123 * m->vocab_size, got, (size_t)((N - 123) * m->vocab_size) * 4));
+  llama_session_close(s);
+  for (int i = 0; i < 3; i++) {
+    lattn_head *heads = all_heads(m, long_heads[i]);
+    check_case("a streaming head with a window longer than the text is full, %d", i);
+    s = open_session(m, heads, 0, 1);
+    CHECK_STATUS(llama_extend(s, tokens, N, N, got), LATTN_OK);
+    CHECK(!memcmp(want, got, bytes));
+    lattn_cache_stats stats = llama_stats(s);
+    CHECK_I64(stats.n_streaming_heads, m->n_layers * m->n_kv_heads);
+    llama_session_close(s);
+    free(heads);
+  }
+  free(want);
+  free(got);
+}
+
+static void test_bad_tokens(const llama_model *m) {
+  int32_t tokens[2] = {1, 0};
+  float logits[256];
+  llama_session *s = open_session(m, NULL, 8, 1);
+  check_case("tokens outside of the vocabulary");
+  tokens[1] = m->vocab_size;
+  CHECK_STATUS(llama_extend(s, tokens, 2, 1, logits), LATTN_E_VALUE);
+  tokens[1] = -1;
+  CHECK_STATUS(llama_extend(s, tokens, 2, 1, logits), LATTN_E_VALUE);
+  CHECK_STATUS(llama_extend(s, tokens, 1, 2, logits), LATTN_E_SHAPE);
+  CHECK_STATUS(llama_extend(s, tokens, -1, 0, NULL), LATTN_E_SHAPE);
+  CHECK_I64(llama_length(s), 0);
+  CHECK_STATUS(llama_extend(s, tokens, 1, 1, logits), LATTN_OK);
+  llama_session_close(s);
+}
+
+/* What the demo shows, with room for chance: sinks + window stays flat where full and window only do
+   not. */
+static void test_streaming(const llama_model *m, const int32_t *tokens) {
+  const int64_t n = test_is_quick() ? 600 : 3000;
+  lattn_head *sinks = all_heads(m, streaming(4, 124, LATTN_POSITIONS_DEFAULT));
+  lattn_head *window = all_heads(m, streaming(0, 128, LATTN_POSITIONS_DEFAULT));
+  check_case("perplexity by policy, %d tokens", (int)n);
+  double with_sinks = perplexity(m, sinks, tokens, 128, n);
+  double window_only = perplexity(m, window, tokens, 128, n);
+  double full = perplexity(m, NULL, tokens, 128, n);
+  if (!(with_sinks < 8 && window_only > 1.1 * with_sinks))
+    FAIL("sinks + window %g, window only %g", with_sinks, window_only);
+  if (n > 2 * m->max_length ? !(full > 2 * with_sinks) : !(full < 1.1 * with_sinks))
+    FAIL("full %g, sinks + window %g", full, with_sinks);
+  free(sinks);
+  free(window);
+}
+
+static void test_ours(void) {
+  llama_model m;
+  tokenizer words;
+  char error[LLAMA_ERROR] = "";
+  int64_t n_bytes;
+  char *text = slurp(our_text, &n_bytes);
+  int32_t *tokens = (int32_t *)malloc(((size_t)n_bytes + 2) * sizeof *tokens);
+  check_case("%s", our_model);
+  if (!CHECK(text) || llama_model_load(&m, our_model, error)) {
+    FAIL("%s", error);
+  } else {
+    CHECK(!tokenizer_load(&words, NULL, m.vocab_size, error));
+    CHECK_I64(tokenizer_encode(&words, text, n_bytes, tokens), n_bytes + 1);
+    test_plain(&m, tokens);
+    test_cuts(&m, tokens);
+    test_policies(&m, tokens);
+    test_bad_tokens(&m);
+    test_streaming(&m, tokens);
+    llama_model_free(&m);
+  }
+  free(tokens);
+  free(text);
+}
+
+/* ---- a checkpoint that is not ours ---- */
+
+static void test_text(const llama_model *m, const tokenizer *words, const char *text,
+                      int64_t n_bytes, int32_t *tokens) {
+  int64_t n_tokens = tokenizer_encode(words, text, n_bytes, tokens), at = 0;
+  char *piece = (char *)malloc((size_t)words->longest);
+  int same = 1;
+  check_case("stories260K: the text from its tokens");
+  CHECK(n_tokens > 1 && n_tokens < n_bytes / 2);
+  for (int64_t t = 1; t < n_tokens; t++) {
+    int32_t n = tokenizer_decode(words, tokens[t - 1], tokens[t], piece);
+    same &= at + n <= n_bytes && !memcmp(text + at, piece, (size_t)n);
+    at += n;
+  }
+  CHECK(same && at == n_bytes);
+  free(piece);
+  check_case("stories260K: perplexity");
+  const int64_t n = test_is_quick() ? 1200 : 9000;
+  if (!CHECK(n_tokens >= n)) return;
+  lattn_head *sinks = all_heads(m, streaming(4, 124, LATTN_POSITIONS_DEFAULT));
+  lattn_head *longer = all_heads(m, streaming(4, 508, LATTN_POSITIONS_DEFAULT));
+  double full = perplexity(m, NULL, tokens, 1, 512), in_cache = perplexity(m, sinks, tokens, 1, n);
+  double in_longer = perplexity(m, longer, tokens, 1, n), beyond = perplexity(m, NULL, tokens, 512, n);
+  /* 3.6 once the text is under way, more at its cold beginning; 60-105 (here up to 290, so far out)
+     where positions were never seen in training */
+  if (!(full > 3.5 && full < 4.2)) FAIL("full, 512 tokens: %g", full);
+  if (!(in_cache > 3.5 && in_cache < 4.2)) FAIL("sinks + window 124: %g", in_cache);
+  if (!(fabs(in_longer / in_cache - 1) < 0.03)) FAIL("sinks + window 508: %g", in_longer);
+  if (!(beyond > 1.5 * in_cache)) FAIL("full, past 512: %g", beyond);
+  free(sinks);
+  free(longer);
+}
+
+static void test_stories(const char *folder) {
+  char path[3][512], error[LLAMA_ERROR] = "";
+  static const char *const names[3] = {"stories260K.bin", "tok512.bin", "stories_text.txt"};
+  llama_model m;
+  tokenizer words;
+  int64_t n_bytes;
+  for (int i = 0; i < 3; i++) snprintf(path[i], sizeof path[i], "%s/%s", folder, names[i]);
+  FILE *file = fopen(path[0], "rb");
+  if (!file) {
+    printf("skipped: %s is not there\n", path[0]);
+    return;
+  }
+  fclose(file);
+  check_case("stories260K");
+  if (llama_model_load(&m, path[0], error)) {
+    FAIL("%s", error);
+    return;
+  }
+  CHECK_I64(m.vocab_size, 512);
+  CHECK(tokenizer_load(&words, NULL, m.vocab_size, error)); /* its tokens are not bytes */
+  CHECK(tokenizer_load(&words, path[0], m.vocab_size, error));
+  CHECK(tokenizer_load(&words, path[1], m.vocab_size + 1, error));
+  char *text = slurp(path[2], &n_bytes);
+  int32_t *tokens = (int32_t *)malloc(((size_t)n_bytes + 2) * sizeof *tokens);
+  if (CHECK(text) && CHECK(!tokenizer_load(&words, path[1], m.vocab_size, error))) {
+    test_text(&m, &words, text, n_bytes, tokens);
+    tokenizer_free(&words);
+  }
+  free(tokens);
+  free(text);
+  llama_model_free(&m);
+}
+
+/* ---- malformed checkpoints ---- */
+
+enum { TINY_DIM = 8, TINY_HIDDEN = 6, TINY_VOCAB = 5, TINY_LENGTH = 10, TINY_HEADS = 2 };
+
+/* A tiny checkpoint of one layer with random weights: the bytes of its file. */
+static size_t tiny_checkpoint(unsigned char *file, int own_output) {
+  const int32_t header[HEADER_INTS] = {
+      TINY_DIM, TINY_HIDDEN, 1, TINY_HEADS, 1, own_output ? -TINY_VOCAB : TINY_VOCAB, TINY_LENGTH};
+  const int kv = TINY_DIM / TINY_HEADS;
+  int n = TINY_VOCAB * TINY_DIM + 3 * TINY_DIM + 2 * TINY_DIM * (TINY_DIM + kv) +
+          3 * TINY_DIM * TINY_HIDDEN + TINY_LENGTH * kv;
+  test_rng rng = rng_seed(5);
+  memcpy(file, header, HEADER_BYTES);
+  for (int i = 0; i < n; i++) {
+    float x = rng_uniform(&rng);
+    memcpy(file + HEADER_BYTES + 4 * i, &x, 4);
+  }
+  size_t bytes = HEADER_BYTES + 4 * (size_t)n;
+  if (own_output) { /* the embedding once more, as the output */
+    memcpy(file + bytes, file + HEADER_BYTES, 4 * TINY_VOCAB * TINY_DIM);
+    bytes += 4 * TINY_VOCAB * TINY_DIM;
+  }
+  return bytes;
+}
+
+static void expect_refused(const char *name, const unsigned char *file, size_t n) {
+  llama_model m;
+  char error[LLAMA_ERROR] = "";
+  const char *path = scratch_file("checkpoint", file, n);
+  check_case("refused: %s", name);
+  if (!llama_model_load(&m, path, error)) {
+    FAIL("it was loaded");
+    llama_model_free(&m);
+  }
+  CHECK(error[0]);
+  remove(path);
+}
+
+static void tiny_logits(const unsigned char *file, size_t n, float *logits) {
+  const int32_t tokens[3] = {1, 4, 2};
+  char error[LLAMA_ERROR] = "";
+  llama_model m;
+  const char *path = scratch_file("tiny", file, n);
+  if (llama_model_load(&m, path, error)) {
+    FAIL("%s", error);
+  } else {
+    llama_session *s = open_session(&m, NULL, 3, 1);
+    CHECK_STATUS(llama_extend(s, tokens, 3, 3, logits), LATTN_OK);
+    llama_session_close(s);
+    llama_model_free(&m);
+  }
+  remove(path);
+}
+
+static void test_checkpoints(void) {
+  static const int32_t bad[] = {0, -1, INT32_MIN, INT32_MAX, 7, 3, 1 << 20};
+  static const float not_finite[] = {NAN, INFINITY};
+  unsigned char file[8192], copy[8192];
+  float tied[3 * TINY_VOCAB] = {0}, untied[3 * TINY_VOCAB] = {0};
+  char error[LLAMA_ERROR] = "", name[64];
+  llama_model m;
+  size_t n = tiny_checkpoint(file, 1);
+  check_case("a checkpoint with an output matrix of its own");
+  tiny_logits(file, n, untied);
+  expect_refused("a table for the output is missing", file, n - 4 * TINY_VOCAB * TINY_DIM);
+  n = tiny_checkpoint(file, 0);
+  tiny_logits(file, n, tied);
+  CHECK(!memcmp(tied, untied, sizeof tied));
+  check_case("no file");
+  CHECK(llama_model_load(&m, "no/such/file", error));
+  CHECK(llama_model_load(&m, "tests", error)); /* a folder */
+  const size_t lengths[] = {0, 1, HEADER_BYTES - 1, HEADER_BYTES, n - 4, n - 1};
+  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+    expect_refused("cut short", file, lengths[i]);
+  memset(file + n, 0, 4);
+  expect_refused("four bytes too many", file, n + 4);
+  for (int field = 0; field < HEADER_INTS; field++)
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+      memcpy(copy, file, n);
+      memcpy(copy + 4 * field, &bad[i], 4);
+      snprintf(name, sizeof name, "header field %d is %d", field, (int)bad[i]);
+      expect_refused(name, copy, n);
+    }
+  for (int i = 0; i < 2; i++) {
+    memcpy(copy, file, n);
+    memcpy(copy + HEADER_BYTES + 400, &not_finite[i], 4);
+    expect_refused("a weight is not finite", copy, n);
+  }
+  memcpy(copy, file, n);
+  memcpy(copy, "24ka", 4);
+  expect_refused("a version 1 export", copy, n);
+}
+
+/* ---- head tables ---- */
+
+typedef struct table_case {
+  const char *text;
+  int32_t n_layers, n_kv_heads; /* 0 = refused */
+} table_case;
+
+static void test_table_syntax(void) {
+  static const table_case cases[] = {
+      {"1\t0\n0\t1\n", 2, 2},
+      {"1.0e+00\t.5\r\n-0.001\t+1\r\n", 2, 2}, /* CR LF; clipped */
+      {"0x1p-1\t1e-400\t7", 1, 3},             /* no last line end */
+      {" 1 \t 0 \n", 1, 2},
+      {"0.25\n0.5\n0.75\n", 3, 1},
+      {"", 0, 0},
+      {"\n", 0, 0},
+      {"1\t0\n1\n", 0, 0},
+      {"1\n1\t0\n", 0, 0},
+      {"1\t0\n\n1\t0\n", 0, 0},
+      {"1\t\t0\n", 0, 0},
+      {"\t1\n", 0, 0},
+      {"1\t\n", 0, 0},
+      {"1 0\n", 0, 0},
+      {"1,0\n", 0, 0},
+      {"nan\t1\n", 0, 0},
+      {"1\tinf\n", 0, 0},
+      {"full\tstreaming\n", 0, 0},
+      {"1x\n", 0, 0},
+  };
+  char error[POLICY_ERROR];
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    head_table table;
+    const char *path = scratch_file("table", cases[i].text, strlen(cases[i].text));
+    check_case("head table %d", (int)i);
+    int bad = head_table_load(&table, path, error);
+    CHECK(!!bad == !cases[i].n_layers);
+    if (!bad) {
+      CHECK_I64(table.n_layers, cases[i].n_layers);
+      CHECK_I64(table.n_kv_heads, cases[i].n_kv_heads);
+      for (int32_t g = 0; g < table.n_layers * table.n_kv_heads; g++)
+        CHECK(table.gates[g] >= 0 && table.gates[g] <= 1);
+      head_table_free(&table);
+    }
+    remove(path);
+  }
+  const char *path = scratch_file("table", "1\t0\0\t1\n", 7);
+  check_case("a zero byte in a head table");
+  head_table table;
+  CHECK(head_table_load(&table, path, error));
+  remove(path);
+}
+
+static void test_table_split(void) {
+  double gates[6] = {0.5, 1, 0, 1, 0.5, 0};
+  head_table table = {2, 3, gates};
+  lattn_head heads[6];
+  /* streaming first: 5 and 2 (gate 0), 4 and 0 (0.5), 3 and 1 */
+  static const int order[6] = {5, 2, 4, 0, 3, 1};
+  for (int n = 0; n <= 6; n++) {
+    check_case("split with %d of 6 heads streaming", n);
+    CHECK_I64(head_table_split(&table, n / 6.0, streaming(4, 8, 0), heads), 6 - n);
+    for (int i = 0; i < 6; i++)
+      CHECK(heads[order[i]].policy == (i < n ? LATTN_HEAD_STREAMING : LATTN_HEAD_FULL));
+  }
+  check_case("split at 0.5");
+  CHECK_I64(head_table_split(&table, -1, streaming(4, 8, 0), heads), 4);
+}
+
+/* The tables that DuoAttention published, where they are at hand: known counts. */
+static void test_published(const char *folder) {
+  static const struct {
+    const char *name;
+    int32_t n_layers, n_kv_heads, n_full, n_half;
+  } models[] = {{"Llama-2-7B-32K-Instruct", 32, 32, 446, 512},
+                {"Meta-Llama-3.1-8B-Instruct", 32, 8, 234, 128},
+                {"Mistral-7B-Instruct-v0.2", 32, 8, 244, 128}};
+  lattn_head heads[1024];
+  char path[512], error[POLICY_ERROR];
+  head_table table;
+  int64_t sink_size, recent_size;
+  for (int i = 0; i < 3; i++) {
+    snprintf(path, sizeof path, "%s/%s/full_attention_heads.tsv", folder, models[i].name);
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+      printf("skipped: %s is not there\n", path);
+      continue;
+    }
+    fclose(file);
+    check_case("%s", models[i].name);
+    if (!CHECK(!head_table_load(&table, path, error))) continue;
+    CHECK_I64(table.n_layers, models[i].n_layers);
+    CHECK_I64(table.n_kv_heads, models[i].n_kv_heads);
+    CHECK_I64(head_table_split(&table, -1, streaming(64, 256, 0), heads), models[i].n_full);
+    CHECK_I64(head_table_split(&table, 0.5, streaming(64, 256, 0), heads), models[i].n_half);
+    CHECK(!head_table_config(path, &sink_size, &recent_size));
+    CHECK_I64(sink_size, 128);
+    CHECK_I64(recent_size, 256);
+    head_table_free(&table);
+  }
+}
+
+static void test_our_table(void) {
+  head_table table, again;
+  char error[POLICY_ERROR];
+  int64_t sink_size, recent_size;
+  check_case("%s", our_heads);
+  if (!CHECK(!head_table_load(&table, our_heads, error))) return;
+  CHECK(head_table_config(our_heads, &sink_size, &recent_size)); /* no config.json beside it */
+  const char *path = scratch_file("table", "", 0);
+  CHECK(!head_table_save(&table, path, error));
+  if (CHECK(!head_table_load(&again, path, error))) {
+    CHECK(!memcmp(table.gates, again.gates,
+                  (size_t)(table.n_layers * table.n_kv_heads) * sizeof(double)));
+    head_table_free(&again);
+  }
+  remove(path);
+  head_table_free(&table);
+}
+
+int main(int argc, char **argv) {
+  test_checkpoints();
+  test_table_syntax();
+  test_table_split();
+  test_our_table();
+  test_ours();
+  test_stories(argc > 1 ? argv[1] : "../shared/models/stories260K");
+  test_published("../shared/heads/duo");
+  return test_summary();
+}
