@@ -1,5 +1,6 @@
-/* attend.c - lattn_attention against the reference: random calls in which every option, shape, type,
- * stride and kind of exec occurs, within the bound that ref.h derives, and not one byte outside.
+/* attend.c - lattn_attention against the reference: random calls in which every option, shape,
+ * type, stride and kind of exec occurs, within the bound that ref.h derives, and not one byte
+ * outside.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    SEED=n KIND=0|1 in the environment runs that one case. */
@@ -16,7 +17,7 @@ enum { N_ANY = 5000, N_LONG = 60, REPEAT_EVERY = 20, ROW_WORK = 1 << 18 };
 typedef struct attend_stats {
   long cases, rows;
   long on[OPTION_COUNT];
-  double worst_out, worst_lse;
+  double worst_out, worst_16, worst_lse; /* out: of f32, and of f16 and bf16 */
 } attend_stats;
 
 static attend_stats stats;
@@ -62,8 +63,8 @@ static void check_row(const attend_case *c, const ref_row *r, int64_t row, int64
     if (ratio > worst) at = d;
     worst = fmax(worst, ratio);
   }
-  note(&stats.worst_out, worst, "out", row, head, at, (double)tensor_get(&c->out, row, head, at),
-       r->out[at]);
+  note(c->out.type == LATTN_F32 ? &stats.worst_out : &stats.worst_16, worst, "out", row, head, at,
+       (double)tensor_get(&c->out, row, head, at), r->out[at]);
   if (c->lse) {
     double got = (double)c->lse[row * c->heads + head];
     note(&stats.worst_lse, ref_ratio(got, r->lse, r->lse_bound), "lse", row, head, 0, got, r->lse);
@@ -249,8 +250,10 @@ static void reference_by_hand(void) {
 }
 
 static void report(void) {
-  printf("attend %s: %ld random cases, %ld rows; worst error / bound: out %.3f, lse %.3f\n",
-         lattn_simd_name(), stats.cases, stats.rows, stats.worst_out, stats.worst_lse);
+  printf(
+      "attend %s: %ld random cases, %ld rows; worst error / bound: f32 %.3f, 16 bits %.3f, "
+      "lse %.3f\n",
+      lattn_simd_name(), stats.cases, stats.rows, stats.worst_out, stats.worst_16, stats.worst_lse);
   check_case("every option is on in at least 15 %% of the cases");
   for (int o = 0; o < OPTION_COUNT; o++)
     if (!test_is_quick() && stats.on[o] * 100 < stats.cases * 15)

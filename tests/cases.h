@@ -1,9 +1,9 @@
-/* cases.h - random calls of lattn_attention: any option, shape, type, stride and exec, made from a seed
- * alone, every buffer between guard pages. attend.c checks them, contract.c hashes some.
+/* cases.h - random calls of lattn_attention: any option, shape, type, stride and exec, made from a
+ * seed alone, every buffer between guard pages. attend.c checks them, contract.c hashes some.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   Include after test.h, longattn.h and ref.h. Everything random is drawn one statement at a time: the
-   order of evaluation inside an expression is the compiler's choice. */
+   Include after test.h, longattn.h and ref.h. Everything random is drawn one statement at a time:
+   the order of evaluation inside an expression is the compiler's choice. */
 #ifndef CASES_H
 #define CASES_H
 

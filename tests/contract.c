@@ -1,9 +1,9 @@
-/* contract.c - one answer: the golden cases give the hashes of golden.h on every level, compiler and
- * language mode, and the same bits for any number of threads and any way of cutting the work.
+/* contract.c - one answer: the golden cases give the hashes of golden.h on every level, compiler
+ * and language mode, and the same bits for any number of threads and any way of cutting the work.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   contract --print writes a new golden.h. A golden hash changes only when the answer is meant to change:
-   say so where you commit it. */
+   contract --print writes a new golden.h. A golden hash changes only when the answer is meant to
+   change: say so where you commit it. */
 #include "test.h"
 #define LONGATTN_IMPLEMENTATION
 #include "longattn.h"
@@ -438,8 +438,8 @@ static void window_beyond_text(void) {
       }
 }
 
-/* The text as lattn_attention sees it: q and k rotated by lattn_rotate, k and v rounded to their storage
-   types. Sinks and window 0 = full heads. */
+/* The text as lattn_attention sees it: q and k rotated by lattn_rotate, k and v rounded to their
+   storage types. Sinks and window 0 = full heads. */
 static uint64_t stateless_hash(const setup *s, const token_list *t, int64_t sinks, int64_t window) {
   int64_t n = t->n, heads = setup_heads(s), outputs = n * heads * setup_value_dim(s);
   float *q = (float *)ref_memory(n * t->q_row, 4), *k = (float *)ref_memory(n * t->k_row, 4);

@@ -1,20 +1,29 @@
-/* hostile.c - bad input: every public function, every argument and field of it, with NULL, 0, -1, huge,
- * unknown and NaN values, wrong shapes, overlapping arrays and all kinds of size fields.
+/* hostile.c - bad input: every public function, every argument and field of it, with NULL, 0,
+ * -1, huge, unknown and NaN values, wrong shapes, overlapping arrays and all kinds of size
+ * fields.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   One mutation is one case. A function's arguments lie in one struct; a mutation patches one field of a
-   valid call. Checked after each: the status; that a fault names an argument; that not one byte of any
-   array, object or argument changed; and that the valid call then succeeds on the same objects. */
+   One mutation is one case. A function's arguments lie in one struct; a mutation patches one
+   field of a valid call. Checked after each: the status; that a fault names an argument; that
+   not one byte of any array, object or argument changed; and that the valid call then succeeds
+   on the same objects. */
 #include "test.h"
 
 #define LONGATTN_IMPLEMENTATION
 #include "longattn.h"
 
-/* ---- the world: every array a call could write to, and the objects, hashed before and after ---- */
+/* ---- the world: every array that a call could write, and the objects; hashed before and after ---- */
 
 enum {
-  ROWS = 5, KEYS = 7, HEADS = 4, KV_HEADS = 2, KEY_DIM = 4, VALUE_DIM = 2,
-  N_ROWS = ROWS * HEADS, ARENA = 1 << 18, SCRATCH = 1 << 20
+  ROWS = 5,
+  KEYS = 7,
+  HEADS = 4,
+  KV_HEADS = 2,
+  KEY_DIM = 4,
+  VALUE_DIM = 2,
+  N_ROWS = ROWS * HEADS,
+  ARENA = 1 << 18,
+  SCRATCH = 1 << 20
 };
 
 typedef struct world_arrays {
@@ -80,7 +89,7 @@ typedef struct mutation {
 } mutation;
 
 #define FIELD(kind, f, text, integer, number, pointer, want) \
-  {#f " = " text, offsetof(ARGS, f), kind, want, integer, number, pointer}
+  { #f " = " text, offsetof(ARGS, f), kind, want, integer, number, pointer }
 #define I32(f, x, want) FIELD(M_I32, f, #x, (int64_t)(x), 0, NULL, want)
 #define I64(f, x, want) FIELD(M_I64, f, #x, x, 0, NULL, want)
 #define F32(f, x, want) FIELD(M_F32, f, #x, 0, (double)(x), NULL, want)
@@ -88,44 +97,49 @@ typedef struct mutation {
 #define PTR(f, x, want) FIELD(M_POINTER, f, #x, 0, 0, x, want)
 
 /* A struct with a size field, and room for a tail that this version does not know. */
-#define SIZED(type) struct { type s; unsigned char tail[16]; }
+#define SIZED(type)         \
+  struct {                  \
+    type s;                 \
+    unsigned char tail[16]; \
+  }
 #define SIZES(f, type) SIZES_AS(f, type, AS(SIZE))
-#define SIZES_AS(f, type, small)                                                 \
+#define SIZES_AS(f, type, small)                                                            \
   I32(f.s.size, 0, small), I32(f.s.size, 4, small), I32(f.s.size, sizeof(type) - 1, small), \
-  I32(f.s.size, sizeof(type) + 16, FINE),                                        \
-  FIELD(M_TAIL, f, "(non-zero tail)", (int64_t)sizeof(type), 0, NULL, AS(FIELD))
+      I32(f.s.size, sizeof(type) + 16, FINE),                                               \
+      FIELD(M_TAIL, f, "(non-zero tail)", (int64_t)sizeof(type), 0, NULL, AS(FIELD))
 
-#define ANY_TENSOR(f)                                                                        \
-  PTR(f.data, NULL, AS(NULL)), I32(f.type, -1, AS(TYPE)), I32(f.type, 4, AS(TYPE)),            \
-  I32(f.type, INT32_MAX, AS(TYPE)), I32(f.zero, 1, AS(FIELD)), I64(f.n_tokens, -1, AS(SHAPE)), \
-  I64(f.n_tokens, INT64_MIN, AS(SHAPE)), I64(f.n_tokens, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), \
-  I64(f.n_heads, 0, AS(SHAPE)), I64(f.n_heads, -1, AS(SHAPE)),                                 \
-  I64(f.n_heads, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),                                         \
-  I64(f.dim, -1, AS(SHAPE)), I64(f.dim, 0, AS(SHAPE)), I64(f.dim, 3, AS(SHAPE)),               \
-  I64(f.dim, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), I64(f.stride_token, -1, AS(STRIDE)),        \
-  I64(f.stride_token, INT64_MIN, AS(STRIDE)), I64(f.stride_head, -1, AS(STRIDE))
+#define ANY_TENSOR(f)                                                                              \
+  PTR(f.data, NULL, AS(NULL)), I32(f.type, -1, AS(TYPE)), I32(f.type, 4, AS(TYPE)),                \
+      I32(f.type, INT32_MAX, AS(TYPE)), I32(f.zero, 1, AS(FIELD)), I64(f.n_tokens, -1, AS(SHAPE)), \
+      I64(f.n_tokens, INT64_MIN, AS(SHAPE)), I64(f.n_tokens, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), \
+      I64(f.n_heads, 0, AS(SHAPE)), I64(f.n_heads, -1, AS(SHAPE)),                                 \
+      I64(f.n_heads, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), I64(f.dim, -1, AS(SHAPE)),              \
+      I64(f.dim, 0, AS(SHAPE)), I64(f.dim, 3, AS(SHAPE)),                                          \
+      I64(f.dim, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), I64(f.stride_token, -1, AS(STRIDE)),        \
+      I64(f.stride_token, INT64_MIN, AS(STRIDE)), I64(f.stride_head, -1, AS(STRIDE))
 #define TENSOR(f) ANY_TENSOR(f), I64(f.n_heads, 3, AS(SHAPE))
-#define INPUT_ROW(f)                                                                         \
-  TENSOR(f), I64(f.stride_token, LATTN_BROADCAST, FINE),                                       \
-  I64(f.stride_head, INT64_MAX - 1, AS(OVERFLOW)), I64(f.stride_head, LATTN_BROADCAST, FINE)
-#define INPUT(f)                                                                             \
-  INPUT_ROW(f), I64(f.stride_token, INT64_MAX - 1, AS(OVERFLOW)),                              \
-  I64(f.stride_token, INT64_MAX / 8, AS(OVERFLOW))
+#define INPUT_ROW(f)                                     \
+  TENSOR(f), I64(f.stride_token, LATTN_BROADCAST, FINE), \
+      I64(f.stride_head, INT64_MAX - 1, AS(OVERFLOW)), I64(f.stride_head, LATTN_BROADCAST, FINE)
+#define INPUT(f)                                                  \
+  INPUT_ROW(f), I64(f.stride_token, INT64_MAX - 1, AS(OVERFLOW)), \
+      I64(f.stride_token, INT64_MAX / 8, AS(OVERFLOW))
 #define OUTPUT(f) TENSOR(f), OUTPUT_STRIDES(f)
-#define OUTPUT_STRIDES(f)                                                                    \
-  I64(f.stride_token, INT64_MAX - 1, AS(OVERFLOW)), I64(f.stride_token, 1, AS(STRIDE)),        \
-  I64(f.stride_token, LATTN_BROADCAST, AS(STRIDE)), I64(f.stride_head, 1, AS(STRIDE)),         \
-  I64(f.stride_head, LATTN_BROADCAST, AS(STRIDE))
-#define EXEC(f)                                                                              \
-  SIZES_AS(f, lattn_exec, AS(SIZE) | MUTE), I32(f.s.n_threads, -1, AS(VALUE) | AS(SHAPE)),                         \
-  I32(f.s.n_threads, 1025, AS(VALUE) | AS(SHAPE)), I32(f.s.n_threads, INT32_MAX, AS(VALUE) | AS(SHAPE))
+#define OUTPUT_STRIDES(f)                                                                  \
+  I64(f.stride_token, INT64_MAX - 1, AS(OVERFLOW)), I64(f.stride_token, 1, AS(STRIDE)),    \
+      I64(f.stride_token, LATTN_BROADCAST, AS(STRIDE)), I64(f.stride_head, 1, AS(STRIDE)), \
+      I64(f.stride_head, LATTN_BROADCAST, AS(STRIDE))
+#define EXEC(f)                                                                            \
+  SIZES_AS(f, lattn_exec, AS(SIZE) | MUTE), I32(f.s.n_threads, -1, AS(VALUE) | AS(SHAPE)), \
+      I32(f.s.n_threads, 1025, AS(VALUE) | AS(SHAPE)),                                     \
+      I32(f.s.n_threads, INT32_MAX, AS(VALUE) | AS(SHAPE))
 
 /* One function under test. */
 typedef struct target {
   const char *name;
   void *args;
   size_t bytes;
-  void (*reset)(void);           /* makes the valid call, and all objects new */
+  void (*reset)(void); /* makes the valid call, and all objects new */
   lattn_status (*invoke)(void);
   int has_fault;
 } target;
@@ -136,11 +150,21 @@ static void patch(const target *t, const mutation *m) {
   float f32 = (float)m->number;
   uint32_t larger = (uint32_t)m->integer + 16;
   switch (m->kind) {
-    case M_I32: memcpy(at, &i32, sizeof i32); break;
-    case M_I64: memcpy(at, &m->integer, sizeof m->integer); break;
-    case M_F32: memcpy(at, &f32, sizeof f32); break;
-    case M_F64: memcpy(at, &m->number, sizeof m->number); break;
-    case M_POINTER: memcpy(at, &m->pointer, sizeof m->pointer); break;
+    case M_I32:
+      memcpy(at, &i32, sizeof i32);
+      break;
+    case M_I64:
+      memcpy(at, &m->integer, sizeof m->integer);
+      break;
+    case M_F32:
+      memcpy(at, &f32, sizeof f32);
+      break;
+    case M_F64:
+      memcpy(at, &m->number, sizeof m->number);
+      break;
+    case M_POINTER:
+      memcpy(at, &m->pointer, sizeof m->pointer);
+      break;
     default: /* M_TAIL: at a SIZED struct; its first field is the size */
       memcpy(at, &larger, sizeof larger);
       at[m->integer + 15] = 1;
@@ -269,80 +293,133 @@ static lattn_status attention_invoke(void) {
   return lattn_attention(a->options_at, a->q, a->k, a->v, a->out, a->lse, a->exec_at);
 }
 
-static const int64_t bad_starts[][3] = {{1, 2, ROWS}, {0, 4, 3}, {0, 2, ROWS - 1}, {0, 2, ROWS + 1},
-                                        {0, -1, ROWS}, {0, INT64_MAX, ROWS}, {0, 2, INT64_MAX}};
+static const int64_t bad_starts[][3] = {{1, 2, ROWS},     {0, 4, 3},     {0, 2, ROWS - 1},
+                                        {0, 2, ROWS + 1}, {0, -1, ROWS}, {0, INT64_MAX, ROWS},
+                                        {0, 2, INT64_MAX}};
 static const int64_t negative_two[2] = {0, -1}, huge_two[2] = {INT64_MAX, 0};
 static const int64_t far_two[2] = {0, INT64_C(1) << 31};
 
 #define ARGS attention_args
 static const mutation attention_tensors[] = {
-  INPUT(q), INPUT(k), INPUT(v), OUTPUT(out), EXEC(exec), SIZES(options, lattn_attn),
-  I64(k.n_tokens, 6, AS(SHAPE)), I64(v.n_tokens, 6, AS(SHAPE)), I64(out.n_tokens, 4, AS(SHAPE)),
-  I64(q.n_tokens, 6, AS(SHAPE)),
-  PTR(exec.s.scratch, NULL, FINE | AS(SCRATCH) | AS(NULL)),
-  FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),
-  PTR(lse, NULL, FINE), PTR(exec_at, NULL, FINE), PTR(options_at, NULL, FINE),
-  PTR(out.data, world.k, AS(ALIAS)), PTR(out.data, world.v, AS(ALIAS)),
-  PTR(out.data, world.q, AS(ALIAS)), PTR(out.data, world.q + 1, AS(ALIAS)),
-  PTR(out.data, world.lse, AS(ALIAS)), PTR(lse, world.q, AS(ALIAS)), PTR(lse, world.k, AS(ALIAS)),
-  PTR(lse, world.v, AS(ALIAS)), PTR(lse, world.out + 1, AS(ALIAS)),
+    INPUT(q),
+    INPUT(k),
+    INPUT(v),
+    OUTPUT(out),
+    EXEC(exec),
+    SIZES(options, lattn_attn),
+    I64(k.n_tokens, 6, AS(SHAPE)),
+    I64(v.n_tokens, 6, AS(SHAPE)),
+    I64(out.n_tokens, 4, AS(SHAPE)),
+    I64(q.n_tokens, 6, AS(SHAPE)),
+    PTR(exec.s.scratch, NULL, FINE | AS(SCRATCH) | AS(NULL)),
+    FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),
+    PTR(lse, NULL, FINE),
+    PTR(exec_at, NULL, FINE),
+    PTR(options_at, NULL, FINE),
+    PTR(out.data, world.k, AS(ALIAS)),
+    PTR(out.data, world.v, AS(ALIAS)),
+    PTR(out.data, world.q, AS(ALIAS)),
+    PTR(out.data, world.q + 1, AS(ALIAS)),
+    PTR(out.data, world.lse, AS(ALIAS)),
+    PTR(lse, world.q, AS(ALIAS)),
+    PTR(lse, world.k, AS(ALIAS)),
+    PTR(lse, world.v, AS(ALIAS)),
+    PTR(lse, world.out + 1, AS(ALIAS)),
 };
 static const mutation attention_options[] = {
-  I32(options.s.mask, -1, AS(FIELD)), I32(options.s.mask, 3, AS(FIELD)),
-  F32(options.s.scale, NAN, AS(VALUE)), F32(options.s.scale, INFINITY, AS(VALUE)),
-  F32(options.s.scale, -INFINITY, AS(VALUE)), F32(options.s.scale, -1, FINE),
-  F32(options.s.softcap, NAN, AS(VALUE)), F32(options.s.softcap, -1, AS(VALUE)),
-  F32(options.s.softcap, -INFINITY, AS(VALUE)), F32(options.s.softcap, INFINITY, FINE),
-  I64(options.s.window, -1, AS(VALUE) | AS(SHAPE)), I64(options.s.window, INT64_MIN, AS(VALUE) | AS(SHAPE)),
-  I64(options.s.window, INT64_MAX, FINE), I64(options.s.ahead, -1, AS(VALUE) | AS(SHAPE)),
-  I64(options.s.ahead, 1, AS(CONFIG) | FINE), I64(options.s.sinks, -1, AS(VALUE) | AS(SHAPE)),
-  I64(options.s.sinks, INT64_MAX, FINE),
+    I32(options.s.mask, -1, AS(FIELD)),
+    I32(options.s.mask, 3, AS(FIELD)),
+    F32(options.s.scale, NAN, AS(VALUE)),
+    F32(options.s.scale, INFINITY, AS(VALUE)),
+    F32(options.s.scale, -INFINITY, AS(VALUE)),
+    F32(options.s.scale, -1, FINE),
+    F32(options.s.softcap, NAN, AS(VALUE)),
+    F32(options.s.softcap, -1, AS(VALUE)),
+    F32(options.s.softcap, -INFINITY, AS(VALUE)),
+    F32(options.s.softcap, INFINITY, FINE),
+    I64(options.s.window, -1, AS(VALUE) | AS(SHAPE)),
+    I64(options.s.window, INT64_MIN, AS(VALUE) | AS(SHAPE)),
+    I64(options.s.window, INT64_MAX, FINE),
+    I64(options.s.ahead, -1, AS(VALUE) | AS(SHAPE)),
+    I64(options.s.ahead, 1, AS(CONFIG) | FINE),
+    I64(options.s.sinks, -1, AS(VALUE) | AS(SHAPE)),
+    I64(options.s.sinks, INT64_MAX, FINE),
 };
 static const mutation attention_packed[] = {
-  I64(options.s.n_sequences, -1, AS(SHAPE)), I64(options.s.n_sequences, 1, AS(SHAPE)),
-  I64(options.s.n_sequences, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),
-  PTR(options.s.query_starts, NULL, AS(NULL)), PTR(options.s.key_starts, NULL, AS(NULL)),
-  PTR(options.s.query_starts, bad_starts[0], AS(SHAPE)), PTR(options.s.query_starts, bad_starts[1], AS(SHAPE)),
-  PTR(options.s.query_starts, bad_starts[2], AS(SHAPE)), PTR(options.s.query_starts, bad_starts[3], AS(SHAPE)),
-  PTR(options.s.query_starts, bad_starts[4], AS(SHAPE)), PTR(options.s.query_starts, bad_starts[5], AS(SHAPE)),
-  PTR(options.s.query_starts, bad_starts[6], AS(SHAPE)), PTR(options.s.key_starts, bad_starts[0], AS(SHAPE)),
-  PTR(options.s.key_starts, bad_starts[1], AS(SHAPE)), PTR(options.s.key_starts, bad_starts[4], AS(SHAPE)),
-  PTR(options.s.key_starts, bad_starts[5], AS(SHAPE)), PTR(options.s.key_starts, bad_starts[6], AS(SHAPE)),
-  PTR(options.s.sequence_query_positions, negative_two, AS(OVERFLOW) | AS(VALUE) | FINE),
-  PTR(options.s.sequence_key_positions, negative_two, AS(OVERFLOW) | AS(VALUE)),
-  PTR(options.s.sequence_key_positions, huge_two, AS(OVERFLOW)),
-  PTR(options.s.sequence_key_positions, far_two, AS(OVERFLOW)),
-  PTR(options.s.partial, &attention.partial.s, AS(CONFIG)),
-  INPUT_ROW(key_bias), INPUT(pair_bias), INPUT(gate), I64(key_bias.n_tokens, 2, AS(SHAPE)),
-  I64(pair_bias.n_tokens, ROWS - 1, AS(SHAPE)), I64(gate.n_tokens, ROWS - 1, AS(SHAPE)),
-  PTR(options.s.visible_from, NULL, FINE), PTR(options.s.visible_to, NULL, FINE),
-  PTR(options.s.visible_from, world.key_starts, FINE),
-  PTR(options.s.query_positions, NULL, FINE), PTR(options.s.key_positions, NULL, FINE),
-  PTR(options.s.alibi_slopes, NULL, FINE), PTR(options.s.sink_logits, NULL, FINE),
-  PTR(out.data, world.key_bias, AS(ALIAS)), PTR(out.data, world.pair_bias, AS(ALIAS)),
-  PTR(out.data, world.gate, AS(ALIAS)), PTR(lse, world.pair_bias, AS(ALIAS)),
-  PTR(lse, world.sinks, AS(ALIAS)), PTR(out.data, world.slopes, AS(ALIAS)), PTR(lse, world.from, AS(ALIAS)),
-  PTR(lse, world.to, AS(ALIAS)), PTR(lse, world.row_positions, AS(ALIAS)),
-  PTR(lse, world.key_positions, AS(ALIAS)), PTR(lse, world.row_starts, AS(ALIAS)),
+    I64(options.s.n_sequences, -1, AS(SHAPE)),
+    I64(options.s.n_sequences, 1, AS(SHAPE)),
+    I64(options.s.n_sequences, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),
+    PTR(options.s.query_starts, NULL, AS(NULL)),
+    PTR(options.s.key_starts, NULL, AS(NULL)),
+    PTR(options.s.query_starts, bad_starts[0], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[1], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[2], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[3], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[4], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[5], AS(SHAPE)),
+    PTR(options.s.query_starts, bad_starts[6], AS(SHAPE)),
+    PTR(options.s.key_starts, bad_starts[0], AS(SHAPE)),
+    PTR(options.s.key_starts, bad_starts[1], AS(SHAPE)),
+    PTR(options.s.key_starts, bad_starts[4], AS(SHAPE)),
+    PTR(options.s.key_starts, bad_starts[5], AS(SHAPE)),
+    PTR(options.s.key_starts, bad_starts[6], AS(SHAPE)),
+    PTR(options.s.sequence_query_positions, negative_two, AS(OVERFLOW) | AS(VALUE) | FINE),
+    PTR(options.s.sequence_key_positions, negative_two, AS(OVERFLOW) | AS(VALUE)),
+    PTR(options.s.sequence_key_positions, huge_two, AS(OVERFLOW)),
+    PTR(options.s.sequence_key_positions, far_two, AS(OVERFLOW)),
+    PTR(options.s.partial, &attention.partial.s, AS(CONFIG)),
+    INPUT_ROW(key_bias),
+    INPUT(pair_bias),
+    INPUT(gate),
+    I64(key_bias.n_tokens, 2, AS(SHAPE)),
+    I64(pair_bias.n_tokens, ROWS - 1, AS(SHAPE)),
+    I64(gate.n_tokens, ROWS - 1, AS(SHAPE)),
+    PTR(options.s.visible_from, NULL, FINE),
+    PTR(options.s.visible_to, NULL, FINE),
+    PTR(options.s.visible_from, world.key_starts, FINE),
+    PTR(options.s.query_positions, NULL, FINE),
+    PTR(options.s.key_positions, NULL, FINE),
+    PTR(options.s.alibi_slopes, NULL, FINE),
+    PTR(options.s.sink_logits, NULL, FINE),
+    PTR(out.data, world.key_bias, AS(ALIAS)),
+    PTR(out.data, world.pair_bias, AS(ALIAS)),
+    PTR(out.data, world.gate, AS(ALIAS)),
+    PTR(lse, world.pair_bias, AS(ALIAS)),
+    PTR(lse, world.sinks, AS(ALIAS)),
+    PTR(out.data, world.slopes, AS(ALIAS)),
+    PTR(lse, world.from, AS(ALIAS)),
+    PTR(lse, world.to, AS(ALIAS)),
+    PTR(lse, world.row_positions, AS(ALIAS)),
+    PTR(lse, world.key_positions, AS(ALIAS)),
+    PTR(lse, world.row_starts, AS(ALIAS)),
 };
 static const mutation attention_plain[] = {
-  I64(options.s.key_position, -1, AS(OVERFLOW) | AS(VALUE)),
-  I64(options.s.key_position, INT64_C(1) << 31, AS(OVERFLOW)),
-  I64(options.s.key_position, INT64_MAX, AS(OVERFLOW)), SIZES(partial, lattn_partial),
-  I32(partial.s.basis, 1, AS(FIELD) | AS(TYPE)), I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
-  I64(partial.s.n_rows, -1, AS(SHAPE)), I64(partial.s.n_rows, INT64_MAX, AS(SHAPE)),
-  I64(partial.s.value_dim, VALUE_DIM + 1, AS(SHAPE)), I64(partial.s.value_dim, 0, AS(SHAPE)),
-  PTR(partial.s.maximum, NULL, AS(NULL)), PTR(partial.s.sum, NULL, AS(NULL)),
-  PTR(partial.s.output, NULL, AS(NULL)), F32(partial.s.zero, 1, AS(FIELD)),
-  PTR(partial.s.maximum, world.q, AS(ALIAS)), PTR(partial.s.output, world.out, AS(ALIAS)),
-  PTR(partial.s.sum, world.maximum[0], AS(ALIAS)), PTR(partial.s.output, world.lse, AS(ALIAS)),
-  PTR(out.data, NULL, FINE), PTR(options.s.partial, NULL, FINE),
+    I64(options.s.key_position, -1, AS(OVERFLOW) | AS(VALUE)),
+    I64(options.s.key_position, INT64_C(1) << 31, AS(OVERFLOW)),
+    I64(options.s.key_position, INT64_MAX, AS(OVERFLOW)),
+    SIZES(partial, lattn_partial),
+    I32(partial.s.basis, 1, AS(FIELD) | AS(TYPE)),
+    I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
+    I64(partial.s.n_rows, -1, AS(SHAPE)),
+    I64(partial.s.n_rows, INT64_MAX, AS(SHAPE)),
+    I64(partial.s.value_dim, VALUE_DIM + 1, AS(SHAPE)),
+    I64(partial.s.value_dim, 0, AS(SHAPE)),
+    PTR(partial.s.maximum, NULL, AS(NULL)),
+    PTR(partial.s.sum, NULL, AS(NULL)),
+    PTR(partial.s.output, NULL, AS(NULL)),
+    F32(partial.s.zero, 1, AS(FIELD)),
+    PTR(partial.s.maximum, world.q, AS(ALIAS)),
+    PTR(partial.s.output, world.out, AS(ALIAS)),
+    PTR(partial.s.sum, world.maximum[0], AS(ALIAS)),
+    PTR(partial.s.output, world.lse, AS(ALIAS)),
+    PTR(out.data, NULL, FINE),
+    PTR(options.s.partial, NULL, FINE),
 };
 static const mutation attention_at[] = {
-  I64(options.s.query_position, -1, AS(OVERFLOW) | AS(VALUE)),
-  I64(options.s.query_position, INT64_C(1) << 31, AS(OVERFLOW)),
-  I64(options.s.query_position, INT64_MAX, AS(OVERFLOW)),
-  I64(options.s.query_position, INT64_MIN, AS(OVERFLOW) | AS(VALUE)),
+    I64(options.s.query_position, -1, AS(OVERFLOW) | AS(VALUE)),
+    I64(options.s.query_position, INT64_C(1) << 31, AS(OVERFLOW)),
+    I64(options.s.query_position, INT64_MAX, AS(OVERFLOW)),
+    I64(options.s.query_position, INT64_MIN, AS(OVERFLOW) | AS(VALUE)),
 };
 #undef ARGS
 
@@ -459,33 +536,64 @@ static float nan_weights[N_ROWS];
 
 #define ARGS merge_args
 static const mutation merge_list[] = {
-  SIZES(options, lattn_merge_options), SIZES(partial, lattn_partial), EXEC(exec),
-  I32(options.s.mode, 3, AS(FIELD)), I32(options.s.mode, -1, AS(FIELD)), INPUT(gate),
-  I32(options.s.mode, LATTN_MERGE_LINEAR, AS(CONFIG)), I64(gate.n_tokens, ROWS - 1, AS(SHAPE)),
-  I64(n, -1, AS(SHAPE)), I64(n, 1025, AS(SHAPE) | AS(OVERFLOW)), I64(n, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),
-  I64(n, 0, FINE), PTR(parts_at, NULL, AS(NULL)), PTR(lse, NULL, FINE), PTR(exec_at, NULL, FINE),
-  I32(parts[0].size, 0, AS(SIZE)), I32(parts[1].size, sizeof(lattn_partial) - 1, AS(SIZE)),
-  I32(parts[1].basis, 1, AS(FIELD) | AS(TYPE)), I64(parts[1].first_segment, -1, AS(SHAPE) | AS(VALUE) | AS(OVERFLOW)),
-  I64(parts[1].first_segment, INT64_MAX, AS(OVERFLOW) | AS(SHAPE)), I64(parts[1].n_segments, -1, AS(SHAPE) | AS(VALUE)),
-  I64(parts[1].n_segments, INT64_MAX, FINE | AS(OVERFLOW) | AS(SHAPE)), I64(parts[1].n_rows, N_ROWS - 1, AS(SHAPE)),
-  I64(parts[0].n_rows, N_ROWS + 1, AS(SHAPE)), I64(parts[0].n_rows, -1, AS(SHAPE)),
-  I64(parts[0].n_rows, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)), I64(parts[1].value_dim, VALUE_DIM + 1, AS(SHAPE)),
-  I64(parts[1].value_dim, -1, AS(SHAPE)), PTR(parts[0].maximum, NULL, AS(NULL)),
-  PTR(parts[1].sum, NULL, AS(NULL)), PTR(parts[1].output, NULL, AS(NULL)), F32(parts[1].weight, NAN, AS(VALUE)),
-  F32(parts[0].weight, INFINITY, AS(VALUE)), F32(parts[0].weight, -INFINITY, FINE), F32(parts[0].zero, 1, AS(FIELD)),
-  PTR(parts[1].row_weights, nan_weights, AS(VALUE)), PTR(partial.s.maximum, NULL, AS(NULL)),
-  PTR(partial.s.sum, NULL, AS(NULL)), PTR(partial.s.output, NULL, AS(NULL)), I64(partial.s.n_rows, 3, AS(SHAPE)),
-  I64(partial.s.value_dim, 3, AS(SHAPE)), PTR(partial.s.output, world.out, AS(ALIAS)),
-  PTR(partial.s.maximum, world.lse, AS(ALIAS)), PTR(partial.s.maximum, world.maximum[0] + 1, AS(ALIAS)),
-  PTR(out.data, world.output[0], AS(ALIAS)), PTR(out.data, world.output[1] + 1, AS(ALIAS)),
-  PTR(lse, world.out, AS(ALIAS)), PTR(lse, world.sum[0], AS(ALIAS)), PTR(lse, world.sinks, AS(ALIAS)),
-  PTR(out.data, world.gate, AS(ALIAS)),
+    SIZES(options, lattn_merge_options),
+    SIZES(partial, lattn_partial),
+    EXEC(exec),
+    I32(options.s.mode, 3, AS(FIELD)),
+    I32(options.s.mode, -1, AS(FIELD)),
+    INPUT(gate),
+    I32(options.s.mode, LATTN_MERGE_LINEAR, AS(CONFIG)),
+    I64(gate.n_tokens, ROWS - 1, AS(SHAPE)),
+    I64(n, -1, AS(SHAPE)),
+    I64(n, 1025, AS(SHAPE) | AS(OVERFLOW)),
+    I64(n, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),
+    I64(n, 0, FINE),
+    PTR(parts_at, NULL, AS(NULL)),
+    PTR(lse, NULL, FINE),
+    PTR(exec_at, NULL, FINE),
+    I32(parts[0].size, 0, AS(SIZE)),
+    I32(parts[1].size, sizeof(lattn_partial) - 1, AS(SIZE)),
+    I32(parts[1].basis, 1, AS(FIELD) | AS(TYPE)),
+    I64(parts[1].first_segment, -1, AS(SHAPE) | AS(VALUE) | AS(OVERFLOW)),
+    I64(parts[1].first_segment, INT64_MAX, AS(OVERFLOW) | AS(SHAPE)),
+    I64(parts[1].n_segments, -1, AS(SHAPE) | AS(VALUE)),
+    I64(parts[1].n_segments, INT64_MAX, FINE | AS(OVERFLOW) | AS(SHAPE)),
+    I64(parts[1].n_rows, N_ROWS - 1, AS(SHAPE)),
+    I64(parts[0].n_rows, N_ROWS + 1, AS(SHAPE)),
+    I64(parts[0].n_rows, -1, AS(SHAPE)),
+    I64(parts[0].n_rows, INT64_MAX, AS(SHAPE) | AS(OVERFLOW)),
+    I64(parts[1].value_dim, VALUE_DIM + 1, AS(SHAPE)),
+    I64(parts[1].value_dim, -1, AS(SHAPE)),
+    PTR(parts[0].maximum, NULL, AS(NULL)),
+    PTR(parts[1].sum, NULL, AS(NULL)),
+    PTR(parts[1].output, NULL, AS(NULL)),
+    F32(parts[1].weight, NAN, AS(VALUE)),
+    F32(parts[0].weight, INFINITY, AS(VALUE)),
+    F32(parts[0].weight, -INFINITY, FINE),
+    F32(parts[0].zero, 1, AS(FIELD)),
+    PTR(parts[1].row_weights, nan_weights, AS(VALUE)),
+    PTR(partial.s.maximum, NULL, AS(NULL)),
+    PTR(partial.s.sum, NULL, AS(NULL)),
+    PTR(partial.s.output, NULL, AS(NULL)),
+    I64(partial.s.n_rows, 3, AS(SHAPE)),
+    I64(partial.s.value_dim, 3, AS(SHAPE)),
+    PTR(partial.s.output, world.out, AS(ALIAS)),
+    PTR(partial.s.maximum, world.lse, AS(ALIAS)),
+    PTR(partial.s.maximum, world.maximum[0] + 1, AS(ALIAS)),
+    PTR(out.data, world.output[0], AS(ALIAS)),
+    PTR(out.data, world.output[1] + 1, AS(ALIAS)),
+    PTR(lse, world.out, AS(ALIAS)),
+    PTR(lse, world.sum[0], AS(ALIAS)),
+    PTR(lse, world.sinks, AS(ALIAS)),
+    PTR(out.data, world.gate, AS(ALIAS)),
 };
 static const mutation merge_bare_list[] = {OUTPUT(out), PTR(options_at, NULL, FINE)};
 static const mutation merge_linear_list[] = {
-  F32(parts[0].weight, NAN, AS(VALUE)), F32(parts[0].weight, INFINITY, AS(VALUE)),
-  F32(parts[0].weight, -INFINITY, AS(VALUE)), F32(parts[0].weight, -1, FINE),
-  PTR(options.s.sink_logits, world.sinks, AS(CONFIG)),
+    F32(parts[0].weight, NAN, AS(VALUE)),
+    F32(parts[0].weight, INFINITY, AS(VALUE)),
+    F32(parts[0].weight, -INFINITY, AS(VALUE)),
+    F32(parts[0].weight, -1, FINE),
+    PTR(options.s.sink_logits, world.sinks, AS(CONFIG)),
 };
 #undef ARGS
 
@@ -517,10 +625,16 @@ static lattn_status import_invoke(void) {
 
 #define ARGS import_args
 static const mutation import_list[] = {
-  SIZES(partial, lattn_partial), INPUT(out), PTR(partial_at, NULL, AS(NULL)), PTR(lse, NULL, AS(NULL)),
-  I32(flags, 4, AS(FIELD)), I32(flags, -1, AS(FIELD)), I32(flags, 3, FINE),
-  PTR(partial.s.maximum, NULL, AS(NULL)), PTR(partial.s.sum, NULL, AS(NULL)),
-  PTR(partial.s.output, NULL, AS(NULL)),
+    SIZES(partial, lattn_partial),
+    INPUT(out),
+    PTR(partial_at, NULL, AS(NULL)),
+    PTR(lse, NULL, AS(NULL)),
+    I32(flags, 4, AS(FIELD)),
+    I32(flags, -1, AS(FIELD)),
+    I32(flags, 3, FINE),
+    PTR(partial.s.maximum, NULL, AS(NULL)),
+    PTR(partial.s.sum, NULL, AS(NULL)),
+    PTR(partial.s.output, NULL, AS(NULL)),
 };
 #undef ARGS
 TARGET(import_target, "partial_import", import, 0);
@@ -596,7 +710,9 @@ static void rotary_reset_llama3(void) {
 static lattn_status rotary_rotate(void) {
   return lattn_rotate(rotary.rotary_at, rotary.x, rotary.first_position, rotary.positions);
 }
-static lattn_status rotary_fill(void) { return lattn_rotary_turns(rotary.turns, rotary.scaling_at); }
+static lattn_status rotary_fill(void) {
+  return lattn_rotary_turns(rotary.turns, rotary.scaling_at);
+}
 static lattn_status rotary_f32(void) {
   return lattn_rotary_turns_from_f32(rotary.turns, rotary.f32, rotary.n);
 }
@@ -613,47 +729,65 @@ static const float nan_f32[2] = {1, NAN}, infinite_f32[2] = {INFINITY, 1};
 static const double nan_f64[2] = {1, (double)NAN}, infinite_f64[2] = {(double)INFINITY, 1};
 
 #define ARGS rotary_args
-#define ROTARY(f)                                                                                  \
-  SIZES(f, lattn_rotary), I32(f.s.layout, 2, AS(FIELD)), I32(f.s.layout, -1, AS(FIELD)),             \
-  I32(f.s.first_dim, -1, AS(SHAPE)), I32(f.s.first_dim, 1, AS(SHAPE)),                               \
-  I32(f.s.first_dim, INT32_MAX, AS(SHAPE)), I32(f.s.n_dims, 0, AS(SHAPE)), I32(f.s.n_dims, 3, AS(SHAPE)), \
-  I32(f.s.n_dims, -2, AS(SHAPE)), I32(f.s.n_dims, 6, AS(SHAPE)), I32(f.s.n_dims, 1026, AS(SHAPE)),   \
-  I32(f.s.n_dims, INT32_MAX, AS(SHAPE)), F32(f.s.magnitude, NAN, AS(VALUE)),                         \
-  F32(f.s.magnitude, INFINITY, AS(VALUE)), I32(f.s.zero, 1, AS(FIELD)), PTR(f.s.turns, NULL, AS(NULL))
+#define ROTARY(f)                                                                        \
+  SIZES(f, lattn_rotary), I32(f.s.layout, 2, AS(FIELD)), I32(f.s.layout, -1, AS(FIELD)), \
+      I32(f.s.first_dim, -1, AS(SHAPE)), I32(f.s.first_dim, 1, AS(SHAPE)),               \
+      I32(f.s.first_dim, INT32_MAX, AS(SHAPE)), I32(f.s.n_dims, 0, AS(SHAPE)),           \
+      I32(f.s.n_dims, 3, AS(SHAPE)), I32(f.s.n_dims, -2, AS(SHAPE)),                     \
+      I32(f.s.n_dims, 6, AS(SHAPE)), I32(f.s.n_dims, 1026, AS(SHAPE)),                   \
+      I32(f.s.n_dims, INT32_MAX, AS(SHAPE)), F32(f.s.magnitude, NAN, AS(VALUE)),         \
+      F32(f.s.magnitude, INFINITY, AS(VALUE)), I32(f.s.zero, 1, AS(FIELD)),              \
+      PTR(f.s.turns, NULL, AS(NULL))
 static const mutation rotate_list[] = {
-  ROTARY(rotary), ANY_TENSOR(x), OUTPUT_STRIDES(x), PTR(rotary_at, NULL, AS(NULL)),
-  I64(first_position, INT64_MAX, AS(OVERFLOW)), I64(first_position, INT64_MAX - ROWS + 2, AS(OVERFLOW)),
+    ROTARY(rotary),
+    ANY_TENSOR(x),
+    OUTPUT_STRIDES(x),
+    PTR(rotary_at, NULL, AS(NULL)),
+    I64(first_position, INT64_MAX, AS(OVERFLOW)),
+    I64(first_position, INT64_MAX - ROWS + 2, AS(OVERFLOW)),
 };
 static const mutation rotate_positions_list[] = {
-  PTR(positions, positions_negative, FINE), PTR(positions, positions_huge, FINE), PTR(positions, NULL, FINE),
+    PTR(positions, positions_negative, FINE),
+    PTR(positions, positions_huge, FINE),
+    PTR(positions, NULL, FINE),
 };
-#define SCALING_NUMBER(f) \
-  F64(scaling.s.f, NAN, AS(VALUE)), F64(scaling.s.f, INFINITY, AS(VALUE)), F64(scaling.s.f, -1, AS(VALUE))
+#define SCALING_NUMBER(f)                                                  \
+  F64(scaling.s.f, NAN, AS(VALUE)), F64(scaling.s.f, INFINITY, AS(VALUE)), \
+      F64(scaling.s.f, -1, AS(VALUE))
 static const mutation turns_list[] = {
-  SIZES(scaling, lattn_rotary_scaling), PTR(turns, NULL, AS(NULL)), PTR(scaling_at, NULL, AS(NULL)),
-  I32(scaling.s.kind, 5, AS(FIELD)), I32(scaling.s.kind, -1, AS(FIELD)), I32(scaling.s.flags, 4, AS(FIELD)),
-  I32(scaling.s.flags, -1, AS(FIELD)), I32(scaling.s.n_dims, 0, AS(SHAPE)), I32(scaling.s.n_dims, 3, AS(SHAPE)),
-  I32(scaling.s.n_dims, -2, AS(SHAPE)), I32(scaling.s.n_dims, 1026, AS(SHAPE)), SCALING_NUMBER(base),
+    SIZES(scaling, lattn_rotary_scaling),   PTR(turns, NULL, AS(NULL)),
+    PTR(scaling_at, NULL, AS(NULL)),        I32(scaling.s.kind, 5, AS(FIELD)),
+    I32(scaling.s.kind, -1, AS(FIELD)),     I32(scaling.s.flags, 4, AS(FIELD)),
+    I32(scaling.s.flags, -1, AS(FIELD)),    I32(scaling.s.n_dims, 0, AS(SHAPE)),
+    I32(scaling.s.n_dims, 3, AS(SHAPE)),    I32(scaling.s.n_dims, -2, AS(SHAPE)),
+    I32(scaling.s.n_dims, 1026, AS(SHAPE)), SCALING_NUMBER(base),
 };
 static const mutation turns_yarn_list[] = {
-  SCALING_NUMBER(factor), SCALING_NUMBER(original_length), SCALING_NUMBER(beta_fast),
-  SCALING_NUMBER(beta_slow), F64(scaling.s.original_length, 0, AS(VALUE)),
+    SCALING_NUMBER(factor),
+    SCALING_NUMBER(original_length),
+    SCALING_NUMBER(beta_fast),
+    SCALING_NUMBER(beta_slow),
+    F64(scaling.s.original_length, 0, AS(VALUE)),
 };
 static const mutation turns_llama3_list[] = {
-  SCALING_NUMBER(low_frequency_factor), SCALING_NUMBER(high_frequency_factor),
-  F64(scaling.s.original_length, 0, AS(VALUE)),
+    SCALING_NUMBER(low_frequency_factor),
+    SCALING_NUMBER(high_frequency_factor),
+    F64(scaling.s.original_length, 0, AS(VALUE)),
 };
 static const mutation from_f32_list[] = {
-  PTR(turns, NULL, AS(NULL)), PTR(f32, NULL, AS(NULL)), I64(n, -1, AS(SHAPE)), I64(n, INT64_MIN, AS(SHAPE)),
-  I64(n, 0, FINE), PTR(f32, nan_f32, AS(VALUE)), PTR(f32, infinite_f32, AS(VALUE)),
+    PTR(turns, NULL, AS(NULL)),        PTR(f32, NULL, AS(NULL)), I64(n, -1, AS(SHAPE)),
+    I64(n, INT64_MIN, AS(SHAPE)),      I64(n, 0, FINE),          PTR(f32, nan_f32, AS(VALUE)),
+    PTR(f32, infinite_f32, AS(VALUE)),
 };
 static const mutation from_f64_list[] = {
-  PTR(turns, NULL, AS(NULL)), PTR(f64, NULL, AS(NULL)), I64(n, -1, AS(SHAPE)), I64(n, INT64_MIN, AS(SHAPE)),
-  I64(n, 0, FINE), PTR(f64, nan_f64, AS(VALUE)), PTR(f64, infinite_f64, AS(VALUE)),
+    PTR(turns, NULL, AS(NULL)),        PTR(f64, NULL, AS(NULL)), I64(n, -1, AS(SHAPE)),
+    I64(n, INT64_MIN, AS(SHAPE)),      I64(n, 0, FINE),          PTR(f64, nan_f64, AS(VALUE)),
+    PTR(f64, infinite_f64, AS(VALUE)),
 };
 static const mutation magnitude_list[] = {
-  PTR(magnitude, NULL, AS(NULL)), F64(factor, NAN, AS(VALUE)), F64(factor, INFINITY, AS(VALUE)),
-  F64(mscale, NAN, AS(VALUE)), F64(mscale, INFINITY, AS(VALUE)),
+    PTR(magnitude, NULL, AS(NULL)),   F64(factor, NAN, AS(VALUE)),
+    F64(factor, INFINITY, AS(VALUE)), F64(mscale, NAN, AS(VALUE)),
+    F64(mscale, INFINITY, AS(VALUE)),
 };
 #undef ARGS
 
@@ -743,18 +877,19 @@ static void object_set(void) {
 /* A pool; pool_in is what calls use. */
 static void object_reset_pool(void) {
   object_set();
-  CHECK_STATUS(lattn_pool_init(&object.pool_in, world.arena, sizeof world.arena, &object.pool_config.s),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_pool_init(&object.pool_in, world.arena, sizeof world.arena, &object.pool_config.s),
+      LATTN_OK);
 }
 
 /* And a cache in it that holds 7 tokens (the streaming head has evicted, as far as pages allow). */
 static void object_reset_cache(void) {
   object_reset_pool();
   CHECK_STATUS(lattn_cache_init(&object.cache_in, object.pool_in, &object.config.s), LATTN_OK);
-  CHECK_STATUS(lattn_cache_append(object.cache_in,
-                                  tensor_of(world.k, LATTN_F32, KEYS, KV_HEADS, KEY_DIM),
-                                  tensor_of(world.v, LATTN_F32, KEYS, KV_HEADS, VALUE_DIM), NULL),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_cache_append(object.cache_in, tensor_of(world.k, LATTN_F32, KEYS, KV_HEADS, KEY_DIM),
+                         tensor_of(world.v, LATTN_F32, KEYS, KV_HEADS, VALUE_DIM), NULL),
+      LATTN_OK);
   object.n_tokens = KEYS - 1;
 }
 
@@ -768,7 +903,9 @@ static lattn_status object_cache_init(void) {
 static lattn_status object_pool_stats(void) {
   return lattn_pool_stats_get(object.pool_in, object.pool_stats_at);
 }
-static lattn_status object_stats(void) { return lattn_cache_stats_get(object.cache_in, object.stats_at); }
+static lattn_status object_stats(void) {
+  return lattn_cache_stats_get(object.cache_in, object.stats_at);
+}
 static lattn_status object_head_stats(void) {
   return lattn_cache_head_stats_get(object.cache_in, object.kv_head, object.head_stats_at);
 }
@@ -795,59 +932,100 @@ static const lattn_head head_unknown[KV_HEADS] = {{2, 0, 0, 4, 0}, {0, 0, 0, 0, 
 
 #define ARGS object_args
 static const mutation pool_init_list[] = {
-  SIZES(pool_config, lattn_pool_config), I32(pool_config.s.zero, 1, AS(FIELD)), PTR(pool_at, NULL, AS(NULL)),
-  PTR(arena, NULL, AS(NULL)), FIELD(M_I64, arena_bytes, "0", 0, 0, NULL, AS(MEMORY)),
-  FIELD(M_I64, arena_bytes, "1", 1, 0, NULL, AS(MEMORY)), FIELD(M_I64, arena_bytes, "63", 63, 0, NULL, AS(MEMORY)),
-  PTR(pool_config_at, NULL, FINE | AS(NULL)),
+    SIZES(pool_config, lattn_pool_config),
+    I32(pool_config.s.zero, 1, AS(FIELD)),
+    PTR(pool_at, NULL, AS(NULL)),
+    PTR(arena, NULL, AS(NULL)),
+    FIELD(M_I64, arena_bytes, "0", 0, 0, NULL, AS(MEMORY)),
+    FIELD(M_I64, arena_bytes, "1", 1, 0, NULL, AS(MEMORY)),
+    FIELD(M_I64, arena_bytes, "63", 63, 0, NULL, AS(MEMORY)),
+    PTR(pool_config_at, NULL, FINE | AS(NULL)),
 };
-#define HEAD(i)                                                                                        \
-  I32(heads[i].policy, 2, AS(FIELD)), I32(heads[i].policy, -1, AS(FIELD)), I32(heads[i].positions, 3, AS(FIELD)), \
-  I32(heads[i].positions, -1, AS(FIELD))
+#define HEAD(i)                                                            \
+  I32(heads[i].policy, 2, AS(FIELD)), I32(heads[i].policy, -1, AS(FIELD)), \
+      I32(heads[i].positions, 3, AS(FIELD)), I32(heads[i].positions, -1, AS(FIELD))
 static const mutation config_list[] = {
-  SIZES_AS(config, lattn_cache_config, AS(SIZE) | MUTE), ROTARY(rotary), HEAD(0), HEAD(1),
-  PTR(config_at, NULL, AS(NULL) | MUTE),
-  I32(config.s.head_size, 0, AS(SIZE)), I32(config.s.head_size, 8, AS(SIZE)),
-  I32(config.s.n_kv_heads, 0, AS(SHAPE)), I32(config.s.n_kv_heads, -1, AS(SHAPE)),
-  I32(config.s.n_kv_heads, 3, AS(SHAPE)), I32(config.s.n_heads, -1, AS(SHAPE)), I32(config.s.n_heads, 3, AS(SHAPE)),
-  I32(config.s.n_heads, INT32_MAX, AS(SHAPE) | AS(OVERFLOW)), I32(config.s.n_heads, 1, AS(SHAPE)),
-  I32(config.s.key_dim, 0, AS(SHAPE)), I32(config.s.key_dim, -1, AS(SHAPE)),
-  I32(config.s.key_dim, 2, AS(SHAPE)), I32(config.s.value_dim, -1, AS(SHAPE)),
-  I32(config.s.key_type, 4, AS(TYPE)), I32(config.s.key_type, -1, AS(TYPE)), I32(config.s.value_type, 4, AS(TYPE)),
-  I32(config.s.value_type, INT32_MIN, AS(TYPE)), I64(config.s.capacity, -1, AS(SHAPE)),
-  I64(config.s.capacity, 0, AS(CONFIG)), I64(config.s.capacity, INT64_MAX, AS(OVERFLOW)),
-  I64(config.s.capacity, INT64_C(1) << 31, AS(OVERFLOW) | AS(FULL)), I64(config.s.max_append, -1, AS(SHAPE)),
-  I64(config.s.max_append, INT64_MAX, AS(OVERFLOW) | AS(SHAPE)), F32(config.s.scale, NAN, AS(VALUE)),
-  F32(config.s.scale, INFINITY, AS(VALUE)), F32(config.s.softcap, NAN, AS(VALUE)), F32(config.s.softcap, -1, AS(VALUE)),
-  I64(heads[1].sinks, -1, AS(SHAPE) | AS(VALUE)), I64(heads[1].sinks, INT64_MAX, FINE),
-  I64(heads[1].window, 0, AS(SHAPE) | AS(VALUE)), I64(heads[1].window, -1, AS(SHAPE) | AS(VALUE)),
-  I64(heads[1].window, INT64_MAX, FINE), I64(heads[1].slack, -1, AS(SHAPE) | AS(VALUE)),
-  I64(heads[1].slack, INT64_MAX, FINE), I32(heads[0].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG) | FINE),
-  PTR(config.s.rotary, NULL, FINE), PTR(config.s.heads, NULL, FINE), PTR(config.s.heads, head_unknown, AS(FIELD)),
+    SIZES_AS(config, lattn_cache_config, AS(SIZE) | MUTE),
+    ROTARY(rotary),
+    HEAD(0),
+    HEAD(1),
+    PTR(config_at, NULL, AS(NULL) | MUTE),
+    I32(config.s.head_size, 0, AS(SIZE)),
+    I32(config.s.head_size, 8, AS(SIZE)),
+    I32(config.s.n_kv_heads, 0, AS(SHAPE)),
+    I32(config.s.n_kv_heads, -1, AS(SHAPE)),
+    I32(config.s.n_kv_heads, 3, AS(SHAPE)),
+    I32(config.s.n_heads, -1, AS(SHAPE)),
+    I32(config.s.n_heads, 3, AS(SHAPE)),
+    I32(config.s.n_heads, INT32_MAX, AS(SHAPE) | AS(OVERFLOW)),
+    I32(config.s.n_heads, 1, AS(SHAPE)),
+    I32(config.s.key_dim, 0, AS(SHAPE)),
+    I32(config.s.key_dim, -1, AS(SHAPE)),
+    I32(config.s.key_dim, 2, AS(SHAPE)),
+    I32(config.s.value_dim, -1, AS(SHAPE)),
+    I32(config.s.key_type, 4, AS(TYPE)),
+    I32(config.s.key_type, -1, AS(TYPE)),
+    I32(config.s.value_type, 4, AS(TYPE)),
+    I32(config.s.value_type, INT32_MIN, AS(TYPE)),
+    I64(config.s.capacity, -1, AS(SHAPE)),
+    I64(config.s.capacity, 0, AS(CONFIG)),
+    I64(config.s.capacity, INT64_MAX, AS(OVERFLOW)),
+    I64(config.s.capacity, INT64_C(1) << 31, AS(OVERFLOW) | AS(FULL)),
+    I64(config.s.max_append, -1, AS(SHAPE)),
+    I64(config.s.max_append, INT64_MAX, AS(OVERFLOW) | AS(SHAPE)),
+    F32(config.s.scale, NAN, AS(VALUE)),
+    F32(config.s.scale, INFINITY, AS(VALUE)),
+    F32(config.s.softcap, NAN, AS(VALUE)),
+    F32(config.s.softcap, -1, AS(VALUE)),
+    I64(heads[1].sinks, -1, AS(SHAPE) | AS(VALUE)),
+    I64(heads[1].sinks, INT64_MAX, FINE),
+    I64(heads[1].window, 0, AS(SHAPE) | AS(VALUE)),
+    I64(heads[1].window, -1, AS(SHAPE) | AS(VALUE)),
+    I64(heads[1].window, INT64_MAX, FINE),
+    I64(heads[1].slack, -1, AS(SHAPE) | AS(VALUE)),
+    I64(heads[1].slack, INT64_MAX, FINE),
+    I32(heads[0].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG) | FINE),
+    PTR(config.s.rotary, NULL, FINE),
+    PTR(config.s.heads, NULL, FINE),
+    PTR(config.s.heads, head_unknown, AS(FIELD)),
 };
-static const mutation config_plain_list[] = {I32(heads[1].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG))};
+static const mutation config_plain_list[] = {
+    I32(heads[1].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG))};
 static const mutation cache_init_list[] = {
-  PTR(cache_at, NULL, AS(NULL)), PTR(pool_in, NULL, AS(NULL)),
-  I64(config.s.capacity, INT64_C(1) << 28, AS(FULL)), I32(config.s.key_dim, 1 << 30, AS(FULL) | AS(OVERFLOW)),
-  I32(config.s.n_kv_heads, INT32_MAX, AS(SHAPE)),
+    PTR(cache_at, NULL, AS(NULL)),
+    PTR(pool_in, NULL, AS(NULL)),
+    I64(config.s.capacity, INT64_C(1) << 28, AS(FULL)),
+    I32(config.s.key_dim, 1 << 30, AS(FULL) | AS(OVERFLOW)),
+    I32(config.s.n_kv_heads, INT32_MAX, AS(SHAPE)),
 };
-/* A stats struct of a newer caller: what this version does not know is the caller's own business. */
-#define OUT_SIZES(f, type) \
-  I32(f.s.size, 0, AS(SIZE)), I32(f.s.size, 4, AS(SIZE)), I32(f.s.size, sizeof(type) - 1, AS(SIZE)), \
-  I32(f.s.size, sizeof(type) + 16, FINE)
+/* A stats struct of a newer caller: what this version does not know is the caller's own
+   business. */
+#define OUT_SIZES(f, type)                                \
+  I32(f.s.size, 0, AS(SIZE)), I32(f.s.size, 4, AS(SIZE)), \
+      I32(f.s.size, sizeof(type) - 1, AS(SIZE)), I32(f.s.size, sizeof(type) + 16, FINE)
 static const mutation pool_stats_list[] = {
-  OUT_SIZES(pool_stats, lattn_pool_stats), PTR(pool_in, NULL, AS(NULL)), PTR(pool_stats_at, NULL, AS(NULL)),
+    OUT_SIZES(pool_stats, lattn_pool_stats),
+    PTR(pool_in, NULL, AS(NULL)),
+    PTR(pool_stats_at, NULL, AS(NULL)),
 };
 static const mutation stats_list[] = {
-  OUT_SIZES(stats, lattn_cache_stats), PTR(cache_in, NULL, AS(NULL)), PTR(stats_at, NULL, AS(NULL)),
+    OUT_SIZES(stats, lattn_cache_stats),
+    PTR(cache_in, NULL, AS(NULL)),
+    PTR(stats_at, NULL, AS(NULL)),
 };
 static const mutation head_stats_list[] = {
-  OUT_SIZES(head_stats, lattn_cache_head_stats), PTR(cache_in, NULL, AS(NULL)), PTR(head_stats_at, NULL, AS(NULL)),
-  I32(kv_head, -1, AS(SHAPE)), I32(kv_head, KV_HEADS, AS(SHAPE)), I32(kv_head, INT32_MAX, AS(SHAPE)),
-  I32(kv_head, INT32_MIN, AS(SHAPE)),
+    OUT_SIZES(head_stats, lattn_cache_head_stats),
+    PTR(cache_in, NULL, AS(NULL)),
+    PTR(head_stats_at, NULL, AS(NULL)),
+    I32(kv_head, -1, AS(SHAPE)),
+    I32(kv_head, KV_HEADS, AS(SHAPE)),
+    I32(kv_head, INT32_MAX, AS(SHAPE)),
+    I32(kv_head, INT32_MIN, AS(SHAPE)),
 };
 static const mutation truncate_list[] = {
-  PTR(cache_in, NULL, AS(NULL)), I64(n_tokens, -1, AS(SHAPE)), I64(n_tokens, KEYS + 1, AS(SHAPE)),
-  I64(n_tokens, INT64_MAX, AS(SHAPE)), I64(n_tokens, INT64_MIN, AS(SHAPE)), I64(n_tokens, KEYS, FINE),
+    PTR(cache_in, NULL, AS(NULL)),       I64(n_tokens, -1, AS(SHAPE)),
+    I64(n_tokens, KEYS + 1, AS(SHAPE)),  I64(n_tokens, INT64_MAX, AS(SHAPE)),
+    I64(n_tokens, INT64_MIN, AS(SHAPE)), I64(n_tokens, KEYS, FINE),
 };
 static const mutation no_cache_list[] = {PTR(cache_in, NULL, AS(NULL))};
 #undef ARGS
@@ -859,16 +1037,19 @@ static void object_reset_plain(void) {
 
 VARIANT(pool_init_target, "pool_init", object, object_set, object_pool_init, 0);
 VARIANT(config_target, "cache_init", object, object_reset_pool, object_cache_init, 1);
-VARIANT(config_plain_target, "cache_init (no rotary)", object, object_reset_plain, object_cache_init, 1);
+VARIANT(config_plain_target, "cache_init (no rotary)", object, object_reset_plain,
+        object_cache_init, 1);
 VARIANT(cache_init_target, "cache_init (pool)", object, object_reset_pool, object_cache_init, 0);
 VARIANT(pool_stats_target, "pool_stats_get", object, object_reset_pool, object_pool_stats, 0);
 VARIANT(stats_target, "cache_stats_get", object, object_reset_cache, object_stats, 0);
-VARIANT(head_stats_target, "cache_head_stats_get", object, object_reset_cache, object_head_stats, 0);
+VARIANT(head_stats_target, "cache_head_stats_get", object, object_reset_cache, object_head_stats,
+        0);
 VARIANT(truncate_target, "cache_truncate", object, object_reset_cache, object_truncate, 0);
 VARIANT(clear_target, "cache_clear", object, object_reset_cache, object_clear, 0);
 VARIANT(release_target, "cache_release", object, object_reset_cache, object_release, 0);
 
-/* lattn_cache_bytes, lattn_pool_bytes, lattn_cache_scratch: 0 exactly where init refuses the config. */
+/* lattn_cache_bytes, lattn_pool_bytes, lattn_cache_scratch: 0 exactly where init refuses the
+   config. */
 static void config_sizes(void) {
   for (size_t i = 0; i < sizeof config_list / sizeof *config_list; i++) {
     check_case("cache_bytes: %s", config_list[i].name);
@@ -979,32 +1160,51 @@ static lattn_status use_attend(void) {
 }
 
 #define ARGS use_args
-#define USE_COMMON                                                                                   \
-  PTR(cache, NULL, AS(NULL)), PTR(call_at, NULL, FINE), PTR(exec_at, NULL, FINE), PTR(lse, NULL, FINE),   \
-  SIZES(call, lattn_call), EXEC(exec), I32(call.s.zero, 1, AS(FIELD)), INPUT(q), OUTPUT(out),          \
-  PTR(out.data, NULL, AS(NULL)), INPUT_ROW(key_bias), INPUT(pair_bias), INPUT(gate),                       \
-  I64(key_bias.n_tokens, 2, AS(SHAPE)), I64(key_bias.dim, BEFORE - 1, AS(SHAPE)),                      \
-  I64(pair_bias.n_tokens, NEW - 1, AS(SHAPE)), I64(gate.n_tokens, NEW - 1, AS(SHAPE)),                 \
-  FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),                                    \
-  PTR(lse, world.out, AS(ALIAS)), PTR(lse, world.q, AS(ALIAS)), PTR(out.data, world.q + 1, AS(ALIAS)), \
-  PTR(out.data, world.gate, AS(ALIAS)), PTR(out.data, use_bias, AS(ALIAS)), PTR(lse, use_pair, AS(ALIAS))
+#define USE_COMMON                                                                                 \
+  PTR(cache, NULL, AS(NULL)), PTR(call_at, NULL, FINE), PTR(exec_at, NULL, FINE),                  \
+      PTR(lse, NULL, FINE), SIZES(call, lattn_call), EXEC(exec), I32(call.s.zero, 1, AS(FIELD)),   \
+      INPUT(q), OUTPUT(out), PTR(out.data, NULL, AS(NULL)), INPUT_ROW(key_bias), INPUT(pair_bias), \
+      INPUT(gate), I64(key_bias.n_tokens, 2, AS(SHAPE)), I64(key_bias.dim, BEFORE - 1, AS(SHAPE)), \
+      I64(pair_bias.n_tokens, NEW - 1, AS(SHAPE)), I64(gate.n_tokens, NEW - 1, AS(SHAPE)),         \
+      FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),                            \
+      PTR(lse, world.out, AS(ALIAS)), PTR(lse, world.q, AS(ALIAS)),                                \
+      PTR(out.data, world.q + 1, AS(ALIAS)), PTR(out.data, world.gate, AS(ALIAS)),                 \
+      PTR(out.data, use_bias, AS(ALIAS)), PTR(lse, use_pair, AS(ALIAS))
 static const mutation extend_list[] = {
-  USE_COMMON, INPUT(k), INPUT(v), I64(k.n_tokens, NEW - 1, AS(SHAPE)), I64(v.n_tokens, NEW - 1, AS(SHAPE)),
-  I64(q.n_tokens, NEW - 1, AS(SHAPE)), I64(out.n_tokens, NEW - 1, AS(SHAPE)),
-  I64(key_bias.dim, TOTAL - 1, AS(SHAPE)), PTR(call.s.partial, &use.partial.s, AS(CONFIG) | AS(SIZE)),
-  PTR(out.data, world.k, AS(ALIAS)), PTR(out.data, world.v, AS(ALIAS)), PTR(lse, world.k, AS(ALIAS)),
+    USE_COMMON,
+    INPUT(k),
+    INPUT(v),
+    I64(k.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(v.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(q.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(out.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(key_bias.dim, TOTAL - 1, AS(SHAPE)),
+    PTR(call.s.partial, &use.partial.s, AS(CONFIG) | AS(SIZE)),
+    PTR(out.data, world.k, AS(ALIAS)),
+    PTR(out.data, world.v, AS(ALIAS)),
+    PTR(lse, world.k, AS(ALIAS)),
 };
 static const mutation append_list[] = {
-  PTR(cache, NULL, AS(NULL)), PTR(exec_at, NULL, FINE), INPUT(k), INPUT(v), SIZES_AS(exec, lattn_exec, AS(SIZE) | MUTE),
-  I64(k.n_tokens, NEW - 1, AS(SHAPE)), I64(v.n_tokens, NEW - 1, AS(SHAPE)),
+    PTR(cache, NULL, AS(NULL)),
+    PTR(exec_at, NULL, FINE),
+    INPUT(k),
+    INPUT(v),
+    SIZES_AS(exec, lattn_exec, AS(SIZE) | MUTE),
+    I64(k.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(v.n_tokens, NEW - 1, AS(SHAPE)),
 };
 static const mutation attend_list[] = {
-  USE_COMMON, I64(out.n_tokens, NEW - 1, AS(SHAPE)), I64(q.n_tokens, NEW - 1, AS(SHAPE)),
+    USE_COMMON,
+    I64(out.n_tokens, NEW - 1, AS(SHAPE)),
+    I64(q.n_tokens, NEW - 1, AS(SHAPE)),
 };
 static const mutation attend_partial_list[] = {
-  SIZES(partial, lattn_partial), I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
-  I64(partial.s.value_dim, VALUE_DIM + 1, AS(SHAPE)), PTR(partial.s.maximum, NULL, AS(NULL)),
-  PTR(partial.s.output, world.out, AS(ALIAS)), PTR(partial.s.sum, world.q, AS(ALIAS)),
+    SIZES(partial, lattn_partial),
+    I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
+    I64(partial.s.value_dim, VALUE_DIM + 1, AS(SHAPE)),
+    PTR(partial.s.maximum, NULL, AS(NULL)),
+    PTR(partial.s.output, world.out, AS(ALIAS)),
+    PTR(partial.s.sum, world.q, AS(ALIAS)),
 };
 #undef ARGS
 
@@ -1077,9 +1277,9 @@ static void test_notes(void) {
   note_status(status);
   CHECK_STATUS(status, LATTN_OVERFLOWED);
   check_case("note: overflowed (attention, f16 output)");
-  status = lattn_attention(NULL, tensor_of(x + 1, LATTN_F32, 1, 1, 1), tensor_of(x + 1, LATTN_F32, 1, 1, 1),
-                           tensor_of(x, LATTN_F32, 1, 1, 1), tensor_of(half, LATTN_F16, 1, 1, 1), NULL,
-                           NULL);
+  status = lattn_attention(NULL, tensor_of(x + 1, LATTN_F32, 1, 1, 1),
+                           tensor_of(x + 1, LATTN_F32, 1, 1, 1), tensor_of(x, LATTN_F32, 1, 1, 1),
+                           tensor_of(half, LATTN_F16, 1, 1, 1), NULL, NULL);
   CHECK_STATUS(status, LATTN_OVERFLOWED);
 }
 
@@ -1129,7 +1329,7 @@ typedef struct status_row {
 
 static const status_row status_list[] = {
 #define STATUS_ROW(name, number, text) {name, #name, text},
-  LATTN_STATUS_LIST(STATUS_ROW)
+    LATTN_STATUS_LIST(STATUS_ROW)
 #undef STATUS_ROW
 };
 

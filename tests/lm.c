@@ -335,7 +335,7 @@ static void test_text(const llama_model *m, const tokenizer *words, const char *
   CHECK(same && at == n_bytes);
   free(piece);
   check_case("stories260K: perplexity");
-  const int64_t n = test_is_quick() ? 1200 : 9000;
+  const int64_t n = test_is_quick() ? 1200 : 3000;
   if (!CHECK(n_tokens >= n)) return;
   lattn_head *sinks = all_heads(m, streaming(4, 124, LATTN_POSITIONS_DEFAULT));
   lattn_head *longer = all_heads(m, streaming(4, 508, LATTN_POSITIONS_DEFAULT));
@@ -346,7 +346,7 @@ static void test_text(const llama_model *m, const tokenizer *words, const char *
   if (!(full > 3.5 && full < 4.2)) FAIL("full, 512 tokens: %g", full);
   if (!(in_cache > 3.5 && in_cache < 4.2)) FAIL("sinks + window 124: %g", in_cache);
   if (!(fabs(in_longer / in_cache - 1) < 0.03)) FAIL("sinks + window 508: %g", in_longer);
-  if (!(beyond > 1.5 * in_cache)) FAIL("full, past 512: %g", beyond);
+  if (!test_is_quick() && !(beyond > 2 * in_cache)) FAIL("full, past 512: %g", beyond);
   free(sinks);
   free(longer);
 }

@@ -1,8 +1,10 @@
-/* maths.c - white-box tests of what all results rest on: the vector layer against plain C, 16-bit floats,
- * exp, log, tanh, 1/sqrt and the fused multiply-add, against double precision and integers.
+/* maths.c - white-box tests of what all results rest on: the vector layer against plain C,
+ * 16-bit floats, exp, log, tanh, 1/sqrt and the fused multiply-add, against double precision and
+ * integers.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   Sines and cosines are in rotary.c. A NaN's sign and payload are not promised: NaNs count as one. */
+   Sines and cosines are in rotary.c. A NaN's sign and payload are not promised: NaNs count as
+   one. */
 #include "test.h"
 
 #define LONGATTN_IMPLEMENTATION
@@ -10,11 +12,12 @@
 
 enum { LANES = 16 };
 
-/* Numbers where things go wrong, as bits: zeros, denormals, edges of the normal range, infinities, NaNs. */
-static const uint32_t special[] = {
-    0x00000000u, 0x80000000u, 0x00000001u, 0x80000001u, 0x007fffffu, 0x807fffffu, 0x00800000u,
-    0x80800000u, 0x3f800000u, 0xbf800000u, 0x3f7fffffu, 0x3f800001u, 0x7f7fffffu, 0xff7fffffu,
-    0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu};
+/* Numbers where things go wrong, as bits: zeros, denormals, edges of the normal range,
+   infinities, NaNs. */
+static const uint32_t special[] = {0x00000000u, 0x80000000u, 0x00000001u, 0x80000001u, 0x007fffffu,
+                                   0x807fffffu, 0x00800000u, 0x80800000u, 0x3f800000u, 0xbf800000u,
+                                   0x3f7fffffu, 0x3f800001u, 0x7f7fffffu, 0xff7fffffu, 0x7f800000u,
+                                   0xff800000u, 0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu};
 
 /* Any float: a special one, any bits, or one of moderate size. */
 static float any_float(test_rng *rng) {
@@ -159,8 +162,8 @@ static void test_widening(void) {
   }
 }
 
-/* 16 floats: rounded by element and by vector as test.h rounds them (another algorithm); the note of an
-   overflow with them. */
+/* 16 floats: rounded by element and by vector as test.h rounds them (another algorithm); the
+   note of an overflow with them. */
 static void check_narrowing(const float x[LANES]) {
   uint16_t f16[LANES], half[LANES], brain[LANES];
   lattn_v16_ v = lattn_v_load_(x);
@@ -185,15 +188,16 @@ static void check_narrowing(const float x[LANES]) {
   }
 }
 
-/* Around every f16 number and every tie between two (the same for bf16: its ties lie there in any float
-   range), then any floats. */
+/* Around every f16 number and every tie between two (the same for bf16: its ties lie there in
+   any float range), then any floats. */
 static void test_narrowing(void) {
   test_rng rng = rng_seed(33);
   int64_t n = test_count(200000);
   float x[LANES];
   check_case("f16: ties, and what lies beside them");
   for (uint32_t h = 0; h < 0x7c00u; h++) {
-    uint32_t low = bits_of_f32(f32_of_f16((uint16_t)h)), high = bits_of_f32(f32_of_f16((uint16_t)(h + 1)));
+    uint32_t low = bits_of_f32(f32_of_f16((uint16_t)h)),
+             high = bits_of_f32(f32_of_f16((uint16_t)(h + 1)));
     double middle = ((double)f32_of_bits(low) + (double)f32_of_bits(high)) / 2; /* exact */
     if (h == 0x7bffu) middle = 65520; /* as if the next were 65536 */
     uint32_t tie = bits_of_f32((float)middle);
@@ -214,7 +218,8 @@ static void test_narrowing(void) {
   }
 }
 
-/* The type must be a constant there (as it is in the kernels), or gcc warns of paths that are not taken. */
+/* The type must be a constant there (as it is in the kernels), or gcc warns of paths that are
+   not taken. */
 static lattn_v16_ get_n(const void *p, int32_t type, int n) {
   if (type == LATTN_F16) return lattn_v_get_n_(p, LATTN_F16, 0, n);
   if (type == LATTN_BF16) return lattn_v_get_n_(p, LATTN_BF16, 0, n);

@@ -1,5 +1,5 @@
-/* merge.c - lattn_merge and lattn_partial_import: aligned ranges of segments merge to the bits of one
- * call, everything else to rounding; empty parts are exact identities; the three modes.
+/* merge.c - lattn_merge and lattn_partial_import: aligned ranges of segments merge to the bits of
+ * one call, everything else to rounding; empty parts are exact identities; the three modes.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "test.h"
 #define LONGATTN_IMPLEMENTATION

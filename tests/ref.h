@@ -1,5 +1,6 @@
-/* ref.h - attention in double precision, from the maths, one row of one head at a time, with a bound
- * on the error that float32 arithmetic may make. Slow, plain, and written without the kernel in view.
+/* ref.h - attention in double precision, from the maths, one row of one head at a time, with a
+ * bound on the error that float32 arithmetic may make. Slow, plain, written without the kernel in
+ * view.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    Include after test.h and longattn.h.
@@ -12,8 +13,8 @@
        CHECK(ref_ratio(out[d], r.out[d], r.bound[d]) <= 1);
        ref_row_free(&r); ref_close(&c);
 
-   THE BOUND (USERS.md 4.2 with the summation of DESIGN.md 3; u = 2^-24). Let s_j be the exact score of
-   visible key j, m their maximum, p_j = exp(s_j - m), P = sum p_j, o = sum p_j v_j / P.
+   THE BOUND (USERS.md 4.2 with the summation of DESIGN.md 3; u = 2^-24). Let s_j be the exact score
+   of visible key j, m their maximum, p_j = exp(s_j - m), P = sum p_j, o = sum p_j v_j / P.
 
    Scores. scale * q_d is rounded once (and 1/sqrt(dk) once or twice), then a chain of dk fused
    multiply-adds: |ds| <= gamma(dk + 3) * |scale| * sum |q_d k_d|. Each further step adds its
@@ -206,8 +207,8 @@ static inline void ref_make_table(ref_call *c) {
     }
 }
 
-/* Position of a token as a streaming head sees it, inside its cache: tokens are renumbered without the
-   evicted ones. Query and keys alike. */
+/* Position of a token as a streaming head sees it, inside its cache: tokens are renumbered without
+   the evicted ones. Query and keys alike. */
 static inline int64_t ref_cache_position(const ref_call *c, int64_t query, int64_t token) {
   int64_t sinks = c->options.sinks, length = sinks + c->options.window;
   if (!c->in_cache || query < length || token < sinks) return token;
@@ -247,7 +248,7 @@ static inline int ref_sees(const ref_call *c, const ref_place *p, int64_t row, i
   return p->position - position < a->window && position - p->position <= a->ahead;
 }
 
-/* q . k; *magnitude gets (no less than) sum |q_d k_d|, *error what rotation and storage may change. */
+/* q . k; *magnitude gets (no less than) sum |q_d k_d|, *error what rotation and storage may do. */
 static inline double ref_dot(ref_call *c, const ref_place *p, const float *k, int64_t position,
                              double *magnitude, double *error) {
   double sum[4] = {0, 0, 0, 0}, absolute[4] = {0, 0, 0, 0}, storage = 0;
@@ -385,7 +386,7 @@ static inline void ref_add_weight(ref_sums *s, double p, double slack, double lo
   s->low += fmax(low, 0);
 }
 
-/* Weights of the n scores into c->weights, and D_j into c->errors. eps: what all the exps may do. */
+/* Weights of the n scores into c->weights, D_j into c->errors. eps: what all the exps may do. */
 static inline ref_sums ref_weights(ref_call *c, int64_t n, double maximum, double sink,
                                    double eps) {
   ref_sums sums = {0, 0, 0, 0, 0};

@@ -74,8 +74,8 @@ static inline void setup_sinks(setup *s) {
   s->config.sink_logits = s->sinks;
 }
 
-/* Whether streaming head g has its sinks at in-cache positions (DESIGN 5: the default of a cache that
-   rotates or has ALiBi). */
+/* Whether streaming head g has its sinks at in-cache positions (DESIGN 5: the default of a cache
+   that rotates or has ALiBi). */
 static inline int setup_in_cache(const setup *s, int64_t g) {
   int32_t positions = s->heads[g].positions;
   if (s->heads[g].policy != LATTN_HEAD_STREAMING) return 0;
@@ -86,7 +86,7 @@ static inline int setup_in_cache(const setup *s, int64_t g) {
 /* ---- the list of tokens that a cache stands for ---- */
 
 typedef struct token_list {
-  float *q, *k, *v;           /* [capacity][heads][dim] */
+  float *q, *k, *v; /* [capacity][heads][dim] */
   int64_t n, capacity;
   int64_t q_row, k_row, v_row; /* floats a token */
 } token_list;
@@ -134,10 +134,10 @@ static inline float ref_rounded(int32_t type, float x) {
   return element_get(element, type, 0);
 }
 
-/* What 16-bit storage makes of rotated keys: the rotation in float32 (lattn_rotate: tested alone, and
-   shown to give the cache's own bits in test_absolute_mode), each number to nearest, and
-   turned back in double for a reference that rotates for itself. That last number is a
-   float again: one u of the 16u that ref.h allows for the rotation, which is now the query's alone. */
+/* What 16-bit storage makes of rotated keys: the rotation in float32 (lattn_rotate: tested
+   alone, and shown to give the cache's own bits in test_absolute_mode), each number to nearest,
+   and turned back in double for a reference that rotates for itself. That last number is a float
+   again: one u of the 16u that ref.h allows for the rotation, which is now the query's alone. */
 static inline void ref_store_keys(ref_call *c, const setup *s) {
   int32_t type = s->config.key_type;
   int64_t row = c->kv_heads * c->key_dim;
@@ -172,7 +172,8 @@ static inline void ref_cache_open(ref_call *c, const setup *s, const token_list 
            LATTN_F32);
   c->rotary = s->config.rotary;
   if (s->config.key_type > LATTN_F32) ref_store_keys(c, s);
-  for (int64_t i = 0; i < t->n * t->v_row; i++) c->v[i] = ref_rounded(s->config.value_type, c->v[i]);
+  for (int64_t i = 0; i < t->n * t->v_row; i++)
+    c->v[i] = ref_rounded(s->config.value_type, c->v[i]);
 }
 
 /* The row as the policy of its KV head has it. */
@@ -186,9 +187,10 @@ static inline void ref_cache_attend(ref_call *c, const setup *s, int64_t row, in
   ref_attend(c, row, head, r);
 }
 
-/* StreamingLLM as its authors run it: the cache keeps unrotated keys, the sinks and the newest tokens;
-   each step rotates all of them by their place in the cache, the newest query by the last place. So the
-   reference is plain causal attention over that short list. `t` holds the tokens by place. */
+/* StreamingLLM as its authors run it: the cache keeps unrotated keys, the sinks and the newest
+   tokens; each step rotates all of them by their place in the cache, the newest query by the
+   last place. So the reference is plain causal attention over that short list. `t` holds the
+   tokens by place. */
 static inline void ref_streaming_open(ref_call *c, const setup *s, const token_list *t) {
   lattn_attn a;
   memset(&a, 0, sizeof a);

@@ -74,8 +74,8 @@ static uint64_t probe_hash(const probe *p) {
   return hash_f32(hash, p->lse, p->n_queries * p->heads);
 }
 
-/* Runs the call into out and lse, which are first filled with rubbish; with three tasks, then (where
-   the dims allow) without exec: the same bits. */
+/* Runs the call into out and lse, which are first filled with rubbish; with three tasks, then
+   (where the dims allow) without exec: the same bits. */
 static void probe_run(probe *p) {
   lattn_exec exec;
   lattn_tensor q = probe_q(p), k = probe_k(p), v = probe_v(p), out = probe_out(p);
@@ -239,8 +239,8 @@ static int hidden_sees(const hidden_case *h, int64_t n_queries, int64_t n_keys, 
   return !h->window || j < h->sinks || (p - j < h->window && j - p <= h->ahead);
 }
 
-/* A bad number in key or value `at` of KV head 0: the rows that see it show it, and no bit of any other
-   row or head changes. */
+/* A bad number in key or value `at` of KV head 0: the rows that see it show it, and no bit of any
+   other row or head changes. */
 static void check_bad(probe *p, const hidden_case *h, int64_t at, int in_value, float bad,
                       const float *clean) {
   int64_t dims = in_value ? p->value_dim : p->key_dim, d = at % dims;

@@ -131,8 +131,8 @@ static inline int test_is_quick(void) {
 /* How many random cases to run, of so many in the full tier. */
 static inline int64_t test_count(int64_t full) { return test_is_quick() ? (full + 19) / 20 : full; }
 
-/* ---- random numbers: xoshiro256** (Blackman and Vigna), seeded by splitmix64. Floats are made from
-   integers by exact operations, so that no compiler's contraction changes a test's input ---- */
+/* ---- random numbers: xoshiro256** (Blackman and Vigna), seeded by splitmix64. Floats are made
+   from integers by exact operations: no compiler's contraction changes a test's input ---- */
 
 typedef struct test_rng {
   uint64_t s[4];
