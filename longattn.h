@@ -1511,7 +1511,7 @@ LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
 /* ==== §4 scalar maths ============================================================================
    exp, log, tanh and 1/sqrt: ours, the same operations in the same order everywhere, no libm. */
 
-/* exp(x) for x <= 0, to 1 ulp; +0 below ln(FLT_MIN), so no weight is ever denormal; NaN stays NaN.
+/* exp(x) for x <= 0, to 1.1 ulp; +0 below ln(FLT_MIN), so no weight is ever denormal; NaN stays NaN.
    x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off,
    times r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it
    is exact. */
@@ -1572,7 +1572,7 @@ LATTN_FN_ float lattn_log_(float x) {
   return lattn_fma_(e, 0.693145752f, f + y);
 }
 
-/* 1 / sqrt(d) rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25 bits. */
+/* 1 / sqrt(d), d < 2^62, rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25 bits. */
 LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
   int s = 24;
   uint64_t m = 0, quotient = 0, rest = 0;
@@ -2851,7 +2851,8 @@ LATTN_FN_ void lattn_item_sequence_(const lattn_job_ *job, lattn_item_ *it) {
   it->query_position = o->n_sequences > 0 && o->sequence_query_positions
                            ? o->sequence_query_positions[s]
                            : o->query_position;
-  if (o->mask == LATTN_CAUSAL) it->query_position = it->key_position + it->nk - it->nq;
+  if (o->mask == LATTN_CAUSAL) /* unsigned: the position may not have been checked yet */
+    it->query_position = (int64_t)((uint64_t)it->key_position + (uint64_t)(it->nk - it->nq));
 }
 
 /* Unions over the item's rows, and its runs of segments. */
@@ -4285,7 +4286,8 @@ LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n
   lattn_plan_ p;
   lattn_job_ job;
   static const uint64_t some = 0;
-  if (n_tokens < 0 || n_threads < 0 || n_threads > 1024 || lattn_plan_cache_(&p, config)) return 0;
+  if (n_tokens < 0 || n_tokens > LATTN_MAX_POSITION_ || n_threads < 0 || n_threads > 1024) return 0;
+  if (lattn_plan_cache_(&p, config)) return 0;
   lattn_job_init_(&job);
   job.dk = p.header.dk;
   job.dv = p.header.dv;
@@ -4530,7 +4532,8 @@ LATTN_FN_ lattn_status lattn_check_parts_(const lattn_fold_ *fold, lattn_fault *
     if (s) return s;
     if (p->n_segments < 0 || p->first_segment < 0)
       return lattn_fail_(f, LATTN_E_VALUE, "parts.first_segment");
-    if (p->first_segment > LATTN_MAX_POSITION_ / LATTN_SEGMENT_)
+    if (p->first_segment > LATTN_MAX_POSITION_ / LATTN_SEGMENT_ ||
+        p->n_segments > LATTN_MAX_POSITION_ / LATTN_SEGMENT_)
       return lattn_fail_(f, LATTN_E_OVERFLOW, "parts.first_segment");
     for (int64_t r = 0; r < (p->row_weights ? fold->rows : 1); r++) {
       float w = p->row_weights ? p->row_weights[r] : p->weight;

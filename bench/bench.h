@@ -104,8 +104,7 @@ void bench_report_begin(const bench_options *options);
 /* Runs and prints a row for every number of threads. */
 void bench_report_rows(const bench_options *options, const bench_shape *shape,
                        const struct bench_peer *ours);
-/* A row about memory: bytes held at rest, and at most while appending; least: what the visible tokens
-   need. */
+/* A row about memory: bytes held at rest, at most while appending, and what the tokens need. */
 void bench_report_memory(const bench_options *options, const bench_shape *shape, double bytes,
                          double peak, double least);
 /* Whether a row is asked for. */

@@ -12,6 +12,7 @@
 #define PEER_REPETITIONS \
   3 /* they are ten times slower, and their ratios are not what is at stake */
 #define LARGEST_ERROR 1e-4    /* far above float32 rounding, far below any mistake */
+#define BUSY 0.05             /* an idle machine's peak moves by a hundredth */
 #define READ_MATTERS_BELOW 64 /* FLOP a byte: beyond, no machine's memory is the limit */
 
 typedef struct series {
@@ -31,7 +32,7 @@ typedef struct row {
 /* The limit that binds: the multiply-adds or the reading, whichever takes longer. */
 typedef struct bound {
   const char *unit; /* the key of the figure that it limits */
-  double limit, fraction, fraction_of_best;
+  double limit, noise, fraction, fraction_of_best;
 } bound;
 
 static int32_t n_wrong, n_failed;
@@ -132,6 +133,7 @@ static bound bound_of(const row *r) {
   bound b;
   b.unit = by_read ? "gbs" : "gflops";
   b.limit = median(limit);
+  b.noise = noise(limit);
   b.fraction = work / ours / b.limit;
   b.fraction_of_best = work / best / extreme(limit, 1);
   return b;
@@ -161,7 +163,7 @@ static void print_json(const row *r) {
          bench_shape_bytes(r->shape) / seconds * 1e-9);
   printf(",\"limit\":%.3f,\"limit_of\":\"%s\",\"fraction_of_limit\":%.4f", b.limit * 1e-9, b.unit,
          b.fraction);
-  printf(",\"fraction_of_best\":%.4f", b.fraction_of_best);
+  printf(",\"fraction_of_best\":%.4f,\"limit_noise\":%.4f", b.fraction_of_best, b.noise);
   if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
   for (int32_t p = 0; p < bench_n_peers; p++) {
     printf(",\"vs_%s\":", bench_peers[p]->name);
@@ -258,6 +260,7 @@ void bench_report_memory(const bench_options *options, const bench_shape *shape,
 }
 
 int bench_report_end(const bench_options *options) {
+  double busy = 0;
   for (int32_t i = 0; i < options->n_thread_counts && !options->json; i++) {
     int32_t n = options->thread_counts[i], slot = n > 1;
     if (all_flops[slot].n)
@@ -265,7 +268,14 @@ int bench_report_end(const bench_options *options) {
              n > 1 ? "s" : "", median(&all_flops[slot]) * 1e-9);
     if (all_read[slot].n) printf(", %.1f GB/s read", median(&all_read[slot]) * 1e-9);
     if (all_flops[slot].n) printf("\n");
+    double moved = all_flops[slot].n ? noise(&all_flops[slot]) : 0;
+    if (moved > BUSY && moved > busy) busy = moved;
   }
+  if (busy > 0 && !options->json)
+    printf(
+        "this machine was busy: its own limits moved by %.0f%%, and ratios of other rows no less.\n"
+        "Run it again when it is idle, or one thread with CLOCK=cpu.\n",
+        busy * 100);
   for (int32_t p = 0; p < bench_n_peers && !options->json; p++)
     if (bench_peers[p]->missing())
       printf("%-12s %s\n", bench_peers[p]->name, bench_peers[p]->missing());

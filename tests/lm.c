@@ -1,8 +1,8 @@
 /* lm.c - the engine of examples/lm on real checkpoints: numbers, cuts, policies, and refusals.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   lm [FOLDER]: FOLDER of the checkpoint that is not ours (../shared/models/stories260K/), skipped when
-   absent. Runs from the root of the repository, for examples/lm/. */
+   lm [FOLDER]: FOLDER of the checkpoint that is not ours (../shared/models/stories260K/), skipped
+   when absent. Runs from the root of the repository, for examples/lm/. */
 #include "test.h"
 
 #include "examples/lm/llama.c" /* with the implementation of longattn.h */
@@ -103,7 +103,8 @@ static void plain_matmul(double *y, const float *w, const double *x, int64_t n_o
 static void plain_norm(double *y, const double *x, const float *weight, int64_t dim) {
   double sum = 0;
   for (int64_t i = 0; i < dim; i++) sum += x[i] * x[i];
-  for (int64_t i = 0; i < dim; i++) y[i] = x[i] / sqrt(sum / (double)dim + 1e-5) * (double)weight[i];
+  for (int64_t i = 0; i < dim; i++)
+    y[i] = x[i] / sqrt(sum / (double)dim + 1e-5) * (double)weight[i];
 }
 
 static void plain_rotate(double *x, int64_t n_heads, int64_t head_dim, int64_t position) {
@@ -209,10 +210,10 @@ static void extend_cut(llama_session *s, const llama_model *m, const int32_t *to
 
 /* Logits do not depend on threads or on cuts, whatever the policy. */
 static void test_cuts(const llama_model *m, const int32_t *tokens) {
-  const int64_t n = test_is_quick() ? 300 : 700, cuts[] = {700, 1, 0, 256};
+  const int64_t n = test_is_quick() ? 280 : 700, cuts[] = {700, 1, 0, 256};
   size_t bytes = (size_t)(n * m->vocab_size) * sizeof(float);
   float *want = (float *)malloc(bytes), *got = (float *)malloc(bytes);
-  for (int p = 0; p < 2; p++) {
+  for (int p = test_is_quick(); p < 2; p++) {
     lattn_head *heads = p ? all_heads(m, streaming(4, 60, LATTN_POSITIONS_DEFAULT)) : NULL;
     for (int c = 0; c < 4; c++) {
       check_case("%s, cut into %d tokens", p ? "sinks + window" : "full", (int)cuts[c]);
@@ -229,7 +230,7 @@ static void test_cuts(const llama_model *m, const int32_t *tokens) {
 }
 
 static void test_policies(const llama_model *m, const int32_t *tokens) {
-  enum { N = 400 };
+  enum { N = 270 };
   size_t bytes = (size_t)(N * m->vocab_size) * sizeof(float);
   float *want = (float *)malloc(bytes), *got = (float *)malloc(bytes);
   const lattn_head long_heads[3] = {streaming(4, N, LATTN_POSITIONS_IN_CACHE),
@@ -245,7 +246,7 @@ static void test_policies(const llama_model *m, const int32_t *tokens) {
   CHECK_STATUS(llama_extend(s, tokens + 123, N - 123, N - 123, got), LATTN_OK);
   CHECK(!memcmp(want + 123 * m->vocab_size, got, (size_t)((N - 123) * m->vocab_size) * 4));
   llama_session_close(s);
-  for (int i = 0; i < 3; i++) {
+  for (int i = 0; i < (test_is_quick() ? 1 : 3); i++) {
     lattn_head *heads = all_heads(m, long_heads[i]);
     check_case("a streaming head with a window longer than the text is full, %d", i);
     s = open_session(m, heads, 0, 1);
@@ -276,10 +277,10 @@ static void test_bad_tokens(const llama_model *m) {
   llama_session_close(s);
 }
 
-/* What the demo shows, with room for chance: sinks + window stays flat where full and window only do
-   not. */
+/* What the demo shows, with room for chance: sinks + window stays flat where full and window only
+   do not. */
 static void test_streaming(const llama_model *m, const int32_t *tokens) {
-  const int64_t n = test_is_quick() ? 600 : 3000;
+  const int64_t n = test_is_quick() ? 320 : 3000;
   lattn_head *sinks = all_heads(m, streaming(4, 124, LATTN_POSITIONS_DEFAULT));
   lattn_head *window = all_heads(m, streaming(0, 128, LATTN_POSITIONS_DEFAULT));
   check_case("perplexity by policy, %d tokens", (int)n);
@@ -335,18 +336,21 @@ static void test_text(const llama_model *m, const tokenizer *words, const char *
   CHECK(same && at == n_bytes);
   free(piece);
   check_case("stories260K: perplexity");
-  const int64_t n = test_is_quick() ? 1200 : 3000;
+  const int64_t n = test_is_quick() ? 700 : 3000;
   if (!CHECK(n_tokens >= n)) return;
   lattn_head *sinks = all_heads(m, streaming(4, 124, LATTN_POSITIONS_DEFAULT));
   lattn_head *longer = all_heads(m, streaming(4, 508, LATTN_POSITIONS_DEFAULT));
   double full = perplexity(m, NULL, tokens, 1, 512), in_cache = perplexity(m, sinks, tokens, 1, n);
-  double in_longer = perplexity(m, longer, tokens, 1, n), beyond = perplexity(m, NULL, tokens, 512, n);
-  /* 3.6 once the text is under way, more at its cold beginning; 60-105 (here up to 290, so far out)
-     where positions were never seen in training */
-  if (!(full > 3.5 && full < 4.2)) FAIL("full, 512 tokens: %g", full);
-  if (!(in_cache > 3.5 && in_cache < 4.2)) FAIL("sinks + window 124: %g", in_cache);
+  double in_longer = perplexity(m, longer, tokens, 1, n);
+  /* 3.6 once the text is under way, more at its cold beginning; far more where positions were never
+     seen in training */
+  if (!(full > 3.5 && full < 4.4)) FAIL("full, 512 tokens: %g", full);
+  if (!(in_cache > 3.5 && in_cache < 4.4)) FAIL("sinks + window 124: %g", in_cache);
   if (!(fabs(in_longer / in_cache - 1) < 0.03)) FAIL("sinks + window 508: %g", in_longer);
-  if (!test_is_quick() && !(beyond > 2 * in_cache)) FAIL("full, past 512: %g", beyond);
+  if (!test_is_quick()) {
+    double beyond = perplexity(m, NULL, tokens, 512, n);
+    if (!(beyond > 2 * in_cache)) FAIL("full, past 512: %g", beyond);
+  }
   free(sinks);
   free(longer);
 }

@@ -1,6 +1,8 @@
-/* demo.c - a real model under four cache policies, side by side: perplexity as the text outgrows the
- * window, needles in a haystack, KV bytes, tokens per second. Prints tables, draws two pictures.
+/* demo.c - a real model under four cache policies, side by side.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   Perplexity as the text outgrows the window, needles in a haystack, KV bytes, tokens per second.
+   Prints tables and draws two pictures, into build/run/.
 
    demo [FOLDER [THREADS]]: FOLDER (examples/lm) has model.bin, text.txt and heads.tsv. */
 #define _POSIX_C_SOURCE 200809L
@@ -15,16 +17,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 enum {
   SEED = 1,
   POLICIES = 4,
-  LENGTHS = 4,          /* of the needle grid, from twice the streaming window on */
-  SAMPLES = 8,          /* of each cell */
+  LENGTHS = 4, /* of the needle grid, from twice the streaming window on */
+  SAMPLES = 8, /* of each cell */
   RANDOM_SPLITS = 20,
-  SPLIT_LENGTH = 2,     /* of the lengths: where random splits are tried */
-  DECODED = 256,        /* tokens, to measure the speed of decoding */
+  SPLIT_LENGTH = 2, /* of the lengths: where random splits are tried */
+  DECODED = 256,    /* tokens, to measure the speed of decoding */
   MOST_READ = 8192,
   BANDS = 6
 };
@@ -36,23 +37,17 @@ static const char out_folder[] = "build/run";
 /* One way to keep the cache, and what came of it. */
 typedef struct policy {
   const char *name, *color;
-  lattn_head *heads;   /* [n_layers][n_kv_heads], or NULL = all full */
-  double *losses;      /* [n_bytes] nats of each token of the text */
+  lattn_head *heads; /* [n_layers][n_kv_heads], or NULL = all full */
+  double *losses;    /* [n_bytes] nats of each token of the text */
   needle_result needles[LENGTHS * SAMPLES * NEEDLE_DEPTHS];
   double cells[LENGTHS * NEEDLE_DEPTHS], found;
-  int64_t kv_bytes;    /* at the end of the text */
+  int64_t kv_bytes;       /* at the end of the text */
   double prefill, decode; /* tokens a second */
 } policy;
 
 static int fail(const char *what) {
   fprintf(stderr, "demo: %s\n", what);
   return -1;
-}
-
-static double seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* ---- the policies ---- */
@@ -66,8 +61,8 @@ static void set_all(lattn_head *heads, int32_t n, lattn_head head) {
   for (int32_t i = 0; i < n; i++) heads[i] = head;
 }
 
-/* Full; window only, of as many tokens as sinks + window have together; sinks + window; the measured
-   split. Returns the number of full heads of the split, or -1. */
+/* Full; window only, of as many tokens as sinks + window have together; sinks + window; the
+   measured split. Returns the number of full heads of the split, or -1. */
 static int32_t make_policies(const demo_input *in, const head_table *table, policy *p) {
   static const char *const names[POLICIES] = {"full cache", "window only", "sinks + window",
                                               "head split"};
@@ -113,20 +108,20 @@ static int read_text(const demo_input *in, policy *p) {
   if (!session || !tokens || !logits) return fail("not enough memory");
   tokens[0] = LLAMA_BOS;
   for (int64_t i = 0; i < n; i++) tokens[i + 1] = (unsigned char)in->text[i];
-  double start = seconds();
+  double start = llama_seconds();
   lattn_status status = llama_extend(session, tokens, n, n, logits);
-  p->prefill = (double)n / (seconds() - start);
+  p->prefill = (double)n / (llama_seconds() - start);
   for (int64_t i = 0; i < n; i++)
     p->losses[i] = llama_loss(logits + i * vocab, vocab, tokens[i + 1]);
   lattn_cache_stats stats = llama_stats(session);
   p->kv_bytes = stats.full_bytes + stats.streaming_bytes;
-  start = seconds();
+  start = llama_seconds();
   token = tokens[n];
   for (int32_t i = 0; i < DECODED && !status; i++) {
     status = llama_extend(session, &token, 1, 1, logits);
     token = llama_argmax(logits, vocab);
   }
-  p->decode = DECODED / (seconds() - start);
+  p->decode = DECODED / (llama_seconds() - start);
   llama_session_close(session);
   free(tokens);
   free(logits);
@@ -140,9 +135,8 @@ static int find_needles(const demo_input *in, policy *p) {
     return fail("the needles cannot be run");
   for (int32_t l = 0; l < LENGTHS; l++)
     for (int32_t d = 0; d < NEEDLE_DEPTHS; d++)
-      p->cells[l * NEEDLE_DEPTHS + d] =
-          needle_share(p->needles + l * SAMPLES * NEEDLE_DEPTHS + d, SAMPLES, NEEDLE_DEPTHS,
-                       DEMO_EXACT);
+      p->cells[l * NEEDLE_DEPTHS + d] = needle_share(p->needles + l * SAMPLES * NEEDLE_DEPTHS + d,
+                                                     SAMPLES, NEEDLE_DEPTHS, DEMO_EXACT);
   p->found = needle_share(p->needles, LENGTHS * SAMPLES * NEEDLE_DEPTHS, 1, DEMO_EXACT);
   return 0;
 }
@@ -177,8 +171,7 @@ static void show_losses(const demo_input *in, const policy *p) {
   char cell[32];
   edges[BANDS] = length_read(in);
   printf("\nLoss by position, nats a byte (perplexity)\n%-16s", "");
-  for (int32_t b = 0; b < BANDS; b++)
-    {
+  for (int32_t b = 0; b < BANDS; b++) {
     snprintf(cell, sizeof cell, "%lld-%lld", (long long)edges[b], (long long)edges[b + 1]);
     printf("  %-12s", cell);
   }
@@ -209,8 +202,8 @@ static void show_needles(const policy *p) {
   }
 }
 
-static void show_split(const head_table *table, const policy *split, int32_t n_full, double measured,
-                       const double *found) {
+static void show_split(const head_table *table, const policy *split, int32_t n_full,
+                       double measured, const double *found) {
   double sum = 0, best = 0;
   printf("\nHead split: gates of heads.tsv (KV heads side by side, * = full)\n");
   for (int32_t l = 0; l < table->n_layers; l++) {
@@ -225,18 +218,23 @@ static void show_split(const head_table *table, const policy *split, int32_t n_f
     sum += found[i];
     if (found[i] > best) best = found[i];
   }
-  printf("needles found at length %lld with %d of %d heads full: measured split %.2f; "
-         "%d random splits: mean %.2f, best %.2f\n",
-         (long long)lengths[SPLIT_LENGTH], (int)n_full, (int)(table->n_layers * table->n_kv_heads),
-         measured, RANDOM_SPLITS, sum / RANDOM_SPLITS, best);
+  printf(
+      "needles found at length %lld with %d of %d heads full: measured split %.2f; "
+      "%d random splits: mean %.2f, best %.2f\n",
+      (long long)lengths[SPLIT_LENGTH], (int)n_full, (int)(table->n_layers * table->n_kv_heads),
+      measured, RANDOM_SPLITS, sum / RANDOM_SPLITS, best);
 }
 
 static void show_summary(const demo_input *in, const policy *p) {
   int64_t n = length_read(in), trained = in->model.max_length < n ? in->model.max_length : n;
-  printf("\n                 perplexity at positions          needles     KV cache   prefill    decode\n");
-  printf("                  0-%-4d  %4d-%-5lld  %5lld-%-5lld    found   after %lld  tokens/s  tokens/s\n",
-         DEMO_SINKS + DEMO_WINDOW, DEMO_SINKS + DEMO_WINDOW, (long long)trained, (long long)trained,
-         (long long)n, (long long)n);
+  printf(
+      "\n                 perplexity at positions          needles     KV cache   prefill    "
+      "decode\n");
+  printf(
+      "                  0-%-4d  %4d-%-5lld  %5lld-%-5lld    found   after %lld  tokens/s  "
+      "tokens/s\n",
+      DEMO_SINKS + DEMO_WINDOW, DEMO_SINKS + DEMO_WINDOW, (long long)trained, (long long)trained,
+      (long long)n, (long long)n);
   for (int32_t i = 0; i < POLICIES; i++)
     printf("%-16s %7.2f %11.2f %12.2f %8.2f %8.0f KiB %9.0f %9.0f\n", p[i].name,
            exp(mean(p[i].losses, 0, DEMO_SINKS + DEMO_WINDOW)),
@@ -244,7 +242,9 @@ static void show_summary(const demo_input *in, const policy *p) {
            exp(mean(p[i].losses, trained, n)), p[i].found, (double)p[i].kv_bytes / 1024,
            p[i].prefill, p[i].decode);
   if (p[0].found < 0.9)
-    printf("Note: the full cache finds less than 0.9 of the needles: the model is small, see MODEL.md.\n");
+    printf(
+        "Note: the full cache finds less than 0.9 of the needles: the model is small, see "
+        "MODEL.md.\n");
 }
 
 /* ---- pictures ---- */
@@ -275,14 +275,16 @@ static int draw(const demo_input *in, const policy *p, double measured, const do
 /* ---- all of it ---- */
 
 static int run(const demo_input *in, const head_table *table, policy *p) {
-  double found[RANDOM_SPLITS], measured, start = seconds();
+  double found[RANDOM_SPLITS], measured, start = llama_seconds();
   int32_t n_full = make_policies(in, table, p);
   if (n_full < 0) return -1;
-  printf("A Llama of %lld parameters over bytes, trained on %d tokens; %s, %d threads, seed %d.\n"
-         "Streaming heads keep %d sinks and a window of %d; window only keeps %d. The text has %lld bytes.\n",
-         (long long)in->model.n_parameters, (int)in->model.max_length, lattn_simd_name(),
-         (int)in->n_threads, SEED, DEMO_SINKS, DEMO_WINDOW, DEMO_SINKS + DEMO_WINDOW,
-         (long long)length_read(in));
+  printf(
+      "A Llama of %lld parameters over bytes, trained on %d tokens; %s, %d threads, seed %d.\n"
+      "Streaming heads keep %d sinks and a window of %d; window only keeps %d. The text has %lld "
+      "bytes.\n",
+      (long long)in->model.n_parameters, (int)in->model.max_length, lattn_simd_name(),
+      (int)in->n_threads, SEED, DEMO_SINKS, DEMO_WINDOW, DEMO_SINKS + DEMO_WINDOW,
+      (long long)length_read(in));
   for (int32_t i = 0; i < POLICIES; i++)
     if (read_text(in, &p[i])) return -1;
   show_losses(in, p);
@@ -297,7 +299,7 @@ static int run(const demo_input *in, const head_table *table, policy *p) {
   show_split(table, &p[3], n_full, measured, found);
   if (draw(in, p, measured, found)) return -1;
   show_summary(in, p);
-  printf("%.1f seconds\n", seconds() - start);
+  printf("%.1f seconds\n", llama_seconds() - start);
   return 0;
 }
 

@@ -21,7 +21,8 @@ typedef struct demo_input {
   int64_t n_bytes;
 } demo_input;
 
-/* Reads model and text of a byte-level model; arguments: [FOLDER [THREADS]]. 0, or -1 with a text. */
+/* Reads model and text of a byte-level model; arguments: [FOLDER [THREADS]]. 0, or -1 with a text.
+   */
 int demo_open(demo_input *in, int argc, char **argv, char error[DEMO_ERROR]);
 void demo_close(demo_input *in);
 void demo_file(char path[DEMO_PATH], const demo_input *in, const char *name);

@@ -1,7 +1,8 @@
 /* generate.c - prompt in, text out, on a llama2.c checkpoint, with a KV cache of your choice.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
-   cc -O3 -march=native -fopenmp -I. examples/lm/generate.c examples/lm/llama.c examples/lm/tokenizer.c
-     examples/lm/policy.c -lm -o generate */
+
+   cd examples/lm && cc -O3 -march=native -fopenmp -I../.. generate.c llama.c tokenizer.c policy.c
+   -lm -o generate; or, at the top: make examples. */
 #define _POSIX_C_SOURCE 200809L
 #include "llama.h"
 #include "policy.h"
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char usage[] =
@@ -23,7 +23,7 @@ static const char usage[] =
     "  -n N               tokens to generate (256; 0 = without end, if every head streams)\n"
     "  --window N         every head keeps the newest N tokens, the own one included ...\n"
     "  --sinks N          ... and the first N tokens (4)\n"
-    "  --heads FILE       only the heads with a low gate in this table (DuoAttention's format) do so;\n"
+    "  --heads FILE       only heads of a low gate in this table (DuoAttention's format) do so;\n"
     "                     a config.json beside it gives sinks = sink_size and window =\n"
     "                     recent_size + 1, at absolute positions\n"
     "  --sparsity X       share of heads that stream, lowest gates first (else: gates below 0.5)\n"
@@ -150,7 +150,8 @@ static int choose_heads(const settings *s, const llama_model *m, lattn_head **he
     if (s->sinks < 0) streaming.sinks = sink_size;
     if (s->window < 0) streaming.window = recent_size + 1;
   }
-  if (streaming.window < 0) return fail("--heads needs --window, or a config.json beside", s->heads);
+  if (streaming.window < 0)
+    return fail("--heads needs --window, or a config.json beside", s->heads);
   if (streaming.sinks < 0) streaming.sinks = 4;
   *heads = (lattn_head *)malloc((size_t)n * sizeof **heads);
   if (!*heads) return fail("not enough memory", NULL);
@@ -168,26 +169,12 @@ static int choose_heads(const settings *s, const llama_model *m, lattn_head **he
 
 /* ---- generating ---- */
 
-static double seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* A number in [0, 1) from splitmix64 (Steele, Lea, Flood). */
-static double uniform(uint64_t *state) {
-  uint64_t z = *state += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
-}
-
 static int32_t sample(const float *logits, int32_t n, double temperature, uint64_t *state) {
   int32_t best = llama_argmax(logits, n);
   if (temperature <= 0) return best;
   double largest = (double)logits[best], total = 0, target;
   for (int32_t i = 0; i < n; i++) total += exp(((double)logits[i] - largest) / temperature);
-  target = uniform(state) * total;
+  target = (double)(llama_random(state) >> 11) * 0x1p-53 * total;
   for (int32_t i = 0; i < n; i++) {
     target -= exp(((double)logits[i] - largest) / temperature);
     if (target < 0) return i;
@@ -228,7 +215,8 @@ static void report(const llama_session *session, int64_t n_prompt, double prefil
   fprintf(stderr, "prefill %lld tokens, %.0f tokens/s; decode %lld tokens, %.0f tokens/s\n",
           (long long)n_prompt, (double)n_prompt / prefill, (long long)n,
           (double)n / (decode > 0 ? decode : 1));
-  fprintf(stderr, "KV cache: %lld tokens seen, %.1f KiB in full heads, %.1f KiB in streaming heads\n",
+  fprintf(stderr,
+          "KV cache: %lld tokens seen, %.1f KiB in full heads, %.1f KiB in streaming heads\n",
           (long long)stats.n_tokens, (double)stats.full_bytes / 1024,
           (double)stats.streaming_bytes / 1024);
 }
@@ -237,14 +225,14 @@ static void report(const llama_session *session, int64_t n_prompt, double prefil
 static int speak(const settings *s, llama_session *session, const llama_model *m,
                  const tokenizer *words, const int32_t *tokens, int64_t n_tokens) {
   float *logits = (float *)malloc((size_t)m->vocab_size * sizeof(float));
-  double start = seconds(), middle;
+  double start = llama_seconds(), middle;
   if (!logits) return fail("not enough memory", NULL);
   lattn_status status = llama_extend(session, tokens, n_tokens, 1, logits);
-  middle = seconds();
+  middle = llama_seconds();
   if (status) fail("the prompt cannot be read", lattn_status_text(status));
   if (!status) {
     int64_t n = generate(s, session, m, words, tokens[n_tokens - 1], logits);
-    double end = seconds();
+    double end = llama_seconds();
     printf("\n");
     report(session, n_tokens, middle - start, n, end - middle);
   }
@@ -266,7 +254,8 @@ static int run(const settings *s, const llama_model *m, const tokenizer *words) 
     bad = n_tokens < 0 ? fail("not enough memory for the prompt", NULL) : 0;
   }
   if (!bad) {
-    llama_options o = {heads, n_tokens + (s->n ? s->n : 1 << 16), s->kv_type, s->threads, NULL, NULL};
+    llama_options o = {heads, n_tokens + (s->n ? s->n : 1 << 16), s->kv_type, s->threads, NULL,
+                       NULL};
     if (isatty(STDERR_FILENO) && n_tokens > 8 * LLAMA_BLOCK) o.progress = show_progress;
     session = llama_session_open(m, &o, error);
     bad = session ? speak(s, session, m, words, tokens, n_tokens) : fail(error, NULL);
@@ -279,7 +268,8 @@ static int run(const settings *s, const llama_model *m, const tokenizer *words) 
 }
 
 int main(int argc, char **argv) {
-  settings s = {"examples/lm/model.bin", NULL, NULL, NULL, NULL, 256, -1, -1, 1, LATTN_F32, 1, -1, 0};
+  settings s = {
+      "examples/lm/model.bin", NULL, NULL, NULL, NULL, 256, -1, -1, 1, LATTN_F32, 1, -1, 0};
   char error[LLAMA_ERROR];
   llama_model model;
   tokenizer words;

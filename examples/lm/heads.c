@@ -1,9 +1,9 @@
 /* heads.c - which KV heads need their whole past? Measured by taking it from one head at a time.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   For each KV head: that head streams (sinks + window), all others are full, and needles are asked for.
-   Its score is what the right letters lose in mean log-probability; divided by the largest loss, it is
-   a gate in [0, 1], written in DuoAttention's format.
+   For each KV head: that head streams (sinks + window), all others are full, and needles are asked
+   for. Its score is what the right letters lose in mean log-probability; divided by the largest
+   loss, it is a gate in [0, 1], written in DuoAttention's format.
 
    heads [FOLDER [THREADS]]: reads FOLDER/model.bin and text.txt, writes FOLDER/heads.tsv. */
 #include "demo.h"
@@ -35,8 +35,10 @@ static int measure_all(const demo_input *in, head_table *table, lattn_head *head
   int32_t n = table->n_layers * table->n_kv_heads;
   double full, share, largest = 0;
   if (measure(in, NULL, &full, &share)) return -1;
-  printf("all heads full: %.3f nats a letter, %.2f of the needles found\n"
-         "nats lost (needles found) when one KV head streams, layer by layer:\n", -full, share);
+  printf(
+      "all heads full: %.3f nats a letter, %.2f of the needles found\n"
+      "nats lost (needles found) when one KV head streams, layer by layer:\n",
+      -full, share);
   for (int32_t i = 0; i < n; i++) {
     memset(heads, 0, (size_t)n * sizeof *heads);
     heads[i] = demo_streaming();

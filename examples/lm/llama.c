@@ -10,9 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-/* One rounding where the machine has a fused multiply-add: a strict -std=c11 lets gcc use it only by
-   name. Elsewhere fmaf would be a slow function. */
+/* One rounding where the machine has a fused multiply-add: a strict -std=c11 lets gcc use it only
+   by name. Elsewhere fmaf would be a slow function. */
 #ifdef FP_FAST_FMAF
 #define MULTIPLY_ADD(a, b, c) fmaf(a, b, c)
 #else
@@ -98,8 +99,8 @@ static void matmul_panels(void *context, int64_t begin, int64_t end) {
   }
 }
 
-/* y [n_rows][n_out] = x [n_rows][n_in] times the matrix. Threads share the panels, if there is more to
-   do than it costs to wake them. */
+/* y [n_rows][n_out] = x [n_rows][n_in] times the matrix. Threads share the panels, if there is
+   more to do than it costs to wake them. */
 static void matmul(const llama_matrix *m, const float *x, float *y, int64_t n_rows,
                    int32_t n_threads) {
   matmul_job job = {m, x, y, n_rows};
@@ -130,8 +131,9 @@ static inline float fast_exp(float x) {
   float rounded = x * 1.44269504f + 12582912.0f; /* n in the low bits of the mantissa */
   float n = rounded - 12582912.0f;
   float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416664824f +
-            r * (0.00833633821f + r * 0.00139304355f)))));
+  float p = 0.00833633821f + r * 0.00139304355f;
+  p = 0.166666657f + r * (0.0416664824f + r * p);
+  p = 1.0f + r * (1.0f + r * (0.5f + r * p));
   uint32_t bits;
   memcpy(&bits, &rounded, 4);
   bits = (bits << 23) + 0x3f800000u; /* 2^n: shifts everything but n out */
@@ -155,7 +157,8 @@ static void add(float *x, const float *y, int64_t n) {
 /* The header of a llama2.c checkpoint: seven little-endian int32. */
 enum { HEADER_INTS = 7, HEADER_BYTES = 28, MAGIC_V1 = 0x616b3432 };
 
-static int model_error(char *error, const char *format, const char *path, long long a, long long b) {
+static int model_error(char *error, const char *format, const char *path, long long a,
+                       long long b) {
   snprintf(error, LLAMA_ERROR, format, path, a, b);
   return -1;
 }
@@ -164,15 +167,18 @@ static int read_header(FILE *file, const char *path, llama_model *m, char *error
   int32_t h[HEADER_INTS];
   static const int32_t most[HEADER_INTS] = {1 << 16, 1 << 20, 1 << 12, 1 << 12,
                                             1 << 12, 1 << 24, 1 << 30};
-  static const char *const names[HEADER_INTS] = {
-      "%s: dim is %lld",           "%s: hidden dim is %lld",      "%s: number of layers is %lld",
-      "%s: number of heads is %lld", "%s: number of KV heads is %lld", "%s: vocabulary size is %lld",
-      "%s: context length is %lld"};
+  static const char *const names[HEADER_INTS] = {"%s: dim is %lld",
+                                                 "%s: hidden dim is %lld",
+                                                 "%s: number of layers is %lld",
+                                                 "%s: number of heads is %lld",
+                                                 "%s: number of KV heads is %lld",
+                                                 "%s: vocabulary size is %lld",
+                                                 "%s: context length is %lld"};
   if (fread(h, 4, HEADER_INTS, file) != HEADER_INTS)
     return model_error(error, "%s: too short for a checkpoint", path, 0, 0);
   if (h[0] == MAGIC_V1)
-    return model_error(error, "%s: a version %lld export; the engine reads version 0 (legacy)", path,
-                h[1], 0);
+    return model_error(error, "%s: a version %lld export; the engine reads version 0 (legacy)",
+                       path, h[1], 0);
   int64_t vocab = h[5];
   for (int i = 0; i < HEADER_INTS; i++) {
     int64_t value = i == 5 && vocab < 0 ? -vocab : h[i];
@@ -183,10 +189,11 @@ static int read_header(FILE *file, const char *path, llama_model *m, char *error
   m->vocab_size = (int32_t)(vocab < 0 ? -vocab : vocab);
   m->classifier.panels = NULL;
   if (m->dim % m->n_heads || m->dim / m->n_heads % 2 || m->dim / m->n_heads > 1024)
-    return model_error(error, "%s: dim %lld cannot be split into %lld heads", path, m->dim, m->n_heads);
+    return model_error(error, "%s: dim %lld cannot be split into %lld heads", path, m->dim,
+                       m->n_heads);
   if (m->n_heads % m->n_kv_heads)
     return model_error(error, "%s: %lld heads cannot share %lld KV heads", path, m->n_heads,
-                m->n_kv_heads);
+                       m->n_kv_heads);
   m->head_dim = m->dim / m->n_heads;
   return vocab < 0; /* 1: the output matrix is its own */
 }
@@ -323,15 +330,17 @@ static int read_model(FILE *file, llama_model *m, const char *path, char *error)
   measure(m, own_output, &shape, &in_memory, &in_file);
   if (bytes != HEADER_BYTES + 4 * in_file)
     return model_error(error, "%s: %lld bytes, but its header promises %lld", path, bytes,
-                HEADER_BYTES + 4 * in_file);
+                       HEADER_BYTES + 4 * in_file);
   largest = m->dim > m->hidden_dim ? m->dim : m->hidden_dim;
   if (own_output && m->vocab_size > largest) largest = m->vocab_size;
   float *row_major = (float *)malloc((size_t)(largest * m->dim) * sizeof(float));
   int bad = !row_major || allocate(m, &shape, in_memory)
-                ? model_error(error, "%s: not enough memory for %lld parameters", path, m->n_parameters, 0)
+                ? model_error(error, "%s: not enough memory for %lld parameters", path,
+                              m->n_parameters, 0)
                 : 0;
   if (!bad && read_weights(file, m, own_output, row_major))
-    bad = model_error(error, "%s: a weight is not a finite number, or the file cannot be read", path, 0, 0);
+    bad = model_error(error, "%s: a weight is not a finite number, or the file cannot be read",
+                      path, 0, 0);
   free(row_major);
   return bad;
 }
@@ -363,11 +372,11 @@ struct llama_session {
   lattn_cache **caches; /* [n_layers] */
   void *arena, *scratch;
   size_t scratch_bytes;
-  float *buffers;   /* of a block, all [LLAMA_BLOCK][...]: */
-  float *x;         /* [dim] the residual stream */
-  float *h;         /* [dim] what is normalised, or comes from attention */
-  float *hidden;    /* [hidden_dim] */
-  float *wide;      /* [wide_dim] queries, keys and values; gate and up */
+  float *buffers; /* of a block, all [LLAMA_BLOCK][...]: */
+  float *x;       /* [dim] the residual stream */
+  float *h;       /* [dim] what is normalised, or comes from attention */
+  float *hidden;  /* [hidden_dim] */
+  float *wide;    /* [wide_dim] queries, keys and values; gate and up */
   int64_t wide_dim;
 };
 
@@ -527,7 +536,8 @@ static lattn_status attend(llama_session *s, int32_t layer, int64_t n) {
   return lattn_cache_extend(s->caches[layer], NULL, q, k, v, out, NULL, &exec);
 }
 
-/* What the threads do with a block; each takes some groups of TILE_ROWS rows through several steps. */
+/* What the threads do with a block; each takes some groups of TILE_ROWS rows through several
+   steps. */
 typedef struct block_job {
   llama_session *s;
   const llama_layer *layer;
@@ -586,7 +596,8 @@ static void classify(void *context, int64_t begin, int64_t end) {
          job->n_threads);
 }
 
-/* Takes a block of at most LLAMA_BLOCK tokens through the layers; logits gets the last n_logits rows. */
+/* Takes a block of at most LLAMA_BLOCK tokens through the layers; logits gets the last n_logits
+   rows. */
 static lattn_status forward(llama_session *s, const int32_t *tokens, int64_t n, int64_t n_logits,
                             float *logits) {
   const llama_model *m = s->model;
@@ -623,7 +634,8 @@ lattn_status llama_extend(llama_session *s, const int32_t *tokens, int64_t n, in
     lattn_status status = forward(s, tokens + done, block, wanted, rows);
     if (status) return status;
     done += block;
-    if (s->progress && s->progress(s->user, done, n) && done < n) return LATTN_CANCELLED;
+    if (s->progress && n > LLAMA_BLOCK && s->progress(s->user, done, n) && done < n)
+      return LATTN_CANCELLED;
   }
   return LATTN_OK;
 }
@@ -639,4 +651,17 @@ double llama_loss(const float *logits, int32_t n, int32_t token) {
   double largest = (double)logits[llama_argmax(logits, n)], sum = 0;
   for (int32_t i = 0; i < n; i++) sum += exp((double)logits[i] - largest);
   return largest + log(sum) - (double)logits[token];
+}
+
+uint64_t llama_random(uint64_t *state) {
+  uint64_t z = *state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+double llama_seconds(void) {
+  struct timespec t;
+  timespec_get(&t, TIME_UTC);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

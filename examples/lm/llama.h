@@ -1,10 +1,11 @@
 /* llama.h - a small engine for Llama models in the llama2.c format; longattn.h does the attention.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   A model is read once (llama_model_load) and may serve many sessions; a session is one sequence of
-   tokens with its KV caches, one lattn_cache a layer, all in one pool. llama_extend takes any number
-   of tokens, prompt or answer alike, in blocks of LLAMA_BLOCK; the logits do not depend on how the
-   tokens are cut into calls. Build: llama.c holds the implementation of longattn.h; link with -lm. */
+   A model is read once (llama_model_load) and may serve many sessions; a session is one sequence
+   of tokens with its KV caches, one lattn_cache a layer, all in one pool. llama_extend takes any
+   number of tokens, prompt or answer alike, in blocks of LLAMA_BLOCK; the logits do not depend on
+   how the tokens are cut into calls. Build: llama.c holds the implementation of longattn.h; link
+   with -lm. */
 #ifndef LLAMA_H
 #define LLAMA_H
 
@@ -18,8 +19,9 @@ enum {
   LLAMA_ERROR = 256  /* bytes of an error text */
 };
 
-/* A matrix of n_out rows of n_in weights, transposed: panels of LLAMA_PANEL outputs, input by input,
-   [n_out / PANEL rounded up][n_in][PANEL], so that a loop over outputs reads adjacent floats. */
+/* A matrix of n_out rows of n_in weights, transposed: panels of LLAMA_PANEL outputs, input by
+   input, [n_out / PANEL rounded up][n_in][PANEL], so that a loop over outputs reads adjacent
+   floats. */
 typedef struct llama_matrix {
   int32_t n_in, n_out;
   float *panels;
@@ -27,7 +29,7 @@ typedef struct llama_matrix {
 
 typedef struct llama_layer {
   float *attention_norm, *feed_forward_norm; /* [dim] */
-  llama_matrix qkv;     /* queries, keys and values, one below the other */
+  llama_matrix qkv;                          /* queries, keys and values, one below the other */
   llama_matrix out;
   llama_matrix gate_up; /* w1 and w3 of llama2.c */
   llama_matrix down;    /* w2 */
@@ -35,13 +37,13 @@ typedef struct llama_layer {
 
 typedef struct llama_model {
   int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
-  int32_t max_length;       /* trained context; streaming heads go beyond it */
+  int32_t max_length; /* trained context; streaming heads go beyond it */
   int64_t n_parameters;
-  float *embedding;         /* [vocab_size][dim] */
-  float *final_norm;        /* [dim] */
-  llama_matrix classifier;  /* the embedding again, unless the checkpoint has its own */
+  float *embedding;        /* [vocab_size][dim] */
+  float *final_norm;       /* [dim] */
+  llama_matrix classifier; /* the embedding again, unless the checkpoint has its own */
   llama_layer *layers;
-  float *memory;            /* all of the above */
+  float *memory; /* all of the above */
 } llama_model;
 
 /* Reads a checkpoint. 0, or -1 with a text in error and nothing to free. */
@@ -53,7 +55,8 @@ typedef struct llama_options {
   int64_t capacity;        /* most tokens of the sequence, where any head is full */
   int32_t kv_type;         /* enum lattn_type; 0 = f32 */
   int32_t n_threads;       /* 0 = 1 */
-  /* NULL, or called between blocks with tokens done and in all; non-zero stops the call. */
+  /* NULL, or called after each block of a call of several, with tokens done and in all; non-zero
+     stops the call. */
   int (*progress)(void *user, int64_t done, int64_t total);
   void *user;
 } llama_options;
@@ -83,5 +86,9 @@ int32_t llama_argmax(const float *values, int32_t n);
 
 /* -ln softmax(logits)[token], in nats. */
 double llama_loss(const float *logits, int32_t n, int32_t token);
+
+/* For the programs: 64 random bits (splitmix64: Steele, Lea, Flood), and a clock. */
+uint64_t llama_random(uint64_t *state);
+double llama_seconds(void);
 
 #endif /* LLAMA_H */

@@ -7,12 +7,7 @@
 
 const double needle_depths[NEEDLE_DEPTHS] = {0, 0.25, 0.5, 0.75, 1};
 
-int64_t random_below(uint64_t *state, int64_t n) {
-  uint64_t z = *state += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return (int64_t)((z ^ (z >> 31)) >> 1) % n;
-}
+int64_t random_below(uint64_t *state, int64_t n) { return (int64_t)(llama_random(state) >> 1) % n; }
 
 /* Twelve different letters: the first of a shuffle. */
 static void random_phrase(char *phrase, uint64_t *state) {
@@ -42,9 +37,9 @@ static int64_t put(int32_t *tokens, int64_t n, const char *bytes, int64_t n_byte
   return n;
 }
 
-/* What comes after the text before needle i: the needle, the rest of the text, the question, and all
-   letters but the last. A greedy continuation says the letters exactly when each of them is the
-   likeliest after those before it, so one call asks for all. */
+/* What comes after the text before needle i: the needle, the rest of the text, the question, and
+   all letters but the last. A greedy continuation says the letters exactly when each of them is
+   the likeliest after those before it, so one call asks for all. */
 static int64_t put_tail(const needle_case *c, int i, int32_t *tokens) {
   int64_t n = put(tokens, 0, "<", 1);
   n = put(tokens, n, c->phrases[i], NEEDLE_LETTERS);
@@ -110,7 +105,8 @@ static void run_cases(void *context, int32_t task) {
   job->failed[task] = !session;
   for (int32_t i = task; i < grid->n_lengths * grid->n_samples; i += job->n_tasks) {
     int64_t length = grid->lengths[i / grid->n_samples];
-    uint64_t state = grid->seed * 1000003u + (uint64_t)length * 1009u + (uint64_t)(i % grid->n_samples);
+    uint64_t state =
+        grid->seed * 1000003u + (uint64_t)length * 1009u + (uint64_t)(i % grid->n_samples);
     needle_case c;
     if (job->failed[task]) break;
     job->failed[task] =

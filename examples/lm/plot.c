@@ -65,7 +65,7 @@ static void draw_axes(FILE *svg, const frame *f) {
 
 static void draw_mark(FILE *svg, const frame *f, double x, const char *name) {
   svg_line(svg, at_x(f, x), f->top, at_x(f, x), f->bottom, pale, 1, "4 4");
-  svg_text(svg, at_x(f, x) + 5, f->top + 12, "start", 12, pale, "%s: %g", name, x);
+  svg_text(svg, at_x(f, x), f->top - 6, "middle", 12, pale, "%s: %g", name, x);
 }
 
 /* Names at the ends of the lines, pushed apart where they would overlap. */
@@ -87,7 +87,7 @@ static void draw_names(FILE *svg, const frame *f, const plot_curve *curves, int3
 
 int plot_perplexity(const char *path, const plot_curve *curves, int32_t n_curves, int64_t n_tokens,
                     int64_t window, int64_t trained) {
-  frame f = {76, 720, 56, HEIGHT - 62, 32, (double)n_tokens, 2, 4};
+  frame f = {76, 720, 62, HEIGHT - 62, 32, (double)n_tokens, 2, 4};
   double x[MOST_BINS], y[MOST_CURVES][MOST_BINS], ends[MOST_CURVES];
   int32_t n_bins = 0;
   FILE *svg = n_curves <= MOST_CURVES ? svg_open(path, WIDTH, HEIGHT) : NULL;
@@ -107,7 +107,8 @@ int plot_perplexity(const char *path, const plot_curve *curves, int32_t n_curves
       px[i] = at_x(&f, x[i]);
       py[i] = at_y(&f, y[c][i]);
     }
-    svg_path(svg, px, py, n_bins, curves[c].color, 5.2 - 1.1 * c); /* all stay visible where equal */
+    /* ever thinner, so that all stay visible where they are equal */
+    svg_path(svg, px, py, n_bins, curves[c].color, 5.2 - 1.1 * c);
     ends[c] = py[n_bins - 1];
   }
   draw_names(svg, &f, curves, n_curves, ends);
@@ -152,7 +153,8 @@ static void draw_grid(FILE *svg, const plot_grid *grid, double left, int32_t n_l
              100 * depths[d]);
 }
 
-/* The shares of the random splits as dots, equal ones in a pile, and the measured one as a large dot. */
+/* The shares of the random splits as dots, equal ones in a pile, and the measured one as a large
+   dot. */
 static void draw_splits(FILE *svg, plot_splits s, double left, double right, double y) {
   double mean = 0, best = 0, width = right - left;
   svg_text(svg, left, y - 100, "start", 14, ink,
@@ -169,7 +171,7 @@ static void draw_splits(FILE *svg, plot_splits s, double left, double right, dou
   for (int32_t i = 0; i < s.n_random; i++) {
     int32_t below = 0;
     for (int32_t j = 0; j < i; j++) below += fabs(s.random[j] - s.random[i]) < 0.011;
-    svg_circle(svg, left + width * s.random[i], y - 5 - 7 * (below % 12), 3.4, "#9aa5b1");
+    svg_circle(svg, left + width * s.random[i], y - 5 - 5 * (below % 16), 2.8, "#9aa5b1");
     mean += s.random[i] / s.n_random;
     best = fmax(best, s.random[i]);
   }

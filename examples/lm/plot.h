@@ -10,8 +10,8 @@ typedef struct plot_curve {
   const double *losses; /* [n_tokens] nats of each token */
 } plot_curve;
 
-/* Perplexity against position, both axes logarithmic, with marks where the window and the trained length
-   end. 0, or -1: the file cannot be written. */
+/* Perplexity against position, both axes logarithmic, with marks where the window and the trained
+   length end. 0, or -1: the file cannot be written. */
 int plot_perplexity(const char *path, const plot_curve *curves, int32_t n_curves, int64_t n_tokens,
                     int64_t window, int64_t trained);
 

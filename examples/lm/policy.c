@@ -36,7 +36,8 @@ static const char *skip_spaces(const char *p) {
   return p;
 }
 
-/* Reads one line of numbers into row, at most `room`; returns how many, or -1 with `what` is wrong. */
+/* Reads one line of numbers into row, at most `room`; returns how many, or -1 with `what` is
+   wrong. */
 static int32_t read_row(const char *line, double *row, int32_t room, const char **what) {
   int32_t n = 0;
   for (;;) {
@@ -56,7 +57,8 @@ static int32_t read_row(const char *line, double *row, int32_t room, const char 
   }
 }
 
-static int parse_table(head_table *table, char *text, size_t n_bytes, const char *path, char *error) {
+static int parse_table(head_table *table, char *text, size_t n_bytes, const char *path,
+                       char *error) {
   char *end = text + n_bytes;
   for (char *line = text, *next; line < end; line = next) {
     const char *what;
@@ -109,7 +111,8 @@ void head_table_free(head_table *table) {
 
 /* ---- config.json ---- */
 
-/* The whole number after "key": in a JSON object, or -1. Keys of strings inside are not expected. */
+/* The whole number after "key": in a JSON object, or -1. Keys of strings inside are not expected.
+   */
 static int64_t json_number(const char *text, const char *key) {
   const char *p = strstr(text, key);
   if (!p) return -1;
@@ -143,8 +146,7 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
 /* How many heads stream before head i does: gates ascending, then layers and heads descending. */
 static int32_t gate_rank(const double *gates, int32_t n, int32_t i) {
   int32_t before = 0;
-  for (int32_t j = 0; j < n; j++)
-    before += gates[j] < gates[i] || (j > i && gates[j] <= gates[i]);
+  for (int32_t j = 0; j < n; j++) before += gates[j] < gates[i] || (j > i && gates[j] <= gates[i]);
   return before;
 }
 
@@ -153,8 +155,8 @@ int32_t head_table_split(const head_table *table, double sparsity, lattn_head st
   int32_t n = table->n_layers * table->n_kv_heads, n_full = 0;
   double n_streaming = floor(sparsity * n + 0.5);
   for (int32_t i = 0; i < n; i++) {
-    int streams = sparsity < 0 ? table->gates[i] < 0.5
-                               : (double)gate_rank(table->gates, n, i) < n_streaming;
+    int streams =
+        sparsity < 0 ? table->gates[i] < 0.5 : (double)gate_rank(table->gates, n, i) < n_streaming;
     memset(&heads[i], 0, sizeof heads[i]);
     if (streams) heads[i] = streaming;
     n_full += !streams;

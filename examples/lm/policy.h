@@ -13,9 +13,10 @@ typedef struct head_table {
   double *gates; /* [n_layers][n_kv_heads] */
 } head_table;
 
-/* Reads a table as DuoAttention publishes them: a line a layer, a number a KV head, split by tabs. Any
-   syntax of floats, CR LF and a missing last line end are accepted; gates are clipped to [0, 1].
-   0, or -1 with a text in error: ragged rows, what is no number, NaN, infinity, an empty file. */
+/* Reads a table as DuoAttention publishes them: a line a layer, a number a KV head, split by tabs.
+   Any syntax of floats, CR LF and a missing last line end are accepted; gates are clipped to [0,
+   1]. 0, or -1 with a text in error: ragged rows, what is no number, NaN, infinity, an empty file.
+   */
 int head_table_load(head_table *table, const char *path, char error[POLICY_ERROR]);
 int head_table_save(const head_table *table, const char *path, char error[POLICY_ERROR]);
 void head_table_free(head_table *table);

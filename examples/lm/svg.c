@@ -30,8 +30,7 @@ void svg_line(FILE *svg, double x1, double y1, double x2, double y2, const char 
           dash ? "\"" : "");
 }
 
-void svg_rectangle(FILE *svg, double x, double y, double width, double height,
-                   const char *color) {
+void svg_rectangle(FILE *svg, double x, double y, double width, double height, const char *color) {
   fprintf(svg, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n", x, y,
           width, height, color);
 }
@@ -40,8 +39,7 @@ void svg_circle(FILE *svg, double x, double y, double radius, const char *color)
   fprintf(svg, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\"/>\n", x, y, radius, color);
 }
 
-void svg_path(FILE *svg, const double *x, const double *y, int n, const char *color,
-              double width) {
+void svg_path(FILE *svg, const double *x, const double *y, int n, const char *color, double width) {
   fprintf(svg,
           "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%.1f\" stroke-linejoin=\"round\" "
           "points=\"",
@@ -66,9 +64,8 @@ void svg_text(FILE *svg, double x, double y, const char *anchor, double size, co
   va_start(arguments, format);
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  fprintf(svg,
-          "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%.1f\" fill=\"%s\">", x, y,
-          anchor, size, color);
+  fprintf(svg, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%.1f\" fill=\"%s\">", x,
+          y, anchor, size, color);
   put_escaped(svg, text);
   fprintf(svg, "</text>\n");
 }

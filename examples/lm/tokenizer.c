@@ -76,8 +76,10 @@ int tokenizer_load(tokenizer *t, const char *path, int32_t vocab_size,
   t->vocab_size = vocab_size;
   t->longest = 1;
   if (!path && vocab_size == 256) return 0;
-  if (!path) return tokenizer_error(error, "the model's tokens are not bytes", "give its tokenizer");
-  if (vocab_size < FIRST_BYTE + 256) return tokenizer_error(error, path, "too few tokens for all bytes");
+  if (!path)
+    return tokenizer_error(error, "the model's tokens are not bytes", "give its tokenizer");
+  if (vocab_size < FIRST_BYTE + 256)
+    return tokenizer_error(error, path, "too few tokens for all bytes");
   FILE *file = fopen(path, "rb");
   if (!file) return tokenizer_error(error, path, "cannot be opened");
   int bad = read_tokenizer(file, t);

@@ -19,15 +19,15 @@ typedef struct tokenizer {
 } tokenizer;
 
 /* path NULL: tokens are bytes, for a vocabulary of 256. 0, or -1 with a text in error. */
-int tokenizer_load(tokenizer *t, const char *path, int32_t vocab_size,
-                   char error[TOKENIZER_ERROR]);
+int tokenizer_load(tokenizer *t, const char *path, int32_t vocab_size, char error[TOKENIZER_ERROR]);
 void tokenizer_free(tokenizer *t);
 
-/* Writes BOS and the text's tokens, at most n_bytes + 2 of them; returns their number. -1: no memory. */
+/* Writes BOS and the text's tokens, at most n_bytes + 2 of them; returns their number. -1: no
+   memory. */
 int64_t tokenizer_encode(const tokenizer *t, const char *text, int64_t n_bytes, int32_t *tokens);
 
-/* Writes the text of a token after the token `previous`, at most t->longest bytes and no zero at the
-   end; returns its length. */
+/* Writes the text of a token after the token `previous`, at most t->longest bytes and no zero at
+   the end; returns its length. */
 int32_t tokenizer_decode(const tokenizer *t, int32_t previous, int32_t token, char *out);
 
 #endif /* TOKENIZER_H */
