@@ -108,7 +108,7 @@ test: $(logs) ## all tests on every SIMD level of this machine; TIER=quick: in 2
 	  END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
 
 # The implementation takes longest to compile: it is made once for each level, but for the tests of
-# private functions (lattn_..._), which contain it.
+# private functions (lattn_..._), which contain it (as static: what they do not use is left out).
 inside := $(if $(TESTS),$(shell grep -lE 'lattn_[a-z0-9_]+_[^a-z0-9_]' $(TESTS:%=tests/%.c)))
 inside := $(inside:tests/%.c=%)
 
@@ -119,7 +119,7 @@ $(BUILD)/$(1)/longattn.o: longattn.h $(BUILD)/flags
 
 $(inside:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/flags
 	@mkdir -p $$(@D)
-	$(compile) $(FLAGS_$(1)) -MT $$@ -MF $$@.d $$< -o $$@ $(link)
+	$(compile) $(FLAGS_$(1)) -DLONGATTN_STATIC=1 -MT $$@ -MF $$@.d $$< -o $$@ $(link)
 
 $(addprefix $(BUILD)/$(1)/,$(filter-out $(inside),$(TESTS))): $(BUILD)/$(1)/%: tests/%.c \
   $(BUILD)/$(1)/longattn.o

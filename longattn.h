@@ -1469,20 +1469,21 @@ LATTN_INLINE_ lattn_v16_ lattn_v_get_n_(const void *p, int type, int64_t index, 
 LATTN_FN_ int lattn_v_put_n_(void *p, int type, int64_t index, lattn_v16_ x, int n) {
   uint16_t h[16];
   float f[16];
-  int lost = 0;
-  uint16_t infinity = type == LATTN_F16 ? 0x7c00u : 0x7f80u;
+  uint32_t lost;
   if (type == LATTN_F32) {
     lattn_v_store_n_((float *)p + index, x, n);
     return 0;
   }
-  lattn_v_store_(f, x);
-  if (type == LATTN_F16)
+  if (type == LATTN_F16) {
     lattn_v_store_f16_(h, x);
-  else
+    lost = lattn_v_nonfinite_(lattn_v_load_f16_(h));
+  } else {
+    lattn_v_store_(f, x);
     for (int t = 0; t < 16; t++) h[t] = lattn_to_bf16_(f[t]);
-  for (int t = 0; t < n; t++) lost |= (h[t] & 0x7fffu) == infinity && lattn_is_finite_(f[t]);
+    lost = lattn_v_nonfinite_(lattn_v_load_bf16_(h));
+  }
   LATTN_MEMCPY_((uint16_t *)p + index, h, (size_t)n * sizeof *h);
-  return lost;
+  return (lost & ~lattn_v_nonfinite_(x) & ((1u << n) - 1u)) != 0;
 }
 
 /* One element. */
@@ -2131,7 +2132,7 @@ typedef struct lattn_job_ {
   int log_run;              /* a unit is 2^log_run segments; 62: everything */
   int32_t n_workers;
   char *scratch;            /* NULL: workers use their stack */
-  size_t worker_bytes;
+  size_t worker_bytes, keys_at; /* of a worker; its packed keys, which an append borrows */
   float *shared;            /* partials of split items */
   float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
   int64_t n_units;
@@ -2196,7 +2197,7 @@ LATTN_FN_ lattn_slot_ lattn_slot_at_(float *base, int64_t rows) {
 
 /* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on
    the stack. */
-LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job) {
+LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, size_t *keys_at) {
   size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[8];
   int64_t tile = job->rows < LATTN_TILE_ROWS_ ? job->rows : (int64_t)LATTN_TILE_ROWS_;
   int packs = job->scratch || !p;
@@ -2212,6 +2213,7 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job) 
   part[7] = slot * (size_t)job->depth * sizeof(float);
   for (int i = 0; i < 8; i++) {
     size_t next = at + (part[i] + unit - 1) / unit * unit;
+    if (i == 4) *keys_at = at;
     if (sp) {
       char *here = p + at;
       if (i == 0) sp->rows = (lattn_row_ *)(void *)here;
@@ -2949,9 +2951,10 @@ LATTN_NOINLINE_ void lattn_worker_(lattn_job_ *job, int32_t index, char *memory)
   lattn_space_ sp;
   lattn_item_ it;
   int64_t unit = index, turn = 0;
+  size_t keys_at;
   int more;
   LATTN_MEMSET_(&sp, 0, sizeof sp);
-  lattn_carve_(&sp, memory, job);
+  lattn_carve_(&sp, memory, job, &keys_at);
   it.started = 0;
   more = lattn_next_item_(job, &it);
   for (;;) {
@@ -2988,9 +2991,9 @@ LATTN_FN_ void lattn_task_(void *context, int32_t index) {
 LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
   lattn_space_ sp;
   lattn_item_ it;
-  size_t floats = lattn_slot_floats_(job->rows, job->columns);
+  size_t floats = lattn_slot_floats_(job->rows, job->columns), keys_at;
   LATTN_MEMSET_(&sp, 0, sizeof sp);
-  lattn_carve_(&sp, job->scratch, job);
+  lattn_carve_(&sp, job->scratch, job, &keys_at);
   it.started = 0;
   while (lattn_next_item_(job, &it)) {
     if (it.units == 1) continue;
@@ -3040,7 +3043,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t
   int height = lattn_height_(0, lattn_max_(segments - 1, 0));
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
   job->depth = height + 2 < LATTN_MAX_DEPTH_ ? height + 2 : LATTN_MAX_DEPTH_;
-  job->worker_bytes = lattn_carve_(0, 0, job);
+  job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
   return job->worker_bytes * (size_t)job->n_workers +
          sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
                               lattn_slot_floats_(job->rows, job->columns) +
@@ -3083,21 +3086,29 @@ LATTN_NOINLINE_ void lattn_fill_angles_(const lattn_job_ *job) {
                   it.query_position + t);
 }
 
-/* Runs a job whose sizes are set, over rows [from_token, to_token): at most LATTN_PASS_ROWS_ if
-   it rotates. */
+/* Prepares rows [from_token, to_token): at most LATTN_PASS_ROWS_ if the job keeps their angles. */
+LATTN_FN_ void lattn_begin_pass_(lattn_job_ *job) {
+  lattn_fpenv_ saved;
+  if (!job->angles) return;
+  lattn_fpenv_enter_(&saved);
+  lattn_fill_angles_(job);
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_FN_ void lattn_parallel_(const lattn_exec *ex, int32_t n, void (*task)(void *, int32_t),
+                               void *context) {
+  if (ex->parallel_for && n > 1)
+    ex->parallel_for(ex->pool, n, task, context);
+  else
+    for (int32_t i = 0; i < n; i++) task(context, i);
+}
+
+/* Runs a job over the rows of a pass that has begun. */
 LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_ saved;
-  if (job->angles) {
-    lattn_fpenv_enter_(&saved);
-    lattn_fill_angles_(job);
-    lattn_fpenv_leave_(&saved);
-  }
   lattn_plan_units_(job);
   job->next = 0;
-  if (ex->parallel_for && job->n_workers > 1)
-    ex->parallel_for(ex->pool, job->n_workers, lattn_task_, job);
-  else
-    for (int32_t i = 0; i < job->n_workers; i++) lattn_task_(job, i);
+  lattn_parallel_(ex, job->n_workers, lattn_task_, job);
   if (job->log_run >= 62 || !job->scratch) return;
   lattn_fpenv_enter_(&saved);
   lattn_fold_split_(job);
@@ -3395,6 +3406,7 @@ LATTN_FN_ lattn_status lattn_run_(lattn_job_ *job, const lattn_exec *ex) {
   while (at < n && !stop) {
     job->from_token = at;
     job->to_token = at = lattn_min_(n, at + step);
+    lattn_begin_pass_(job);
     lattn_run_pass_(job, ex);
     if (ex->progress && at < n) stop = ex->progress(ex->user, at, n);
   }
@@ -4063,35 +4075,103 @@ LATTN_FN_ lattn_turning_ lattn_cache_turning_(const lattn_cache *cache) {
   return t;
 }
 
-/* Writes tokens [from, to) of k and v as the cache's next ones; pages are there. */
-LATTN_NOINLINE_ int lattn_write_tokens_(lattn_cache *cache, const lattn_tensor *k,
-                                        const lattn_tensor *v, int64_t from, int64_t to) {
-  float angles[2 * LATTN_MAX_PAIRS_];
-  lattn_turning_ turning = lattn_cache_turning_(cache);
-  lattn_pool *pool = lattn_cache_pool_(cache);
+/* 16 tokens of one head that fill a panel: rows [16][dk] are turned, transposed and rounded. The same
+   operations on every element as one token at a time. */
+LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, char *page, int64_t slot,
+                                  const lattn_tensor *k, int64_t token, int64_t head,
+                                  const lattn_turning_ *turning, const float *angles, float *rows) {
+  lattn_v16_ x[LATTN_PANEL_];
   int lost = 0;
-  for (int64_t t = from; t < to; t++) {
-    int64_t at = cache->n_tokens, block = at / LATTN_BLOCK_, slot = at % LATTN_BLOCK_;
-    if (turning.turns) lattn_angles_(angles, &turning, at);
-    for (int32_t h = 0; h < cache->n_kv; h++) {
-      const lattn_rule_ *rule = lattn_rules_(cache) + h;
-      char *page = (char *)lattn_deref_(pool, *lattn_page_entry_(cache, rule, block));
-      lost |= lattn_append_key_(cache, page, slot, k, t, h, angles);
-      lost |= lattn_append_value_(cache, page, slot, v, t, h);
-    }
-    cache->n_tokens++;
+  for (int64_t t = 0; t < LATTN_PANEL_; t++) {
+    lattn_widen_row_(rows + t * cache->dk, k, token + t, head);
+    if (turning->turns)
+      lattn_turn_(rows + t * cache->dk, angles + t * turning->n_dims, turning);
+  }
+  for (int64_t d = 0; d < cache->dk; d += LATTN_PANEL_) {
+    int n = cache->dk - d < LATTN_PANEL_ ? (int)(cache->dk - d) : LATTN_PANEL_;
+    for (int t = 0; t < LATTN_PANEL_; t++) x[t] = lattn_v_load_n_(rows + t * cache->dk + d, n);
+    lattn_v_transpose_(x);
+    for (int i = 0; i < n; i++)
+      lost |= lattn_v_put_n_(page, cache->key_type, slot * cache->dk + (d + i) * LATTN_PANEL_, x[i],
+                             LATTN_PANEL_);
   }
   return lost;
 }
 
-LATTN_FN_ int lattn_write_(lattn_cache *cache, const lattn_tensor *k, const lattn_tensor *v,
-                           int64_t from, int64_t to) {
-  lattn_fpenv_ saved;
-  int lost;
-  lattn_fpenv_enter_(&saved);
-  lost = lattn_write_tokens_(cache, k, v, from, to);
-  lattn_fpenv_leave_(&saved);
+/* What the tasks of an append share. Each writes whole heads. */
+typedef struct lattn_writing_ {
+  lattn_cache *cache;
+  const lattn_tensor *k, *v;
+  int64_t from, to;       /* tokens of k and v; they become the cache's next ones */
+  lattn_turning_ turning;
+  const float *angles;    /* of those tokens, [to - from][n_dims] */
+  char *scratch;          /* of a worker: [16][dk] floats; NULL: token by token */
+  size_t worker_bytes;
+  int32_t n_workers, next, lost;
+} lattn_writing_;
+
+LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, int32_t h, float *rows) {
+  const lattn_cache *cache = w->cache;
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, h);
+  int lost = 0;
+  for (int64_t t = w->from, n; t < w->to; t += n) {
+    int64_t at = cache->n_tokens + t - w->from, slot = at % LATTN_BLOCK_;
+    const float *angles = w->turning.turns ? w->angles + (t - w->from) * w->turning.n_dims : 0;
+    char *page = (char *)lattn_deref_(lattn_cache_pool_(cache),
+                                      *lattn_page_entry_(cache, rule, at / LATTN_BLOCK_));
+    n = rows && slot % LATTN_PANEL_ == 0 && w->to - t >= LATTN_PANEL_ ? LATTN_PANEL_ : 1;
+    if (n == 1)
+      lost |= lattn_append_key_(cache, page, slot, w->k, t, h, angles);
+    else
+      lost |= lattn_append_panel_(cache, page, slot, w->k, t, h, &w->turning, angles, rows);
+    for (int64_t i = 0; i < n; i++)
+      lost |= lattn_append_value_(cache, page, slot + i, w->v, t + i, h);
+  }
   return lost;
+}
+
+LATTN_NOINLINE_ void lattn_write_heads_(lattn_writing_ *w, int32_t index) {
+  float *rows = (float *)(void *)(w->scratch ? w->scratch + (size_t)index * w->worker_bytes : 0);
+  for (int32_t h = index; h < w->cache->n_kv; h += w->n_workers)
+    if (lattn_write_head_(w, h, rows)) lattn_raise_(&w->lost);
+}
+
+LATTN_FN_ void lattn_write_task_(void *context, int32_t index) {
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_write_heads_((lattn_writing_ *)context, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_FN_ void lattn_writing_init_(lattn_writing_ *w, lattn_cache *cache, const lattn_tensor *k,
+                                   const lattn_tensor *v) {
+  LATTN_MEMSET_(w, 0, sizeof *w);
+  w->cache = cache;
+  w->k = k;
+  w->v = v;
+  w->turning = lattn_cache_turning_(cache);
+  w->n_workers = 1;
+}
+
+/* Writes tokens [from, to), one after another, without scratch; pages are there. */
+LATTN_NOINLINE_ void lattn_write_tokens_(lattn_writing_ *w, int64_t from, int64_t to) {
+  float angles[2 * LATTN_MAX_PAIRS_];
+  w->angles = angles;
+  w->scratch = 0;
+  for (; from < to; from++) {
+    w->from = from;
+    w->to = from + 1;
+    if (w->turning.turns) lattn_angles_(angles, &w->turning, w->cache->n_tokens);
+    lattn_write_heads_(w, 0);
+    w->cache->n_tokens++;
+  }
+}
+
+LATTN_FN_ void lattn_write_serial_(lattn_writing_ *w, int64_t from, int64_t to) {
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_write_tokens_(w, from, to);
+  lattn_fpenv_leave_(&saved);
 }
 
 /* k and v of a call on a cache. */
@@ -4124,8 +4204,8 @@ LATTN_FN_ lattn_status lattn_reserve_(lattn_cache *cache, int64_t n, int64_t ste
 LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
                                           const lattn_exec *exec) {
   lattn_exec ex;
+  lattn_writing_ w;
   lattn_status s = lattn_exec_in_(&ex, exec);
-  int lost;
   if (s) return s;
   if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
   s = lattn_check_tokens_(cache, &k, &v, ex.fault);
@@ -4135,9 +4215,10 @@ LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, la
   if (s) return s;
   lattn_evict_(cache);
   lattn_grow_(cache, k.n_tokens);
-  lost = lattn_write_(cache, &k, &v, 0, k.n_tokens);
+  lattn_writing_init_(&w, cache, &k, &v);
+  lattn_write_serial_(&w, 0, k.n_tokens);
   lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
-  return lost ? LATTN_OVERFLOWED : LATTN_OK;
+  return w.lost ? LATTN_OVERFLOWED : LATTN_OK;
 }
 
 /* ---- attend on a cache ---- */
@@ -4225,16 +4306,26 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
   return lattn_run_(&job, &ex);
 }
 
-/* Attends with the newest rows [from, to) of the call, whose tokens have been appended. */
-LATTN_FN_ void lattn_extend_rows_(lattn_job_ *job, const lattn_cache *cache, const lattn_exec *ex,
+/* Appends tokens [from, to) of the call, whose pages are there, and attends with their rows. */
+LATTN_FN_ void lattn_extend_step_(lattn_job_ *job, lattn_writing_ *w, const lattn_exec *ex,
                                   int64_t from, int64_t to) {
-  /* LATTN_CAUSAL aligns the last row with the last key: keys beyond `to` are not there yet. */
-  job->k.n_tokens = cache->n_tokens + job->q.n_tokens - to;
-  for (; from < to; from = job->to_token) {
-    job->from_token = from;
-    job->to_token = job->angles ? lattn_min_(to, from + LATTN_PASS_ROWS_) : to;
-    lattn_run_pass_(job, ex);
+  job->from_token = from;
+  job->to_token = to;
+  lattn_begin_pass_(job);
+  if (!job->scratch || to - from < LATTN_PANEL_) {
+    lattn_write_serial_(w, from, to);
+  } else {
+    w->from = from;
+    w->to = to;
+    w->angles = job->angles;
+    w->scratch = job->scratch + job->keys_at;
+    w->worker_bytes = job->worker_bytes;
+    w->n_workers = job->n_workers < job->n_kv ? job->n_workers : job->n_kv;
+    lattn_parallel_(ex, w->n_workers, lattn_write_task_, w);
+    w->cache->n_tokens += to - from;
+    w->n_workers = 1;
   }
+  lattn_run_pass_(job, ex);
 }
 
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
@@ -4243,9 +4334,9 @@ LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *
   lattn_exec ex;
   lattn_job_ job;
   lattn_status s = lattn_exec_in_(&ex, exec);
+  lattn_writing_ w;
   int64_t n, at = 0, end;
   int32_t stop = 0;
-  int lost = 0;
   if (s) return s;
   if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
   lattn_job_init_(&job);
@@ -4265,20 +4356,23 @@ LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *
                      ex.fault);
   if (!s) s = lattn_reserve_(cache, n, cache->max_append, ex.fault);
   if (s) return s;
+  job.k.n_tokens = end; /* the last row is aligned with the last key, which may not be there yet */
+  lattn_writing_init_(&w, cache, &k, &v);
   while (at < n && !stop) {
-    int64_t to = lattn_min_(n, at + cache->max_append);
+    int64_t to = lattn_min_(n, at + cache->max_append), next;
     lattn_evict_(cache);
     lattn_grow_(cache, to - at);
-    lost |= lattn_write_(cache, &k, &v, at, to);
-    lattn_extend_rows_(&job, cache, &ex, at, to);
-    at = to;
+    for (; at < to; at = next) {
+      next = job.angles ? lattn_min_(to, at + LATTN_PASS_ROWS_) : to;
+      lattn_extend_step_(&job, &w, &ex, at, next);
+    }
     if (ex.progress && at < n) stop = ex.progress(ex.user, at, n);
   }
   lattn_evict_(cache);
   lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
   if (ex.tokens_done) *ex.tokens_done = at;
   if (at < n) return LATTN_CANCELLED;
-  return lost || job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+  return w.lost || job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
 }
 
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
@@ -4637,10 +4731,7 @@ LATTN_API lattn_status lattn_merge(const lattn_merge_options *options, int64_t n
         end = lattn_max_(end, parts[i].first_segment + parts[i].n_segments);
     fold.partial->n_segments = lattn_max_(0, end - fold.partial->first_segment);
   }
-  if (ex.parallel_for && fold.n_workers > 1)
-    ex.parallel_for(ex.pool, fold.n_workers, lattn_fold_task_, &fold);
-  else
-    for (int32_t i = 0; i < fold.n_workers; i++) lattn_fold_task_(&fold, i);
+  lattn_parallel_(&ex, fold.n_workers, lattn_fold_task_, &fold);
   if (ex.tokens_done) *ex.tokens_done = job.out.n_tokens;
   return fold.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
 }

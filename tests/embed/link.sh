@@ -11,8 +11,10 @@ build() {
   program=$work/$1
   title="$c: $1"
   shift
-  if $c $WARNINGS -Werror $here "$@" $LDFLAGS -o "$program" >"$work/output" 2>&1 &&
-    [ ! -s "$work/output" ]; then
+  rm -f "$program"
+  $c $WARNINGS -Werror $here "$@" $LDFLAGS -o "$program" >"$work/messages" 2>&1
+  grep -v '^lto-wrapper:' "$work/messages" >"$work/output"
+  if [ -x "$program" ] && [ ! -s "$work/output" ]; then
     quiet "$title" $RUN "$program"
   else
     echo "$c $*" >>"$work/output"
@@ -107,8 +109,11 @@ shared() {
 
 # Other compiler flags that users have. With -ffast-math it works or says why not.
 flags() {
-  for flags in "-O3 -std=gnu11 -ffp-contract=fast" "-O2 -flto" "-Os -fshort-enums -funsigned-char" \
-    "-O1 -fwrapv -fno-strict-aliasing" "-O1 ${OPENMP:--fno-openmp}"; do
+  set -- "-O3 -std=gnu11 -ffp-contract=fast" "-O1 ${OPENMP:--fno-openmp}"
+  if [ "$c" = "$CC" ]; then
+    set -- "$@" "-O2 -flto" "-Os -fshort-enums -funsigned-char" "-O1 -fwrapv -fno-strict-aliasing"
+  fi
+  for flags in "$@"; do
     accepts $c $flags $LDFLAGS || continue
     build "flags$(echo "$flags" | tr -d ' ')" -std=c11 $best $flags $first $main
   done

@@ -26,10 +26,13 @@ for c in $(compilers); do
     for level in $LEVELS; do
       check "$c" c++ -std=c++17 $(flags_of $level) -fsyntax-only "$implementation"
     done
-    check "$c" c++ -std=c++17 $best -O2 -c "$implementation" -o "$work/object.o"
   fi
   [ "$TIER" = quick ] && continue
-  check "$c" c -std=gnu11 $best -O3 -c "$implementation" -o "$work/object.o"
+  if [ "$c" = "$CC" ]; then
+    check "$c" c -std=gnu11 $best -O3 -c "$implementation" -o "$work/object.o"
+    [ "$standards" = c:-std=c11 ] ||
+      check "$c" c++ -std=c++17 $best -O2 -c "$implementation" -o "$work/object.o"
+  fi
   for standard in $standards; do
     language=${standard%%:*}
     standard=${standard#*:}
