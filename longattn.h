@@ -985,9 +985,9 @@ LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
                                      (lattn_bits_(s.r[t]) & 0x80000000u));
   return x;
 }
-/* 2^k for the integer k in the low bits of the float 1.5 * 2^23 + k, -126 <= k <= 127 */
+/* 2^k from the float 1.5 * 2^23 + 127 + k, whose low bits are 127 + k: they become the exponent */
 LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
-  LATTN_LANES_ x.r[t] = lattn_float_((lattn_bits_(x.r[t]) << 23) + 0x3f800000u);
+  LATTN_LANES_ x.r[t] = lattn_float_(lattn_bits_(x.r[t]) << 23);
   return x;
 }
 /* lanes i and i+8, then i+4, i+2, i+1: the fixed tree */
@@ -1088,8 +1088,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
   return lattn_v_of_(_mm512_or_ps(_mm512_abs_ps(x.r), _mm512_and_ps(s.r, sign)));
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
-  __m512i k = _mm512_slli_epi32(_mm512_castps_si512(x.r), 23);
-  return lattn_v_of_(_mm512_castsi512_ps(_mm512_add_epi32(k, _mm512_set1_epi32(0x3f800000))));
+  return lattn_v_of_(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.r), 23)));
 }
 LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
   __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.r), _mm512_extractf32x8_ps(x.r, 1));
@@ -1243,10 +1242,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
   return x;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
-  LATTN_HALVES_ {
-    __m256i k = _mm256_slli_epi32(_mm256_castps_si256(x.r[i]), 23);
-    x.r[i] = _mm256_castsi256_ps(_mm256_add_epi32(k, _mm256_set1_epi32(0x3f800000)));
-  }
+  LATTN_HALVES_ x.r[i] =
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.r[i]), 23));
   return x;
 }
 LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
@@ -1399,10 +1396,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
   return x;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
-  LATTN_QUARTERS_ {
-    uint32x4_t k = vshlq_n_u32(vreinterpretq_u32_f32(x.r[i]), 23);
-    x.r[i] = vreinterpretq_f32_u32(vaddq_u32(k, vdupq_n_u32(0x3f800000u)));
-  }
+  LATTN_QUARTERS_ x.r[i] =
+      vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.r[i]), 23));
   return x;
 }
 LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
@@ -1517,21 +1512,19 @@ LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
    times r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it
    is exact. */
 LATTN_INLINE_ lattn_v16_ lattn_v_exp_(lattn_v16_ x) {
-  lattn_v16_ limit = lattn_v_set_(-87.3365402f), magic = lattn_v_set_(12582912.0f), t, k, r, p, y;
-  t = lattn_v_max_(limit, x); /* NaN passes: limit > NaN is false */
-  k = lattn_v_fma_(t, lattn_v_set_(1.44269504f), magic);
+  lattn_v16_ magic = lattn_v_set_(12583039.0f), k, r, p, y; /* 1.5 * 2^23 + 127 */
+  k = lattn_v_fma_(x, lattn_v_set_(1.44269504f), magic);
   p = lattn_v_exp2_of_(k);
   k = lattn_v_sub_(k, magic);
-  r = lattn_v_fma_(k, lattn_v_set_(-0.693145752f), t);
+  r = lattn_v_fma_(k, lattn_v_set_(-0.693145752f), x);
   r = lattn_v_fma_(k, lattn_v_set_(-1.42860682e-06f), r);
   y = lattn_v_fma_(lattn_v_set_(0.00139412144f), r, lattn_v_set_(0.00836323481f));
   y = lattn_v_fma_(y, r, lattn_v_set_(0.0416663736f));
   y = lattn_v_fma_(y, r, lattn_v_set_(0.166665763f));
   y = lattn_v_fma_(y, r, lattn_v_set_(0.5f));
   y = lattn_v_fma_(lattn_v_mul_(r, r), y, r);
-  y = lattn_v_add_(y, lattn_v_set_(1.0f));
-  y = lattn_v_mul_(y, p); /* a multiply, not an exponent add: NaN * anything is NaN */
-  return lattn_v_if_less_(x, limit, lattn_v_set_(0.0f), y);
+  y = lattn_v_fma_(y, p, p); /* (1 + y) p: p is a power of two, so the one rounding is that of 1 + y */
+  return lattn_v_if_less_(x, lattn_v_set_(-87.3365402f), lattn_v_set_(0.0f), y);
 }
 
 LATTN_FN_ float lattn_exp_(float x) {
@@ -1947,7 +1940,7 @@ LATTN_FN_ int lattn_height_(int64_t a, int64_t b) {
    dv) multiply-adds; keys packed (or widened) once per block of rows. */
 
 enum {
-  LATTN_MAX_ROWS_ = 576,     /* rows of an item at most: amortises packing (192: -5 %, 384: -1.5 %) */
+  LATTN_MAX_ROWS_ = 768,     /* rows of an item at most: amortises packing (192: -6 %, 384: -2 %) */
   LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel
                                 instead */
   LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights,
@@ -2393,12 +2386,14 @@ LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, co
   float maximum;
   int whole = first == 0 && end == 8 && row->lo <= base && row->hi >= base + LATTN_BLOCK_ &&
               !lattn_by_lane_(job);
-  if (whole && job->plain) {
+  if (whole && job->plain) { /* four chains; NaN is never greater, so it never enters one */
+    lattn_v16_ t[4];
     LATTN_UNROLL_
-    for (int p = 0; p < 8; p++) {
-      visible[p] = 0xffffu;
-      top = lattn_v_max_(lattn_v_load_(s + 16 * p), top);
-    }
+    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p), least);
+    LATTN_UNROLL_
+    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p + 64), t[p]);
+    top = lattn_v_max_(lattn_v_max_(t[0], t[1]), lattn_v_max_(t[2], t[3]));
+    for (int p = 0; p < 8; p++) visible[p] = 0xffffu;
   } else {
     for (int p = 0; p < 8; p++) {
       lattn_v16_ x = least;
@@ -2630,6 +2625,15 @@ LATTN_FN_ void lattn_scale_(float *x, int64_t n, float scale) {
   }
 }
 
+/* A hint that a row will be read: rows of the caller's layout lie a page apart. */
+LATTN_FN_ void lattn_fetch_row_(const lattn_tensor *t, int64_t token, int64_t head) {
+  int64_t size = (int64_t)lattn_type_size_(t->type);
+  int64_t at = (token * t->stride_token + head * t->stride_head) * size;
+  if (token >= t->n_tokens) return;
+  for (int64_t i = 0; i < t->dim * size; i += 64)
+    LATTN_PREFETCH_((const char *)t->data + at + i);
+}
+
 /* Fills the item's rows: ranges, queries rotated and scaled. */
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
   const lattn_rule_ *rule = job->cache ? lattn_cache_rule_(job->cache, it->kv) : 0;
@@ -2640,6 +2644,7 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     lattn_row_ *row = sp->rows + r;
     float *q = sp->q + r * job->dk;
     lattn_row_at_(job, it, it->row + r, row);
+    lattn_fetch_row_(&job->q, row->token + 8 / job->group, row->head);
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
@@ -3020,11 +3025,12 @@ LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) {
   return n_workers > 1 ? 16 * (int64_t)n_workers : 0;
 }
 
-/* Rows of an item: many, to amortise packing; not so many that q, acc and a block leave the L2
-   cache, nor that threads go without. No row's arithmetic depends on it. */
+/* Rows of an item: many, to amortise packing, but none may be left for other threads. q and acc may
+   outgrow the L2 cache: of them a tile touches 6 rows, of the block all. No row's arithmetic
+   depends on it. */
 LATTN_FN_ int64_t lattn_choose_rows_(int64_t total_rows, int64_t n_kv, int64_t dk, int64_t dv,
                                      int32_t n_workers) {
-  int64_t rows = 147456 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
+  int64_t rows = 196608 / (dk + dv), share = total_rows * n_kv / (4 * (int64_t)n_workers);
   rows = lattn_max_(24, lattn_min_(rows, LATTN_MAX_ROWS_));
   if (n_workers > 1) rows = lattn_min_(rows, lattn_max_(24, share));
   rows = rows / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_;

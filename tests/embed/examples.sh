@@ -1,4 +1,5 @@
-# examples.sh - programs that users copy are built by the line that they show, and print what they say.
+# examples.sh - programs that users copy are built by the line that they show, and print what they
+# say.
 . tests/embed/common
 
 # says NAME FILE COMMAND...: the program prints the first line of FILE.
@@ -13,7 +14,8 @@ says() {
 # The first program of the header (a C file in an indented comment), and what it "prints".
 sed -n '/TEN LINES/,/^   [A-Za-z]/p' longattn.h | sed -n 's/^       //p' >"$work/ten.c"
 sed -n 's/.*TEN LINES.*prints \([0-9. ]*\)\.$/\1/p' longattn.h >"$work/ten.txt"
-quiet 'ten lines: compile' $CC -std=c11 -O1 $NATIVE $WARNINGS -I. "$work/ten.c" $LDFLAGS -o "$work/ten"
+quiet 'ten lines: compile' $CC -std=c11 -O1 $NATIVE $WARNINGS -I. "$work/ten.c" $LDFLAGS \
+  -o "$work/ten"
 says 'ten lines: print' "$work/ten.txt" $RUN "$work/ten"
 
 # The first program of the README: it says what it prints anywhere in its text.
@@ -27,8 +29,8 @@ if [ -f README.md ]; then
   quiet 'README: what its program prints' grep -qF "$(cat "$work/readme.txt")" README.md
 fi
 
-# examples/NN-name.c: the first line is the command that builds and runs it in its folder; the comment
-# ends with "Prints: ..." on any number of lines.
+# examples/NN-name.c: the first line is the command that builds and runs it in its folder; the
+# comment ends with "Prints: ..." on any number of lines.
 mkdir -p "$work/examples"
 cp longattn.h "$work"
 for source in examples/[0-9]*.c; do

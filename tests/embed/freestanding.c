@@ -1,6 +1,6 @@
-/* freestanding.c - a program without a C library: its own entry point, exit by system call, and the
- * four functions that a compiler may call whatever the source says. Linked with an object that holds
- * the implementation. Exit status 0: the golden hash.
+/* freestanding.c - a program without a C library: its own entry point, exit by system call, and
+ * the four functions that a compiler may call whatever the source says. Linked with an object that
+ * holds the implementation. Exit status 0: the golden hash.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include <stddef.h>
 #include <stdint.h>
@@ -46,7 +46,7 @@ int memcmp(const void *a, const void *b, size_t n) {
 int program(void);
 int program(void) { return golden_hash() != GOLDEN_HASH; }
 
-/* The stack comes without a return address: a C function as entry point would find it misaligned. */
+/* The stack comes without a return address: a C function as entry would find it misaligned. */
 #if defined(__x86_64__)
 __asm__(
     ".globl _start\n_start:\n"

@@ -1,12 +1,12 @@
-# link.sh - the ways in which programs take the header in: each is built, run, and computes the golden
-# hash. See unit.c and main.c.
+# link.sh - the ways in which programs take the header in: each is built, run, and computes the
+# golden hash. See unit.c and main.c.
 . tests/embed/common
 
 best=$(flags_of "$(best_level)")
 here='-I. -Itests/embed -O0' # compiling takes longest by far
 
-# build NAME FLAGS... SOURCES...: compiles a program with the compiler $c; it prints nothing, nor does
-# the program, whose hash is then the golden one.
+# build NAME FLAGS... SOURCES...: compiles a program with the compiler $c; it prints nothing, nor
+# does the program, whose hash is then the golden one.
 build() {
   program=$work/$1
   title="$c: $1"
@@ -46,8 +46,8 @@ orders() {
   text poisoned '#include "poison.h"' "$define" "$include"
   text static '#define LONGATTN_STATIC 1' "$define" "$include"
   text renamed "$define" '#include "third party/attention-v1.h"'
-  text systems '#define _GNU_SOURCE' '#include <link.h>' '#include <math.h>' '#include <complex.h>' \
-    "$define" "$include"
+  text systems '#define _GNU_SOURCE' '#include <link.h>' '#include <math.h>' \
+    '#include <complex.h>' "$define" "$include"
   text systems-late "$define" "$include" '#include <link.h>' '#include <math.h>' \
     '#include <complex.h>' '#include <stdio.h>' '#include <unistd.h>'
   mkdir -p "$work/third party"
@@ -80,16 +80,15 @@ END
 # Several levels in one program: the lowest under two prefixes of its own, the best as it is.
 levels() {
   lowest=${LEVELS%% *}
-  i=0
-  for unit in "first $lowest -DLONGATTN_PREFIX=lowest_" "second $(best_level) -DLONGATTN_PREFIX=best_" \
-    "third $(best_level)"; do
+  highest=$(best_level)
+  for unit in "first $lowest -DLONGATTN_PREFIX=lowest_" \
+    "second $highest -DLONGATTN_PREFIX=best_" "third $highest"; do
     set -- $unit
     which=$1
     level=$2
     shift 2
     $c -std=c11 $WARNINGS $here $(flags_of "$level") "$@" -DGOLDEN=golden_"$which" \
       -c tests/embed/unit.c -o "$work/$which.o" 2>>"$work/output"
-    i=$((i + 1))
   done
   build levels-in-one-program -std=c11 -DSECOND -DTHIRD $main "$work/first.o" "$work/second.o" \
     "$work/third.o"
@@ -152,8 +151,8 @@ unsigned char host_warning(int x) { return x; }
 END
   for side in with without; do
     cat "$work/$side.c" "$work/host.c" >"$work/host-$side.c"
-    $c $here -O2 $best -std=gnu11 -Wconversion -S "$work/host-$side.c" -o "$work/host-$side.s" \
-      2>"$work/host-$side.warnings"
+    $c $here -O2 $best -std=gnu11 -Wconversion -DLONGATTN_STATIC=1 -S \
+      "$work/host-$side.c" -o "$work/host-$side.s" 2>"$work/host-$side.warnings"
     quiet "$c: host code gets its warnings $side the header" \
       grep -q 'host.*onversion' "$work/host-$side.warnings"
     sed -n '/^_*host:/,/ret/p' "$work/host-$side.s" | grep -oiE '^[[:blank:]]+[a-z][a-z0-9]+' \

@@ -1,5 +1,5 @@
-/* main.c - prints the hashes of up to three units that differ from the golden one; nothing if none does.
- * -DSECOND, -DTHIRD: there are so many units.
+/* main.c - prints the hashes of up to three units that differ from the golden one; nothing if none
+ * does. -DSECOND, -DTHIRD: there are so many units.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include <stdint.h>
 #include <stdio.h>

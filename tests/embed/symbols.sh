@@ -7,7 +7,7 @@ tr '\n' ' ' <longattn.h | grep -oE 'LATTN_API [a-z][^;(]*\(' | grep -oE 'lattn_[
 allowed='mem(cpy|set|move|cmp)'
 case $($CC -dumpmachine) in
   x86_64* | aarch64*) ;;
-  *) allowed="$allowed|__[a-z0-9_]*(div|mod|mul|lsl|lsr|asr|cmp|l2f|f2l|l2d|d2l|float|fix)[a-z0-9_]*" ;;
+  *) allowed="$allowed|__\w*(div|mod|mul|lsl|lsr|asr|cmp|l2f|f2l|l2d|d2l|float|fix)\w*" ;;
 esac
 
 # object TITLE PREFIX FLAGS...: compiles, and reads the symbols: name, type, ...
