@@ -1507,7 +1507,7 @@ LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
 /* ==== §4 scalar maths ============================================================================
    exp, log, tanh and 1/sqrt: ours, the same operations in the same order everywhere, no libm. */
 
-/* exp(x) for x <= 0, to 1.1 ulp; +0 below ln(FLT_MIN), so no weight is ever denormal; NaN stays NaN.
+/* exp(x) for x <= 0, to 1.1 ulp; +0 below ln(FLT_MIN), so no weight is denormal; NaN stays NaN.
    x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off,
    times r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it
    is exact. */
@@ -1523,7 +1523,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_exp_(lattn_v16_ x) {
   y = lattn_v_fma_(y, r, lattn_v_set_(0.166665763f));
   y = lattn_v_fma_(y, r, lattn_v_set_(0.5f));
   y = lattn_v_fma_(lattn_v_mul_(r, r), y, r);
-  y = lattn_v_fma_(y, p, p); /* (1 + y) p: p is a power of two, so the one rounding is that of 1 + y */
+  y = lattn_v_fma_(y, p, p); /* (1 + y) p: exact scaling, so the one rounding is that of 1 + y */
   return lattn_v_if_less_(x, lattn_v_set_(-87.3365402f), lattn_v_set_(0.0f), y);
 }
 
@@ -1566,7 +1566,8 @@ LATTN_FN_ float lattn_log_(float x) {
   return lattn_fma_(e, 0.693145752f, f + y);
 }
 
-/* 1 / sqrt(d), d < 2^62, rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25 bits. */
+/* 1 / sqrt(d), d < 2^62, rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25
+   bits. */
 LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
   int s = 24;
   uint64_t m = 0, quotient = 0, rest = 0;
@@ -4081,7 +4082,7 @@ LATTN_FN_ lattn_turning_ lattn_cache_turning_(const lattn_cache *cache) {
   return t;
 }
 
-/* 16 tokens of one head that fill a panel: rows [16][dk] are turned, transposed and rounded. The same
+/* 16 tokens of one head that fill a panel: rows [16][dk] are turned, transposed, rounded. The same
    operations on every element as one token at a time. */
 LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, char *page, int64_t slot,
                                   const lattn_tensor *k, int64_t token, int64_t head,
