@@ -2431,63 +2431,71 @@ typedef struct lattn_block_ {
   int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
 } lattn_block_;
 
+/* Widens the lanes [*lo, *hi) of the block at base so that they hold those of keys [from, to). */
+LATTN_FN_ void lattn_cover_(int *lo, int *hi, int64_t from, int64_t to, int64_t base) {
+  from = lattn_max_(from - base, 0);
+  to = lattn_min_(to - base, LATTN_BLOCK_);
+  if (from >= to) return;
+  if (from < *lo) *lo = (int)from;
+  if (to > *hi) *hi = (int)to;
+}
+
+LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
+                                lattn_block_ *b) {
+  const char *page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_);
+  b->panels = 1;
+  b->k = page;
+  b->k_type = job->key_type;
+  b->v = page + job->value_at;
+  b->v_type = job->value_type;
+  b->v_stride = job->dv;
+  if (base + LATTN_BLOCK_ >= it->lo && base + LATTN_BLOCK_ < it->hi) {
+    b->page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_ + 1);
+    b->ahead = (int64_t)((uintptr_t)b->page - (uintptr_t)page);
+  }
+}
+
+LATTN_FN_ const char *lattn_head_of_(const lattn_tensor *t, int32_t head) {
+  return (const char *)t->data + (size_t)(head * t->stride_head) * lattn_type_size_(t->type);
+}
+
+LATTN_FN_ void lattn_find_arrays_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
+                                  lattn_block_ *b) {
+  b->k = lattn_head_of_(&job->k, it->kv);
+  b->k_type = job->k.type;
+  b->k_stride = job->k.stride_token;
+  b->v = lattn_head_of_(&job->v, it->kv);
+  b->v_type = job->v.type;
+  b->v_stride = job->v.stride_token;
+  b->k_index = b->v_index = it->k0 + base - it->key_position;
+}
+
+/* Finds the block at base. For many rows it is packed and widened to float panels first, once. */
 LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                  int64_t base, lattn_block_ *b) {
-  int lo = 128, hi = 0;
-  int64_t ranges[2][2] = {{it->lo, it->hi}, {it->sink_lo, it->sink_hi}};
-  for (int i = 0; i < 2; i++) {
-    int64_t from = lattn_max_(ranges[i][0] - base, 0), to = lattn_min_(ranges[i][1] - base, 128);
-    if (from >= to) continue;
-    if (from < lo) lo = (int)from;
-    if (to > hi) hi = (int)to;
-  }
-  b->lo = lo;
-  b->hi = hi;
+  LATTN_MEMSET_(b, 0, sizeof *b);
   b->nonfinite = -1;
-  b->ahead = 0;
-  b->page = 0;
-  if (lo >= hi) return;
-  if (job->cache) {
-    const char *page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_);
-    b->panels = 1;
-    b->k = page;
-    b->k_type = job->key_type;
-    b->k_index = b->k_stride = 0;
-    b->v = page + job->value_at;
-    b->v_type = job->value_type;
-    b->v_index = 0;
-    b->v_stride = job->dv;
-    if (base + LATTN_BLOCK_ >= it->lo && base + LATTN_BLOCK_ < it->hi)
-      b->page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_ + 1);
-    if (b->page) b->ahead = (int64_t)((uintptr_t)b->page - (uintptr_t)page);
-    if (it->rows <= LATTN_FEW_ROWS_ || !sp->keys) return;
-    if (b->k_type != LATTN_F32) {
-      int64_t from = lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
-      lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
-      b->k = sp->keys;
-      b->k_type = LATTN_F32;
-    }
-  } else {
-    int64_t index = it->k0 + base - it->key_position;
-    b->panels = 0;
-    b->k_type = job->k.type;
-    b->k = (const char *)job->k.data +
-           (size_t)(it->kv * job->k.stride_head) * lattn_type_size_(job->k.type);
-    b->k_index = index;
-    b->k_stride = job->k.stride_token;
-    b->v_type = job->v.type;
-    b->v = (const char *)job->v.data +
-           (size_t)(it->kv * job->v.stride_head) * lattn_type_size_(job->v.type);
-    b->v_index = index;
-    b->v_stride = job->v.stride_token;
-    if (it->rows <= LATTN_TILE_ROWS_ || !sp->keys) return;
-    lattn_pack_keys_(sp->keys, b->k, b->k_type, index, b->k_stride, job->dk, lo, hi);
+  b->lo = LATTN_BLOCK_;
+  lattn_cover_(&b->lo, &b->hi, it->lo, it->hi, base);
+  lattn_cover_(&b->lo, &b->hi, it->sink_lo, it->sink_hi, base);
+  if (b->lo >= b->hi) return;
+  if (job->cache)
+    lattn_find_page_(job, it, base, b);
+  else
+    lattn_find_arrays_(job, it, base, b);
+  if (!sp->keys || it->rows <= (job->cache ? LATTN_FEW_ROWS_ : LATTN_TILE_ROWS_)) return;
+  if (!b->panels) {
+    lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, b->hi);
     b->k = sp->keys;
-    b->k_type = LATTN_F32;
-    b->panels = 1;
+  } else if (b->k_type != LATTN_F32) {
+    int64_t from = b->lo / 16 * 16 * job->dk, to = (int64_t)((b->hi + 15) / 16 * 16) * job->dk;
+    lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
+    b->k = sp->keys;
   }
+  b->panels = 1;
+  b->k_type = LATTN_F32;
   if (b->v_type == LATTN_F32 && job->cache) return;
-  for (int j = lo; j < hi; j++)
+  for (int j = b->lo; j < b->hi; j++)
     lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
                  job->dv);
   b->v = sp->values;
@@ -2555,13 +2563,8 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   int64_t sinks = 0;
   for (int a = 0; a < m; a++) {
     const lattn_row_ *row = sp->rows + r + a;
-    for (int i = 0; i < 2; i++) {
-      int64_t from = lattn_max_((i ? row->sink_lo : row->lo) - base, 0);
-      int64_t stop = lattn_min_((i ? row->sink_hi : row->hi) - base, 128);
-      if (from >= stop) continue;
-      if (from < lo) lo = (int)from;
-      if (stop > hi) hi = (int)stop;
-    }
+    lattn_cover_(&lo, &hi, row->lo, row->hi, base);
+    lattn_cover_(&lo, &hi, row->sink_lo, row->sink_hi, base);
   }
   if (lo >= hi) return;
   first = lo / 16;
@@ -5489,7 +5492,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
   for (int32_t i = 0; i < n_tasks; i++) task(context, i);
 }
 
-/* ==== §10 clean up, licence ====================================================================== */
+/* ==== §10 clean up, licence ==================================================================== */
 
 #if defined(__clang__)
 #pragma clang diagnostic pop

@@ -345,6 +345,20 @@ static void test_golden(void) {
       {LATTN_ROTARY_LLAMA3, 0, 128, 33, 5e5, 8, 8192, 0x000342F296F37431},
       {LATTN_ROTARY_LLAMA3, 0, 128, 50, 5e5, 8, 8192, 0x00000BC792690E5F},
   };
+  uint64_t turns[512];
+  for (size_t i = 0; i < sizeof golden / sizeof *golden; i++) {
+    lattn_rotary_scaling s =
+        scaling_of(golden[i].kind, golden[i].n_dims, golden[i].base, golden[i].factor);
+    check_case("golden turns %d", (int)i);
+    s.flags = golden[i].flags;
+    s.original_length = golden[i].length;
+    CHECK_STATUS(turns_of(turns, &s), LATTN_OK);
+    CHECK(turns[golden[i].f] == golden[i].turns);
+  }
+}
+
+/* Of conversions and magnitudes, made in the same way. */
+static void test_golden_conversion(void) {
   static const struct {
     double radians;
     uint64_t turns;
@@ -367,16 +381,7 @@ static void test_golden(void) {
       {40, 1, 0x1.5e6f7p+0f}, {40, 0.707, 0x1.42c40ap+0f}, {4, 1, 0x1.237d38p+0f}, {40, 0, 1},
       {1, 1, 1},              {0.5, 1, 1},                 {0, 1, 1},              {-3, 1, 1},
   };
-  uint64_t turns[512];
-  for (size_t i = 0; i < sizeof golden / sizeof *golden; i++) {
-    lattn_rotary_scaling s =
-        scaling_of(golden[i].kind, golden[i].n_dims, golden[i].base, golden[i].factor);
-    check_case("golden turns %d", (int)i);
-    s.flags = golden[i].flags;
-    s.original_length = golden[i].length;
-    CHECK_STATUS(turns_of(turns, &s), LATTN_OK);
-    CHECK(turns[golden[i].f] == golden[i].turns);
-  }
+  uint64_t turns[1];
   for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
     check_case("golden conversion %d", (int)i);
     CHECK_STATUS(lattn_rotary_turns_from_f64(turns, &fixed[i].radians, 1), LATTN_OK);
@@ -407,7 +412,7 @@ static void test_magnitude(void) {
 
 static void test_conversion(void) {
   test_rng r = rng_seed(7);
-  uint64_t a[3], b = 0;
+  uint64_t a[3] = {0}, b = 0;
   check_case("turns from f64, against the reference");
   for (int i = 0; i < 20000; i++) {
     int e = (int)rng_range(&r, 22, 90);
@@ -827,6 +832,7 @@ static void test_environment(void) {
 int main(void) {
   big_init();
   test_golden();
+  test_golden_conversion();
   test_plain();
   test_scaled();
   test_yarn_real_bounds();
