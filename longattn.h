@@ -5492,7 +5492,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
   for (int32_t i = 0; i < n_tasks; i++) task(context, i);
 }
 
-/* ==== §10 clean up, licence ==================================================================== */
+/* ==== §10 clean up, licence ================================================================== */
 
 #if defined(__clang__)
 #pragma clang diagnostic pop
