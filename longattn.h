@@ -70,8 +70,9 @@
      nothing was written and every object is as it was (exceptions are named at the function).
    - No function allocates, keeps a pointer it was given (but the ones said to), or uses globals.
      Different objects may be used from different threads; "const" objects by many at once.
-   - Arrays may have any alignment. Not one byte outside them is read or written. Scratch and arenas
-     must not overlap other arguments (outputs against inputs are checked).
+   - Tensor data, scratch and arenas may have any alignment; arrays of a plain C type have that
+     type's. Not one byte outside them is read or written. Scratch and arenas must not overlap other
+     arguments; outputs of attention and merge are checked against the inputs.
    - A struct with a `size` field: set it to sizeof the struct, zero the rest, set what you need.
      Zero means the default that its comment names.
    - An int32_t field that names a kind holds one of the enumerators said. */
@@ -142,7 +143,7 @@ typedef int32_t lattn_status;
   X(LATTN_CANCELLED, 1, "note: the progress callback asked to stop; see the count of tokens done") \
   X(LATTN_OVERFLOWED, 2, "note: a finite value was beyond its 16-bit type and became infinite")    \
   X(LATTN_E_NULL, -1, "a pointer that is required is null")                                        \
-  X(LATTN_E_SIZE, -2, "a struct's size field is 0 or less than the first release's")               \
+  X(LATTN_E_SIZE, -2, "a struct's size field is 0, too small or not a size")                       \
   X(LATTN_E_FIELD, -3, "an enumerator, flag or reserved field has an unknown value")               \
   X(LATTN_E_SHAPE, -4, "a count or dim is negative, zero where it may not be, or does not match")  \
   X(LATTN_E_TYPE, -5, "an element type is unknown or not supported here")                          \
@@ -155,7 +156,7 @@ typedef int32_t lattn_status;
   X(LATTN_E_FULL, -12, "the pool has no page left, or the cache is at its capacity")               \
   X(LATTN_E_EVICTED, -13, "tokens that this call needs were evicted from a streaming head")        \
   X(LATTN_E_CONFIG, -14, "the options contradict each other")                                      \
-  X(LATTN_E_STATE, -15, "the object is not in a state that allows this call")
+  X(LATTN_E_STATE, -15, "the object is not in a state that allows this call (reserved)")
 
 enum lattn_status_codes {
 #define LATTN_STATUS_ENUM_(name, number, text) name = number,
@@ -235,7 +236,8 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 /* What attention over some of the keys knows of each row, unnormalised, in float32:
    maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. A row
    that saw no key has m = -infinity; its sum and output are not read. Learned sinks and gates
-   are never in it. The arrays are the caller's. Rows are [token][query head], contiguous. */
+   are never in it. Frozen: this struct never changes. The arrays are the caller's. Rows are
+   [token][query head], contiguous. */
 typedef struct lattn_partial {
   uint32_t size;          /* sizeof(lattn_partial) */
   int32_t basis;          /* 0: plain (other values are for later storage types) */
@@ -333,8 +335,8 @@ typedef struct lattn_attn {
                                indices */
   const int64_t *visible_from; /* NULL, or [n_queries]: first absolute key that the row may see */
   const int64_t *visible_to;   /* NULL, or [n_queries]: one past the last */
-  const int64_t *query_positions; /* NULL, or [n_queries]: override p_i for window, ahead and
-                                     ALiBi */
+  const int64_t *query_positions; /* NULL, or [n_queries]: override p_i (not in the mask) for
+                                     window, ahead and ALiBi */
   const int64_t *key_positions;   /* NULL, or [n_keys]: override p_j likewise (never the order of
                                      keys) */
   /* Several sequences in one call: sequence s has rows query_starts[s] ... query_starts[s+1] - 1
@@ -378,8 +380,8 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
                                        lattn_tensor v, lattn_tensor out, float *lse,
                                        const lattn_exec *exec);
 
-/* Bytes of scratch for that call with n_threads (data pointers are not read); independent of the
-   numbers of tokens but for their logarithm. 0: impossible shapes. */
+/* Bytes of scratch for that call with exactly n_threads (tensor data is not read); independent
+   of the numbers of tokens but for their logarithm. 0: impossible shapes. */
 LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                          lattn_tensor v, int32_t n_threads);
 
@@ -577,7 +579,7 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
-/* Gives the cache's pages and tables back to its pool. The cache is then gone. */
+/* Gives the cache's pages and tables back to its pool. The cache is then gone. Errors: NULL. */
 LATTN_API lattn_status lattn_cache_release(lattn_cache *cache);
 
 /* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned
@@ -593,7 +595,8 @@ typedef struct lattn_call {
   lattn_partial *partial;         /* attend only: as in lattn_attn */
 } lattn_call;
 
-/* Bytes of scratch for calls of up to n_tokens rows on a cache of this config. 0: impossible. */
+/* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
+   number of threads. 0: impossible. */
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
@@ -713,9 +716,6 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 #endif
 #if LONGATTN_SIMD == LONGATTN_SIMD_NEON
 #include <arm_neon.h>
-#endif
-#if LONGATTN_OPENMP
-#include <omp.h>
 #endif
 
 #if defined(__GNUC__)
@@ -1696,7 +1696,6 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
 
 #define LATTN_EACH_ROWS_(m, body)                                                                  \
   switch (m) {                                                                                     \
-    case 1: body(1); break;                                                                        \
     case 2: body(2); break;                                                                        \
     case 3: body(3); break;                                                                        \
     case 4: body(4); break;                                                                        \
@@ -1755,6 +1754,15 @@ LATTN_NOINLINE_ void lattn_score_strided_(int m, int type, const float *q, int64
   }
 }
 
+/* One row, any type: apart from the others, whose frames are larger, for tasks that live on the
+   stack. */
+LATTN_NOINLINE_ void lattn_score_one_(int type, const float *q, int64_t dim, const void *k,
+                                      int64_t ahead, int first, int end, float *s) {
+#define LATTN_BODY_(T) lattn_score_panels_(1, T, q, dim, k, ahead, first, end, s)
+  LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
 /* Values of m rows, all columns. */
 LATTN_INLINE_ void lattn_value_columns_(int m, int type, const float *w, const void *v, int64_t at,
                                         int64_t stride, int n_keys, int64_t dim, float *acc,
@@ -1798,6 +1806,27 @@ LATTN_NOINLINE_ void lattn_value_bf16_(int m, const float *w, const void *v, int
   lattn_value_columns_(M, LATTN_BF16, w, v, at, stride, n_keys, dim, acc, acc_stride, e, ahead)
   LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
+}
+
+#define LATTN_VALUE_ONE_(name, type)                                                               \
+  LATTN_NOINLINE_ void name(const float *w, const void *v, int64_t at, int64_t stride, int n_keys, \
+                            int64_t dim, float *acc, const float *e, int64_t ahead) {              \
+    lattn_value_columns_(1, type, w, v, at, stride, n_keys, dim, acc, 0, e, ahead);                \
+  }
+LATTN_VALUE_ONE_(lattn_value_one_f32_, LATTN_F32)
+LATTN_VALUE_ONE_(lattn_value_one_f16_, LATTN_F16)
+LATTN_VALUE_ONE_(lattn_value_one_bf16_, LATTN_BF16)
+#undef LATTN_VALUE_ONE_
+
+LATTN_FN_ void lattn_value_one_(int type, const float *w, const void *v, int64_t at, int64_t stride,
+                                int n_keys, int64_t dim, float *acc, const float *e,
+                                int64_t ahead) {
+  if (type == LATTN_F32)
+    lattn_value_one_f32_(w, v, at, stride, n_keys, dim, acc, e, ahead);
+  else if (type == LATTN_F16)
+    lattn_value_one_f16_(w, v, at, stride, n_keys, dim, acc, e, ahead);
+  else
+    lattn_value_one_bf16_(w, v, at, stride, n_keys, dim, acc, e, ahead);
 }
 
 /* Values of one row when a key that it does not see may hold infinity or NaN: only its own keys
@@ -1944,8 +1973,10 @@ enum {
   LATTN_MAX_ROWS_ = 768,     /* rows of an item at most: amortises packing (192: -6 %, 384: -2 %) */
   LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel
                                 instead */
-  LATTN_MAX_DEPTH_ = 22,     /* 2^31 positions = 2^20 segments: a list of subtrees of 21 heights,
-                                + 1 */
+  /* Partials of a worker. Before leaf n of the segment tree comes, those before it are in at most
+     popcount(n - 1) + 1 subtrees (merges wait for the next leaf): below 2^20 segments, the last leaf
+     included, never more than 21. */
+  LATTN_MAX_DEPTH_ = 21,
   LATTN_STACK_KEY_DIM_ = 256,
   LATTN_STACK_VALUE_DIM_ = 160,
   /* Workspace of a task without scratch: two queries, scores, angles, partials, and one row's
@@ -1953,6 +1984,7 @@ enum {
   LATTN_STACK_BYTES_ = 4 * (3 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
                             LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
   LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
+  LATTN_MAX_STRUCT_ = 4096,  /* bytes of a caller's struct: more is not a size but garbage */
   LATTN_PASS_ROWS_ = 512     /* tokens of q whose angles are kept at a time */
 };
 #define LATTN_MAX_POSITION_ ((int64_t)1 << 31)
@@ -1976,7 +2008,7 @@ LATTN_FN_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_b
   LATTN_MEMSET_(own, 0, own_bytes);
   if (!from) return LATTN_OK;
   LATTN_MEMCPY_(&size, from, sizeof size);
-  if (size < first_bytes) return LATTN_E_SIZE;
+  if (size < first_bytes || size > LATTN_MAX_STRUCT_) return LATTN_E_SIZE;
   for (size_t i = own_bytes; i < size; i++)
     if (((const unsigned char *)from)[i]) return LATTN_E_FIELD;
   LATTN_MEMCPY_(own, from, size < own_bytes ? size : own_bytes);
@@ -2055,25 +2087,39 @@ LATTN_FN_ lattn_status lattn_view_(lattn_tensor *t, int is_output, int needs_dat
   return LATTN_OK;
 }
 
-/* Do two views share an element? Exact for views that interleave within the same token stride (a
-   fused q-k-v buffer); otherwise by their spans. */
-LATTN_FN_ int lattn_overlap_(const lattn_tensor *a, const lattn_tensor *b) {
-  uintptr_t at_a = (uintptr_t)a->data, at_b = (uintptr_t)b->data, stride, off;
-  size_t size_a = lattn_type_size_(a->type), size_b = lattn_type_size_(b->type), len_a, len_b;
-  size_t span_a = (size_t)lattn_extent_(a) * size_a, span_b = (size_t)lattn_extent_(b) * size_b;
+/* Rows of len_a and len_b bytes that both repeat every `stride` bytes, the second `off` after
+   the first: do they never touch? */
+LATTN_FN_ int lattn_interleave_(uint64_t stride, uint64_t len_a, uint64_t len_b, uint64_t off) {
+  return stride > 0 && off % stride >= len_a && off % stride + len_b <= stride;
+}
+
+/* Do two views share an element? Exact for views that interleave within the same token or head
+   stride (a fused q-k-v buffer); otherwise by their spans. */
+LATTN_FN_ int lattn_overlap_(const lattn_tensor *one, const lattn_tensor *two) {
+  int first = (uintptr_t)one->data <= (uintptr_t)two->data;
+  const lattn_tensor *a = first ? one : two, *b = first ? two : one;
+  uint64_t at_a = (uintptr_t)a->data, at_b = (uintptr_t)b->data;
+  uint64_t size_a = lattn_type_size_(a->type), size_b = lattn_type_size_(b->type);
+  uint64_t span_a = (uint64_t)lattn_extent_(a) * size_a;
+  uint64_t span_b = (uint64_t)lattn_extent_(b) * size_b;
+  uint64_t token_a = (uint64_t)a->stride_token * size_a;
+  uint64_t token_b = (uint64_t)b->stride_token * size_b;
+  uint64_t head_a = (uint64_t)a->stride_head * size_a, head_b = (uint64_t)b->stride_head * size_b;
+  uint64_t row_a, row_b, column_a, column_b;
   if (!a->data || !b->data || !span_a || !span_b) return 0;
-  if (at_a + span_a <= at_b || at_b + span_b <= at_a) return 0;
-  stride = (uintptr_t)a->stride_token * size_a;
-  if (stride == 0 || stride != (uintptr_t)b->stride_token * size_b) return 1;
-  len_a = (size_t)((a->n_heads - 1) * a->stride_head + a->dim) * size_a;
-  len_b = (size_t)((b->n_heads - 1) * b->stride_head + b->dim) * size_b;
-  off = at_b >= at_a ? (at_b - at_a) % stride : (stride - (at_a - at_b) % stride) % stride;
-  return off < len_a || off + len_b > stride;
+  if (at_a + span_a <= at_b) return 0;
+  row_a = (uint64_t)(a->n_heads - 1) * head_a + (uint64_t)a->dim * size_a;
+  row_b = (uint64_t)(b->n_heads - 1) * head_b + (uint64_t)b->dim * size_b;
+  column_a = (uint64_t)(a->n_tokens - 1) * token_a + (uint64_t)a->dim * size_a;
+  column_b = (uint64_t)(b->n_tokens - 1) * token_b + (uint64_t)b->dim * size_b;
+  if (token_a == token_b && lattn_interleave_(token_a, row_a, row_b, at_b - at_a)) return 0;
+  return !(head_a == head_b && lattn_interleave_(head_a, column_a, column_b, at_b - at_a));
 }
 
 LATTN_FN_ int lattn_same_view_(const lattn_tensor *a, const lattn_tensor *b) {
   return a->data == b->data && lattn_type_size_(a->type) == lattn_type_size_(b->type) &&
-         a->stride_token == b->stride_token && a->stride_head == b->stride_head && a->dim == b->dim;
+         (a->n_tokens <= 1 || a->stride_token == b->stride_token) &&
+         (a->n_heads <= 1 || a->stride_head == b->stride_head) && a->dim == b->dim;
 }
 
 /* ---- what the tables of a cache say of one KV head (§7 fills them) ---- */
@@ -2129,7 +2175,6 @@ typedef struct lattn_job_ {
   size_t worker_bytes, keys_at; /* of a worker; its packed keys, which an append borrows */
   float *shared;            /* partials of split items */
   float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
-  int64_t n_units;
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
 
@@ -2350,7 +2395,7 @@ LATTN_NOINLINE_ lattn_v16_ lattn_adjust_(const lattn_job_ *job, const lattn_item
                                          const lattn_row_ *row, int64_t base, lattn_v16_ s) {
   const lattn_attn *o = &job->o;
   int64_t index = it->k0 + base - it->key_position, n = it->k0 + it->nk;
-  if (o->softcap > 0) {
+  if (lattn_bits_(o->softcap)) {
     lattn_v16_ cap = lattn_v_set_(o->softcap);
     s = lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(s, cap)), cap);
   }
@@ -2510,6 +2555,8 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
     for (int p = first; p < end; p++)
       lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
                            b->lo - 16 * p, b->hi - 16 * p, s + 16 * p);
+  } else if (m == 1) {
+    lattn_score_one_(b->k_type, q, job->dk, b->k, b->ahead, first, end, s);
   } else if (b->k_type == LATTN_F32) {
     lattn_score_f32_(m, q, job->dk, b->k, b->ahead, first, end, s);
   } else if (b->k_type == LATTN_F16) {
@@ -2543,7 +2590,9 @@ LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp,
 LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
                                  int hi, const float *w, float *acc, const float *e) {
   int64_t at = (b->v_index + lo) * b->v_stride;
-  if (b->v_type == LATTN_F32)
+  if (m == 1)
+    lattn_value_one_(b->v_type, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, e, b->ahead);
+  else if (b->v_type == LATTN_F32)
     lattn_value_f32_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
                      b->ahead);
   else if (b->v_type == LATTN_F16)
@@ -2813,7 +2862,7 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
         }
         x = lattn_v_mul_(x, g);
       }
-      x = lattn_v_add_(x, lattn_v_set_(0)); /* -0 becomes +0 */
+      x = lattn_v_if_equal_(x, lattn_v_set_(0), lattn_v_set_(0), x); /* -0 becomes +0 */
     }
     lost |= lattn_v_put_n_((void *)(uintptr_t)out->data, out->type, at + c, x, n);
   }
@@ -3048,11 +3097,17 @@ LATTN_FN_ size_t lattn_pass_angles_(const lattn_job_ *job, int64_t tokens) {
   return (size_t)(lattn_min_(tokens, LATTN_PASS_ROWS_) * job->turning.n_dims);
 }
 
-/* Sizes of a worker: rows, slots, bytes; returns those of all scratch. */
+/* Sizes of a worker: rows, slots, bytes; returns those of all scratch, 0 if they are beyond
+   size_t. */
 LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t segments) {
+  uint64_t most;
   int height = lattn_height_(0, lattn_max_(segments - 1, 0));
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
-  job->depth = height + 2 < LATTN_MAX_DEPTH_ ? height + 2 : LATTN_MAX_DEPTH_;
+  job->depth = height + 1;
+  most = (uint64_t)job->n_workers *
+         (uint64_t)(512 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
+                    4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
+  if (most > SIZE_MAX / 4) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
   return job->worker_bytes * (size_t)job->n_workers +
          sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
@@ -3070,7 +3125,6 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
     items++;
     cost += (it.hi - it.lo + it.sink_hi - it.sink_lo) / LATTN_SEGMENT_ + 1;
   }
-  job->n_units = items;
   if (job->n_workers == 1 || !job->scratch || items >= 64 * (int64_t)job->n_workers) return;
   job->log_run = 0;
   while ((int64_t)2 << job->log_run <= cost / (4 * job->n_workers)) job->log_run++;
@@ -3083,7 +3137,6 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
     }
     if (slots <= lattn_max_shared_(job->n_workers)) break;
   }
-  job->n_units = units;
 }
 
 /* The angles of a pass's tokens, once for all heads. */
@@ -3131,6 +3184,10 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
   size_t need;
   uintptr_t at = (uintptr_t)ex->scratch;
   job->n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  /* Items are counted in 32 bits; at worst one has a row, or a sequence. */
+  if (lattn_times_(job->n_kv, lattn_plus_(total_rows, job->o.n_sequences)) > INT32_MAX / 2 ||
+      lattn_times_(job->n_kv, lattn_plus_(total_rows, job->o.n_sequences)) < 0)
+    return lattn_fail_(fault, LATTN_E_OVERFLOW, "q");
   if (!ex->scratch) {
     if (job->dk > LATTN_STACK_KEY_DIM_ || job->dv > LATTN_STACK_VALUE_DIM_)
       return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
@@ -3140,6 +3197,7 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
     return LATTN_OK;
   }
   need = lattn_plan_worker_(job, total_rows, segments);
+  if (!need) return lattn_fail_(fault, LATTN_E_OVERFLOW, "exec.n_threads");
   if (ex->scratch_bytes < need) return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch_bytes");
   at = (at + 63) / 64 * 64;
   job->scratch = (char *)ex->scratch + (at - (uintptr_t)ex->scratch);
@@ -3219,14 +3277,17 @@ LATTN_FN_ lattn_status lattn_check_numbers_(lattn_job_ *job, lattn_fault *f) {
   int64_t heads = job->n_kv * job->group;
   lattn_status s;
   if (!lattn_is_finite_(job->o.scale)) return lattn_fail_(f, LATTN_E_VALUE, "scale");
-  if (lattn_is_nan_(job->o.softcap) || job->o.softcap < 0)
-    return lattn_fail_(f, LATTN_E_VALUE, "softcap");
-  if (!lattn_is_finite_(job->o.softcap)) job->o.softcap = 0;
+  if (lattn_bits_(job->o.softcap) == 0x80000000u || !lattn_is_finite_(job->o.softcap)) {
+    if (lattn_is_nan_(job->o.softcap) || lattn_is_empty_(job->o.softcap))
+      return lattn_fail_(f, LATTN_E_VALUE, "softcap");
+    job->o.softcap = 0;
+  }
+  if (lattn_bits_(job->o.softcap) >> 31) return lattn_fail_(f, LATTN_E_VALUE, "softcap");
   s = lattn_check_finite_(job->o.alibi_slopes, heads, 0, f, "alibi_slopes");
   if (!s) s = lattn_check_finite_(job->o.sink_logits, heads, 1, f, "sink_logits");
   job->scale = (lattn_bits_(job->o.scale) & 0x7fffffffu) ? job->o.scale : lattn_rsqrt_int_(job->dk);
-  job->plain = !(job->o.softcap > 0 || job->o.alibi_slopes || job->o.key_bias || job->o.pair_bias ||
-                 job->o.score);
+  job->plain = !(lattn_bits_(job->o.softcap) || job->o.alibi_slopes || job->o.key_bias ||
+                 job->o.pair_bias || job->o.score);
   return s;
 }
 
@@ -3238,6 +3299,17 @@ LATTN_FN_ lattn_status lattn_check_starts_(const int64_t *starts, int64_t sequen
     if (starts[i] < 0 || starts[i + 1] < starts[i]) return lattn_fail_(f, LATTN_E_SHAPE, name);
   if (starts[0] != 0 || starts[sequences] != n) return lattn_fail_(f, LATTN_E_SHAPE, name);
   return LATTN_OK;
+}
+
+LATTN_FN_ lattn_status lattn_check_sequences_(const lattn_job_ *job, lattn_fault *f) {
+  const lattn_attn *o = &job->o;
+  lattn_status s;
+  if (o->n_sequences == 0) return LATTN_OK;
+  s = lattn_check_starts_(o->query_starts, o->n_sequences, job->q.n_tokens, f,
+                          "options.query_starts");
+  if (s) return s;
+  return lattn_check_starts_(o->key_starts, o->n_sequences, job->k.n_tokens, f,
+                             "options.key_starts");
 }
 
 /* Absolute positions of every sequence lie in [0, 2^31]; segments up to the last key come out. */
@@ -3433,7 +3505,7 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   lattn_job_ job;
   lattn_exec ex;
   lattn_status s;
-  int64_t segments = 0, sequences;
+  int64_t segments = 0;
   lattn_job_init_(&job);
   s = lattn_exec_in_(&ex, exec);
   if (s) return s;
@@ -3445,15 +3517,8 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   s = lattn_check_options_(&job, options, ex.fault);
   if (!s) s = lattn_check_shapes_(&job, 1, ex.fault);
   if (s) return s;
-  sequences = job.o.n_sequences;
-  if (sequences > 0) {
-    s = lattn_check_starts_(job.o.query_starts, sequences, q.n_tokens, ex.fault,
-                            "options.query_starts");
-    if (!s)
-      s = lattn_check_starts_(job.o.key_starts, sequences, k.n_tokens, ex.fault,
-                              "options.key_starts");
-    if (s) return s;
-  }
+  s = lattn_check_sequences_(&job, ex.fault);
+  if (s) return s;
   job.partial = job.o.partial;
   s = lattn_check_numbers_(&job, ex.fault);
   if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
@@ -3463,7 +3528,10 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   if (s) return s;
   if (job.o.window == 0) job.o.sinks = 0;
   if (job.partial) {
-    job.partial->first_segment = job.o.key_position / LATTN_SEGMENT_;
+    lattn_item_ it;
+    LATTN_MEMSET_(&it, 0, sizeof it);
+    lattn_item_sequence_(&job, &it);
+    job.partial->first_segment = it.key_position / LATTN_SEGMENT_;
     job.partial->n_segments = lattn_max_(segments - job.partial->first_segment, 0);
   }
   return lattn_run_(&job, &ex);
@@ -3480,7 +3548,7 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
   job.v = v;
   job.n_workers = n_threads > 0 ? n_threads : 1;
   if (lattn_check_options_(&job, options, 0) || lattn_check_shapes_(&job, 0, 0)) return 0;
-  if (job.o.n_sequences > 0 && (!job.o.query_starts || !job.o.key_starts)) return 0;
+  if (lattn_check_sequences_(&job, 0)) return 0;
   if (lattn_check_positions_(&job, &segments, 0)) return 0;
   return lattn_plan_worker_(&job, q.n_tokens * job.group, segments);
 }
@@ -3516,7 +3584,7 @@ struct lattn_pool {
 
 struct lattn_cache {
   int64_t from_pool; /* bytes from the pool to this */
-  uint64_t bytes;    /* of header and tables, and what the free table that serves has beyond */
+  uint64_t bytes;    /* of header and tables */
   int64_t n_tokens, capacity, max_append;
   int64_t dk, dv, columns, group;
   int32_t n_kv, n_heads, key_type, value_type, page_size, rotates; /* page_size: index into sizes */
@@ -3568,13 +3636,19 @@ LATTN_FN_ int32_t lattn_pool_size_(const lattn_pool *pool, uint64_t bytes) {
 
 /* Memory for the header and tables of a cache: an offset, or 0 if there is none; *bytes becomes
    what it is. */
-LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t *bytes) {
+LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t bytes) {
   uint64_t at = pool->free_table, before = 0;
   while (at) {
     lattn_free_table_ table;
     LATTN_MEMCPY_(&table, (char *)pool + at, sizeof table);
-    if (table.bytes >= *bytes) {
-      *bytes = table.bytes;
+    if (table.bytes >= bytes) {
+      if (table.bytes > bytes) { /* the rest stays in the list */
+        lattn_free_table_ rest;
+        rest.next = table.next;
+        rest.bytes = table.bytes - bytes;
+        table.next = at + bytes;
+        LATTN_MEMCPY_((char *)pool + table.next, &rest, sizeof rest);
+      }
       LATTN_MEMCPY_(before ? (char *)pool + before : (char *)&pool->free_table, &table.next,
                     sizeof table.next);
       break;
@@ -3583,11 +3657,11 @@ LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t *bytes) {
     at = table.next;
   }
   if (!at) {
-    if (pool->arena_bytes - pool->used < *bytes) return 0;
+    if (pool->arena_bytes - pool->used < bytes) return 0;
     at = pool->used;
-    pool->used += *bytes;
+    pool->used += bytes;
   }
-  pool->table_bytes += *bytes;
+  pool->table_bytes += bytes;
   return at;
 }
 
@@ -3680,7 +3754,7 @@ LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t ar
 LATTN_FN_ lattn_status lattn_export_(void *to, const void *own, size_t own_bytes) {
   uint32_t size;
   LATTN_MEMCPY_(&size, to, sizeof size);
-  if (size < own_bytes) return LATTN_E_SIZE;
+  if (size < own_bytes || size > LATTN_MAX_STRUCT_) return LATTN_E_SIZE;
   LATTN_MEMSET_((char *)to + sizeof size, 0, size - sizeof size);
   LATTN_MEMCPY_((char *)to + sizeof size, (const char *)own + sizeof size, own_bytes - sizeof size);
   return LATTN_OK;
@@ -3865,9 +3939,9 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
   if (h->rotates) h->turns = at;
   if (h->rotates) at += h->n_dims / 2 * (int64_t)sizeof(uint64_t);
   if (p->c.alibi_slopes) h->slopes = at;
-  if (p->c.alibi_slopes) at += (h->n_heads + 1) / 2 * 8;
+  if (p->c.alibi_slopes) at += ((int64_t)h->n_heads + 1) / 2 * 8;
   if (p->c.sink_logits) h->sink_logits = at;
-  if (p->c.sink_logits) at += (h->n_heads + 1) / 2 * 8;
+  if (p->c.sink_logits) at += ((int64_t)h->n_heads + 1) / 2 * 8;
   for (int32_t i = 0; i < h->n_kv; i++) {
     lattn_rule_ rule;
     int64_t held, peak;
@@ -3923,7 +3997,7 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
   if (page < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
   at = (int64_t)p.header.bytes; /* of the header's tables, which end there whatever the memory
                                    has beyond */
-  p.header.from_pool = (int64_t)lattn_pool_take_table_(pool, &p.header.bytes);
+  p.header.from_pool = (int64_t)lattn_pool_take_table_(pool, p.header.bytes);
   if (!p.header.from_pool) return lattn_fail_(p.c.fault, LATTN_E_FULL, "pool");
   pool->sizes[page].bytes = p.header.page_bytes;
   own = (lattn_cache *)(void *)((char *)pool + p.header.from_pool);
@@ -4021,12 +4095,9 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
 /* Are the tokens [first, end) that the window of position `first` needs, and those up to end,
    held? */
 LATTN_FN_ int lattn_resident_(const lattn_rule_ *rule, int64_t first, int64_t end) {
-  int64_t lo;
-  if (rule->policy != LATTN_HEAD_STREAMING) return 1;
-  lo = lattn_min_(first - rule->window + 1, end - 1); /* and the newest block, which goes on
-                                                         being filled */
-  lo = lattn_max_(lo, rule->sink_blocks * LATTN_BLOCK_); /* what lies before that is always held */
-  return lo >= end || lo >= rule->first_block * LATTN_BLOCK_;
+  int64_t always = rule->sink_blocks * LATTN_BLOCK_;
+  if (rule->policy != LATTN_HEAD_STREAMING || end <= always) return 1;
+  return lattn_max_(first - rule->window + 1, always) >= rule->first_block * LATTN_BLOCK_;
 }
 
 /* ---- append ---- */
@@ -5429,7 +5500,8 @@ LATTN_NOINLINE_ int lattn_turn_tensor_(const lattn_tensor *x, const lattn_turnin
   void *data = (void *)(uintptr_t)x->data;
   int lost = 0;
   for (int64_t t = 0; t < x->n_tokens; t++) {
-    lattn_angles_(angles, r, positions ? positions[t] : first_position + t);
+    lattn_angles_(angles, r,
+                  positions ? positions[t] : (int64_t)((uint64_t)first_position + (uint64_t)t));
     for (int64_t h = 0; h < x->n_heads; h++)
       for (int32_t f = 0; f < pairs; f++) {
         int64_t at = t * x->stride_token + h * x->stride_head + r->first_dim + f * step;
@@ -5455,8 +5527,6 @@ LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
   if (!s) s = lattn_view_(&x, 1, 1, &name, 0);
   if (!s) s = lattn_check_rotary_(&r, x.dim, 0);
   if (s) return s;
-  if (!positions && (first_position > LATTN_MAX_POSITION_ || first_position < -LATTN_MAX_POSITION_))
-    return LATTN_E_OVERFLOW;
   t.layout = r.layout;
   t.first_dim = r.first_dim;
   t.n_dims = r.n_dims;

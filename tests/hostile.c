@@ -742,8 +742,6 @@ static const mutation rotate_list[] = {
     ANY_TENSOR(x),
     OUTPUT_STRIDES(x),
     PTR(rotary_at, NULL, AS(NULL)),
-    I64(first_position, INT64_MAX, AS(OVERFLOW)),
-    I64(first_position, INT64_MAX - ROWS + 2, AS(OVERFLOW)),
 };
 static const mutation rotate_positions_list[] = {
     PTR(positions, positions_negative, FINE),
