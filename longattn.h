@@ -1974,14 +1974,13 @@ enum {
   LATTN_FEW_ROWS_ = 12,      /* up to so many rows, 16-bit cache pages are widened in the kernel
                                 instead */
   /* Partials of a worker. Before leaf n of the segment tree comes, those before it are in at most
-     popcount(n - 1) + 1 subtrees (merges wait for the next leaf): below 2^20 segments, the last leaf
-     included, never more than 21. */
+     popcount(n - 1) + 1 subtrees (merges wait for the next leaf): below 2^20 segments, the last
+     leaf included, never more than 21. */
   LATTN_MAX_DEPTH_ = 21,
   LATTN_STACK_KEY_DIM_ = 256,
   LATTN_STACK_VALUE_DIM_ = 160,
-  /* Workspace of a task without scratch: two queries, scores, angles, partials, and one row's
-     record. */
-  LATTN_STACK_BYTES_ = 4 * (3 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
+  /* Workspace of a task without scratch: two queries, scores, partials, and one row's record. */
+  LATTN_STACK_BYTES_ = 4 * (2 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
                             LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
   LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
   LATTN_MAX_STRUCT_ = 4096,  /* bytes of a caller's struct: more is not a size but garbage */
@@ -2148,6 +2147,8 @@ typedef struct lattn_turning_ {
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
 LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
+LATTN_FN_ void lattn_turn_at_(float *row, float *angles, const lattn_turning_ *r, int64_t position,
+                              int64_t *at);
 LATTN_FN_ lattn_status lattn_check_rotary_(const lattn_rotary *r, int64_t dim, lattn_fault *fault);
 
 /* ---- the job ---- */
@@ -2248,7 +2249,7 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
   part[4] = packs ? (size_t)(LATTN_BLOCK_ * job->dk) * sizeof(float) : 0;
   part[5] = packs ? (size_t)(LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
-  part[6] = job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
+  part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
   for (int i = 0; i < 8; i++) {
     size_t next = at + (part[i] + unit - 1) / unit * unit;
@@ -2261,7 +2262,7 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
       if (i == 3) sp->s = (float *)(void *)here;
       if (i == 4) sp->keys = part[4] ? (float *)(void *)here : 0;
       if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
-      if (i == 6) sp->angles = (float *)(void *)here;
+      if (i == 6) sp->angles = part[6] ? (float *)(void *)here : 0;
       if (i == 7) sp->slots = (float *)(void *)here;
     }
     at = next;
@@ -2528,7 +2529,8 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
     lattn_find_page_(job, it, base, b);
   else
     lattn_find_arrays_(job, it, base, b);
-  if (!sp->keys || it->rows <= (job->cache ? LATTN_FEW_ROWS_ : LATTN_TILE_ROWS_)) return;
+  if (!sp->keys || it->rows <= LATTN_TILE_ROWS_) return;
+  if (job->cache && it->rows <= LATTN_FEW_ROWS_) return;
   if (!b->panels) {
     lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, b->hi);
     b->k = sp->keys;
@@ -2701,12 +2703,11 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
-    if (!job->angles && at != row->position)
-      lattn_angles_(sp->angles, &job->turning, at = row->position);
-    lattn_turn_(q,
-                job->angles ? job->angles + (row->token - job->from_token) * job->turning.n_dims
-                            : sp->angles,
-                &job->turning);
+    if (job->angles)
+      lattn_turn_(q, job->angles + (row->token - job->from_token) * job->turning.n_dims,
+                  &job->turning);
+    else
+      lattn_turn_at_(q, sp->angles, &job->turning, row->position, &at);
   }
   if (sp->sinks_differ) {
     at = -1;
@@ -2714,8 +2715,7 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
       int64_t position = lattn_min_(sp->rows[r].position, limit);
       float *q = sp->q_sink + r * job->dk;
       lattn_widen_row_(q, &job->q, sp->rows[r].token, sp->rows[r].head);
-      if (at != position) lattn_angles_(sp->angles, &job->turning, at = position);
-      lattn_turn_(q, sp->angles, &job->turning);
+      lattn_turn_at_(q, sp->angles, &job->turning, position, &at);
     }
     lattn_scale_(sp->q_sink, it->rows * job->dk, job->scale);
   }
@@ -5450,14 +5450,22 @@ LATTN_FN_ void lattn_sincos_turn_(uint64_t turn, float *sine, float *cosine) {
   LATTN_MEMCPY_(cosine, &c_bits, sizeof c_bits);
 }
 
+/* Cosine and sine of pair f, times the magnitude. */
+LATTN_FN_ void lattn_angle_(const lattn_turning_ *r, int32_t f, int64_t position, float *cosine,
+                            float *sine) {
+  lattn_sincos_turn_((uint64_t)position * r->turns[f], sine, cosine);
+  if (lattn_bits_(r->magnitude) & 0x7fffffffu) {
+    *cosine = *cosine * r->magnitude;
+    *sine = *sine * r->magnitude;
+  }
+}
+
 /* Of the pairs of r at a position (any int64: an angle is position * turns modulo one turn): the
    cosines, then the sines, each times the magnitude. All heads of a token share them. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position) {
   int32_t pairs = r->n_dims / 2;
   for (int32_t f = 0; f < pairs; f++)
-    lattn_sincos_turn_((uint64_t)position * r->turns[f], angles + pairs + f, angles + f);
-  if (lattn_bits_(r->magnitude) & 0x7fffffffu)
-    for (int32_t i = 0; i < 2 * pairs; i++) angles[i] = angles[i] * r->magnitude;
+    lattn_angle_(r, f, position, angles + f, angles + pairs + f);
 }
 
 /* x' = x cos - y sin, y' = x sin + y cos: the second product rounded, the first fused. Error,
@@ -5475,6 +5483,24 @@ LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_
   for (int32_t f = 0; f < pairs; f++) {
     float *x = row + r->first_dim + f * step;
     lattn_turn_pair_(x, x + other, angles[f], angles[pairs + f]);
+  }
+}
+
+/* A row turned to a position; angles holds those of position *at. NULL: there is no room for any,
+   so each pair's are made as it is turned: the same bits. */
+LATTN_FN_ void lattn_turn_at_(float *row, float *angles, const lattn_turning_ *r, int64_t position,
+                              int64_t *at) {
+  int32_t step = r->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int32_t other = r->layout == LATTN_ROTARY_INTERLEAVED ? 1 : r->n_dims / 2;
+  if (angles) {
+    if (*at != position) lattn_angles_(angles, r, *at = position);
+    lattn_turn_(row, angles, r);
+    return;
+  }
+  for (int32_t f = 0; f < r->n_dims / 2; f++) {
+    float *x = row + r->first_dim + f * step, cosine, sine;
+    lattn_angle_(r, f, position, &cosine, &sine);
+    lattn_turn_pair_(x, x + other, cosine, sine);
   }
 }
 

@@ -464,7 +464,7 @@ static void test_rounding(void) {
     int e = i & 1 ? (int)rng_range(&r, -153, 130) : (int)rng_range(&r, -151, -120);
     uint64_t m = (rng_u64(&r) >> 11) & ~(uint64_t)0 << rng_range(&r, 0, 52); /* many ties */
     double x = ldexp((double)m, e - 53);
-    lattn_wide_ wide;
+    lattn_wide_ wide = {0, 0, 0};
     CHECK(lattn_wide_read_(&wide, &x, 0));
     CHECK(lattn_wide_to_f32_(wide) == bits_of_f32((float)x));
   }
