@@ -3117,7 +3117,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t
 
 /* Chooses the length of runs: one unit an item unless there are too few items for the threads. */
 LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
-  int64_t cost = 0, items = 0, units, slots;
+  int64_t cost = 0, items = 0, slots;
   lattn_item_ it;
   job->log_run = 62;
   it.started = 0;
@@ -3129,12 +3129,10 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
   job->log_run = 0;
   while ((int64_t)2 << job->log_run <= cost / (4 * job->n_workers)) job->log_run++;
   for (;; job->log_run++) {
-    units = slots = 0;
+    slots = 0;
     it.started = 0;
-    while (lattn_next_item_(job, &it)) {
-      units += it.units;
+    while (lattn_next_item_(job, &it))
       if (it.units > 1) slots += it.units;
-    }
     if (slots <= lattn_max_shared_(job->n_workers)) break;
   }
 }
