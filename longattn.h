@@ -750,7 +750,16 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 #if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2
 #define LATTN_HAS_ATOMIC_ 1
 LATTN_FN_ int32_t lattn_take_(int32_t *counter) {
+#if defined(__aarch64__) /* compilers would call a helper that needs a C library */
+  int32_t taken, next, failed;
+  __asm__ volatile("1: ldxr %w0, [%3]\n\tadd %w1, %w0, #1\n\tstxr %w2, %w1, [%3]\n\tcbnz %w2, 1b"
+                   : "=&r"(taken), "=&r"(next), "=&r"(failed)
+                   : "r"(counter)
+                   : "memory");
+  return taken;
+#else
   return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+#endif
 }
 LATTN_FN_ void lattn_raise_(int32_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 #else
