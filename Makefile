@@ -78,10 +78,19 @@ lm_parts := $(filter-out $(lm_mains),$(wildcard examples/lm/*.c))
 lm_programs := $(lm_mains:examples/lm/%.c=$(BUILD)/lm/%)
 
 run: $(BUILD)/lm/demo ## the demo: a small language model under four cache policies, in a minute
-	$(RUN) $<
+	OMP_WAIT_POLICY=passive $(RUN) $<
 
 heads: $(BUILD)/lm/heads ## measures again which heads of the demo's model retrieve
-	$(RUN) $<
+	OMP_WAIT_POLICY=passive $(RUN) $<
+
+speculate: $(BUILD)/lm/speculate ## speculative decoding: the same text, how much faster
+	OMP_WAIT_POLICY=passive $(RUN) $<
+
+resume: $(BUILD)/lm/resume ## saves a conversation, and goes on after a restart
+	OMP_WAIT_POLICY=passive $(RUN) $<
+
+soak: $(BUILD)/lm/soak ## ten million tokens through sinks and a window: SOAK_TOKENS=100000
+	OMP_WAIT_POLICY=passive $(RUN) $<
 
 $(lm_programs): $(BUILD)/lm/%: $(BUILD)/lm/%.o $(lm_parts:examples/lm/%.c=$(BUILD)/lm/%.o)
 	$(CC) $(CFLAGS) $(OPENMP) $^ -o $@ $(link)
@@ -134,6 +143,32 @@ $(programs:%=%.log): %.log: % FORCE
 $(BUILD)/embed/%.log: tests/embed/%.sh FORCE
 	@mkdir -p $(@D)
 	@sh tests/record $@ sh $<
+
+# ---- fuzz --------------------------------------------------------------------------------------
+# tests/fuzz/*.c with libFuzzer: needs clang. What it finds goes into build/fuzz; what breaks is
+# build/fuzz/TARGET-crash-...: `build/LEVEL/fuzz_replay FILE` runs it alone. `make test` replays the
+# corpus with any compiler.
+
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS ?= -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+fuzz_targets := $(basename $(notdir $(wildcard tests/fuzz/*.c)))
+fuzz_logs := $(fuzz_targets:%=$(BUILD)/fuzz/%.log)
+
+fuzz: $(fuzz_logs) ## libFuzzer on tests/fuzz/*.c, a minute each; FUZZ_SECONDS=600: longer
+	@tail -qn1 $(fuzz_logs) | awk '{ passed += $$1; failed += $$3 } \
+	  END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
+
+$(fuzz_targets:%=$(BUILD)/fuzz/%): $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CPPFLAGS) $(STD) $(FUZZ_FLAGS) $(WARNINGS) $(WERROR) -I. -Itests -MMD -MP \
+	  $(NATIVE) -DFUZZ_TARGET -MT $@ -MF $@.d $< -o $@ $(link)
+
+$(fuzz_logs): $(BUILD)/fuzz/%.log: $(BUILD)/fuzz/% FORCE
+	@mkdir -p $(BUILD)/fuzz/found-$*
+	@sh tests/fuzz/run $@ $< -max_total_time=$(FUZZ_SECONDS) -max_len=1500 -timeout=20 \
+	  -rss_limit_mb=1024 -artifact_prefix=$(BUILD)/fuzz/$*- $(BUILD)/fuzz/found-$* \
+	  tests/fuzz/corpus/$*
 
 # ---- examples, bench ---------------------------------------------------------------------------
 
@@ -190,7 +225,7 @@ clean: ## removes build/
 
 format: ## clang-format on the examples, tests and benchmarks
 	$(CLANG_FORMAT) -i $(wildcard examples/*.c examples/lm/*.[ch] tests/*.[ch] tests/embed/*.[ch] \
-	  bench/*.[ch])
+	  tests/fuzz/*.[ch] bench/*.[ch])
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -202,6 +237,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads test examples bench version install uninstall clean format help FORCE
+.PHONY: run heads speculate resume soak test fuzz examples bench version install uninstall clean \
+  format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

@@ -1,10 +1,12 @@
-/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.1.0
+/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.2.0
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. Licence text: end of file. */
-/* ==== §0 what this is, quick start, switches, contents ==========================================
+/* ==== §0 what this is, quick start, switches, contents ===========================================
 
    Full softmax attention over any shape, and KV caches with one policy per KV head: full, or
-   streaming (attention sinks + recent window, constant memory for ever). Partial results merge
-   exactly across threads, machines and devices. No dependency; no malloc, libm or stdio.
+   streaming (attention sinks + recent window, constant memory for ever). Caches share pages: forks,
+   checkpoints and rollback, draft trees, batches of many sequences, removal from the middle, files.
+   Partial results merge exactly across threads, machines and devices. No dependency; no malloc,
+   libm or stdio.
 
    BUILD. In exactly one C or C++ file:
 
@@ -35,7 +37,9 @@
    group of query heads shares. sink: one of the first tokens of a sequence, always visible to a
    streaming head. window: the newest tokens. lse: log-sum-exp of the scores, natural logarithm.
    panel: 16 keys; block: 128; segment: 2048 (fixed for ever: they fix the order of summation).
-   page: one block of one KV head, K and V together. pool: what pages come from.
+   page: one block of one KV head, K and V together. pool: what pages come from. slot: where a token
+   is stored; position: what you count; equal until tokens are removed, which leaves a hole. draft:
+   a token that is tried, and then accepted or dropped.
 
    ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
    tokens into calls; prefill = decode; packed = alone. Two exceptions, each by name: a target
@@ -54,9 +58,9 @@
    | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp) |
 
    CONTENTS (grep '§' prints the banners)
-     §1 public API          §4 scalar maths        §7 append: pool and cache
-     §2 platform            §5 tiles               §8 merge
-     §3 vector layer        §6 attend              §9 rotary positions      §10 clean up, licence */
+     §1 public API        §4 scalar maths      §7 append: pool and cache    §10 rotary positions
+     §2 platform          §5 tiles             §8 read back, save, load     §11 clean up, licence
+     §3 vector layer      §6 attend            §9 merge */
 
 #ifndef LONGATTN_H_INCLUDED
 #define LONGATTN_H_INCLUDED
@@ -78,7 +82,7 @@
    - An int32_t field that names a kind holds one of the enumerators said. */
 
 #define LATTN_VERSION_MAJOR 0
-#define LATTN_VERSION_MINOR 1
+#define LATTN_VERSION_MINOR 2
 #define LATTN_VERSION_PATCH 0
 #define LATTN_VERSION_NUMBER \
   (LATTN_VERSION_MAJOR * 10000 + LATTN_VERSION_MINOR * 100 + LATTN_VERSION_PATCH)
@@ -113,6 +117,24 @@
 #define lattn_cache_clear LATTN_JOIN_(LONGATTN_PREFIX, cache_clear)
 #define lattn_cache_stats_get LATTN_JOIN_(LONGATTN_PREFIX, cache_stats_get)
 #define lattn_cache_head_stats_get LATTN_JOIN_(LONGATTN_PREFIX, cache_head_stats_get)
+#define lattn_cache_fork LATTN_JOIN_(LONGATTN_PREFIX, cache_fork)
+#define lattn_cache_checkpoint LATTN_JOIN_(LONGATTN_PREFIX, cache_checkpoint)
+#define lattn_cache_rollback LATTN_JOIN_(LONGATTN_PREFIX, cache_rollback)
+#define lattn_checkpoint_release LATTN_JOIN_(LONGATTN_PREFIX, checkpoint_release)
+#define lattn_checkpoint_stats_get LATTN_JOIN_(LONGATTN_PREFIX, checkpoint_stats_get)
+#define lattn_cache_draft LATTN_JOIN_(LONGATTN_PREFIX, cache_draft)
+#define lattn_cache_accept LATTN_JOIN_(LONGATTN_PREFIX, cache_accept)
+#define lattn_batch_extend LATTN_JOIN_(LONGATTN_PREFIX, batch_extend)
+#define lattn_batch_attend LATTN_JOIN_(LONGATTN_PREFIX, batch_attend)
+#define lattn_batch_scratch LATTN_JOIN_(LONGATTN_PREFIX, batch_scratch)
+#define lattn_cache_remove LATTN_JOIN_(LONGATTN_PREFIX, cache_remove)
+#define lattn_cache_read LATTN_JOIN_(LONGATTN_PREFIX, cache_read)
+#define lattn_cache_save LATTN_JOIN_(LONGATTN_PREFIX, cache_save)
+#define lattn_cache_load LATTN_JOIN_(LONGATTN_PREFIX, cache_load)
+#define lattn_fit_bytes LATTN_JOIN_(LONGATTN_PREFIX, fit_bytes)
+#define lattn_fit_tokens LATTN_JOIN_(LONGATTN_PREFIX, fit_tokens)
+#define lattn_attention_weights LATTN_JOIN_(LONGATTN_PREFIX, attention_weights)
+#define lattn_cache_weights LATTN_JOIN_(LONGATTN_PREFIX, cache_weights)
 #endif
 
 #if defined(LONGATTN_STATIC) && LONGATTN_STATIC
@@ -156,7 +178,9 @@ typedef int32_t lattn_status;
   X(LATTN_E_FULL, -12, "the pool has no page left, or the cache is at its capacity")               \
   X(LATTN_E_EVICTED, -13, "tokens that this call needs were evicted from a streaming head")        \
   X(LATTN_E_CONFIG, -14, "the options contradict each other")                                      \
-  X(LATTN_E_STATE, -15, "the object is not in a state that allows this call (reserved)")
+  X(LATTN_E_STATE, -15, "the object is not in a state that allows this call: drafts are pending")  \
+  X(LATTN_E_IO, -16, "the caller's read or write function failed")                                 \
+  X(LATTN_E_FORMAT, -17, "not a saved object of this kind, of a later version, or damaged")
 
 enum lattn_status_codes {
 #define LATTN_STATUS_ENUM_(name, number, text) name = number,
@@ -364,6 +388,8 @@ typedef struct lattn_attn {
   lattn_partial *partial;          /* NULL, or gets the partial of this call; then out.data may
                                       be NULL. first_segment and n_segments are set; not with
                                       n_sequences > 1 */
+  float *lse_low;                  /* NULL, or [n_queries][H]: what was lost when lse, which must
+                                      be wanted too, was rounded to a float */
 } lattn_attn;
 
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n
@@ -384,6 +410,43 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
    of the numbers of tokens but for their logarithm. 0: impossible shapes. */
 LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                          lattn_tensor v, int32_t n_threads);
+
+/* ---- attention weights on demand ---- */
+
+/* Which weights are wanted: those of chosen rows and heads, from the lse that attention gave: p =
+   exp(s - lse), with all that the call does to scores. A hidden key has p = 0. Nothing of size
+   rows * keys is made unless `weights` asks for it. Arrays are the caller's; NULL = not wanted. */
+typedef struct lattn_weights {
+  uint32_t size;         /* sizeof(lattn_weights) */
+  int32_t top_k;         /* keys wanted of each row; 0 = none; <= 65536 */
+  int64_t n_rows;        /* chosen rows; 0 = all of q */
+  const int64_t *rows;   /* [n_rows]: rows of q, any order; not used if n_rows = 0 */
+  int64_t n_heads;       /* chosen query heads; 0 = all */
+  const int32_t *heads;  /* [n_heads], any order; not used if n_heads = 0 */
+  const float *lse;      /* [n_queries][H]: of all rows and heads, as attention wrote it */
+  const float *lse_low;  /* NULL, or its second float: without it, p is off by up to half an ulp of
+                            lse (2e-6, relative, at |lse| = 50) */
+  int64_t stride;        /* of weights and mass, from one row of keys to the next; 0 = n_keys */
+  float *weights;        /* [n_rows][n_heads][stride]: p of every key; the first n_keys of each row
+                            are written */
+  int64_t *argmax;       /* [n_rows][n_heads]: the key with the largest score, the newest of equals;
+                            -1: none (NaN and -infinity do not count) */
+  int64_t *top_keys;     /* [n_rows][n_heads][top_k]: the keys with the largest scores, falling, the
+                            newer of equals first; -1 where there are no more */
+  float *top_weights;    /* [n_rows][n_heads][top_k]: p of those; 0 where there are no more. Both
+                            or neither */
+  double *mass;          /* [n_heads][stride]: to each key's, the sum of p over the chosen rows, in
+                            their order, is added */
+} lattn_weights;
+
+/* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial and
+   lse_low are not used). Keys count from the first of k. Scratch as for lattn_attention with these
+   q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also for a
+   row or head that is not there; CONFIG for n_sequences > 1, and top_keys without top_weights.
+   exec: progress is not used. */
+LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
+                                               lattn_tensor k, const lattn_weights *weights,
+                                               const lattn_exec *exec);
 
 /* ---- rotary positions (Su et al., RoFormer; YaRN: Peng et al.) ---- */
 
@@ -453,16 +516,22 @@ LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
 
 /* ---- append: pools and caches ---- */
 
-/* Owns pages; hands them to caches. Lives in the arena given to lattn_pool_init, or its pages
-   come from an allocator. A pool whose pages are in its arena holds no pointer: the arena may be
-   copied to another place of the same alignment modulo 64 (caches are then found at the same
-   offsets). */
+/* Owns pages and counts who holds each; hands them to caches. Lives in the arena given to
+   lattn_pool_init, or its pages come from an allocator. A pool whose pages are in its arena holds
+   no pointer: the arena may be copied, mapped from a file or shared, to another place of the same
+   alignment modulo 64 (caches and checkpoints are then found at the same offsets). */
 typedef struct lattn_pool lattn_pool;
 
 /* One sequence of one layer: keys and values of n_kv_heads heads, each kept by its own policy.
-   Its tables live in its pool's arena. Calls that change any cache of a pool are serialised by
-   the caller; attends run beside each other. */
+   Its tables live in its pool's arena. Calls that change any cache of a pool, or make or release
+   one, are serialised by the caller; calls on a const cache run beside each other, and beside a
+   change of another cache of the pool, also of one that shares pages with it (but not
+   lattn_cache_stats_get, which looks at the pool's counts). */
 typedef struct lattn_cache lattn_cache;
+
+/* What a cache held at one moment; shares its pages. Lives in the cache's pool, and outlives the
+   cache. */
+typedef struct lattn_checkpoint lattn_checkpoint;
 
 enum lattn_policy {
   LATTN_HEAD_FULL = 0,     /* keeps every token */
@@ -508,6 +577,9 @@ typedef struct lattn_cache_config {
   const float *alibi_slopes;   /* NULL, or [n_heads]; copied */
   const float *sink_logits;    /* NULL, or [n_heads]; copied */
   lattn_fault *fault;          /* NULL, or gets the field that an error is about; not kept */
+  int32_t max_drafts;          /* most draft tokens at a time, 0 ... 64; their room is in the
+                                  cache's tables: max_drafts tokens of every KV head */
+  int32_t max_holes;           /* most removed ranges at a time, 0 = 16; at most 1024 */
 } lattn_cache_config;
 
 /* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both
@@ -528,6 +600,8 @@ typedef struct lattn_pool_stats {
   int64_t table_bytes;  /* bytes of the pool itself and the tables of its caches */
   int64_t arena_bytes;  /* size of the arena */
   int64_t free_bytes;   /* bytes of the arena that no table or page uses */
+  int64_t n_shared;     /* of n_pages, those with more than one holder */
+  int64_t n_checkpoints; /* made and not released */
 } lattn_pool_stats;
 
 typedef struct lattn_cache_stats {
@@ -540,6 +614,9 @@ typedef struct lattn_cache_stats {
   int64_t streaming_bytes;  /* bytes of pages held by streaming heads */
   int64_t table_bytes;      /* bytes of the cache's tables */
   int64_t token_bytes;      /* bytes of the keys and values held (page_bytes less unused slots) */
+  int64_t shared_bytes;     /* of full_bytes and streaming_bytes, pages that others hold too */
+  int64_t n_drafts;         /* draft tokens pending */
+  int64_t n_holes;          /* removed ranges */
 } lattn_cache_stats;
 
 typedef struct lattn_cache_head_stats {
@@ -555,14 +632,16 @@ typedef struct lattn_cache_head_stats {
 } lattn_cache_head_stats;
 
 /* Bytes one cache takes of a pool's arena, at most, between calls of lattn_cache_extend: tables
-   and pages. 0: impossible config (lattn_cache_init says why). */
+   and pages (each removed range may take up to two pages a head more, while it lasts). 0:
+   impossible config (lattn_cache_init says why). */
 LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config);
 
 /* Bytes of arena for a pool of n caches of that config, filled to capacity by extend (which
    needs room for max_append tokens of one cache's streaming heads at a time; if you append to
    several caches before you attend, add n * the difference to a config with slack + max_append).
    With an allocator (pool config with alloc): tables only. pool NULL = pages from the arena. Sum
-   over configs for a mixed pool. 0: impossible. */
+   over configs for a mixed pool. A fork takes a cache's tables and, as it grows, pages of its own:
+   count it as a cache, less the pages that stay shared. 0: impossible. */
 LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cache_config *config,
                                   int64_t n_caches);
 
@@ -582,8 +661,21 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
 /* Gives the cache's pages and tables back to its pool. The cache is then gone. Errors: NULL. */
 LATTN_API lattn_status lattn_cache_release(lattn_cache *cache);
 
+/* Most tokens that one pool of `bytes` can hold, if it has one cache of each of the n configs (the
+   layers of a model, each with its table of policies) and they are extended together; their
+   capacity fields are not read. INT64_MAX: no limit, as no head is full. 0: not even one, or an
+   impossible config. And the converse: bytes for a pool of caches with that capacity; 0:
+   impossible. */
+LATTN_API int64_t lattn_fit_tokens(int64_t n, const lattn_cache_config *const *configs,
+                                   size_t bytes);
+LATTN_API size_t lattn_fit_bytes(int64_t n, const lattn_cache_config *const *configs,
+                                 int64_t n_tokens);
+
 /* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned
-   sinks, rotary, policies) is the cache's config. Key indices are positions in the cache. */
+   sinks, rotary, policies) is the cache's config. Key indices are positions in the cache. (The
+   score callback's first_key is a multiple of 16 as long as nothing was removed; with removed
+   ranges, it is called again for each run of adjacent positions, and lanes of others are
+   ignored.) */
 typedef struct lattn_call {
   uint32_t size;                  /* sizeof(lattn_call) */
   int32_t zero;                   /* must be 0 */
@@ -592,7 +684,8 @@ typedef struct lattn_call {
   const lattn_tensor *gate;       /* as in lattn_attn */
   lattn_score_function score;     /* as in lattn_attn (sequence = 0, row = row of this call's q) */
   void *score_user;
-  lattn_partial *partial;         /* attend only: as in lattn_attn */
+  lattn_partial *partial;         /* attend only, one cache: as in lattn_attn */
+  float *lse_low;                 /* as in lattn_attn */
 } lattn_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
@@ -606,14 +699,15 @@ LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n
    max_append tokens: memory for a streaming head stays constant. Pages for the whole call are
    reserved first: LATTN_E_FULL comes before anything is written. When cancelled, the cache holds
    exactly *tokens_done more tokens than before, whose rows are written. out may be exactly q's
-   array. Errors: as lattn_attention, and FULL. Notes: CANCELLED, OVERFLOWED. */
+   array. Errors: as lattn_attention, and FULL, STATE (drafts are pending). Notes: CANCELLED,
+   OVERFLOWED. */
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                           lattn_tensor out, float *lse, const lattn_exec *exec);
 
 /* Appends only: at most max_append tokens (else LATTN_E_SHAPE). Streaming heads then hold these
-   tokens besides their window, until the next extend or append. Errors: NULL, SIZE, SHAPE, TYPE,
-   STRIDE, OVERFLOW, FULL. Note: OVERFLOWED. exec: only fault is used. */
+   tokens besides their window, until the next extend or append. Errors: NULL, SIZE, FIELD, SHAPE,
+   TYPE, STRIDE, OVERFLOW, FULL, STATE. Note: OVERFLOWED. exec: only fault is used. */
 LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
                                           const lattn_exec *exec);
 
@@ -627,11 +721,150 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
 /* Forgets the tokens from position n_tokens on, as if they had never been appended. For
    streaming heads that have evicted: as far back as the next token's whole window, and the
    newest token, is still held (at least `slack` tokens), else LATTN_E_EVICTED. Errors: NULL,
-   SHAPE (negative, or more than held), EVICTED. */
+   SHAPE (negative, or more than held), EVICTED, STATE. */
 LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens);
 
-/* Forgets everything; gives all pages back to the pool. Errors: NULL. */
+/* Forgets everything, drafts too; gives all pages back to the pool. Errors: NULL. */
 LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache);
+
+/* Removes the tokens at positions from ... to - 1 from the middle (context shift, edited prompts):
+   later tokens move down, so that positions stay 0 ... n_tokens - 1. No key moves or is rotated
+   again: the removed slots stay behind as a hole, pages wholly inside it are given back, and later
+   queries meet the keys before it at their new distance. Equal to a cache that never had these
+   tokens, to rounding but not to the bit (blocks of summation are cut elsewhere). to = n_tokens is
+   lattn_cache_truncate. Ranges that touch one another become one hole. Cost: O(pages). Each hole
+   costs one more rotated query for the keys before it. Errors: NULL; SHAPE (not 0 <= from <= to <=
+   n_tokens); FULL (more than max_holes); EVICTED: a streaming head no longer holds the window that
+   the next token then has; CONFIG: the range touches a streaming head's sinks; STATE. */
+LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int64_t to);
+
+/* A new cache in the same pool with the parent's config and tokens: it shares all pages; the newest
+   page of each head is copied by whoever appends first. Parent and fork live and die in any order.
+   Cost: its tables (4 bytes a page of capacity) and one count a page; no key or value is touched.
+   Errors: NULL, FULL (no room for its tables), STATE. */
+LATTN_API lattn_status lattn_cache_fork(lattn_cache **fork, const lattn_cache *parent);
+
+/* Keeps what the cache holds now, for lattn_cache_rollback; any number, in any order, also when the
+   cache has evicted, truncated or removed since. Shares all pages: takes 4 bytes a page held, later
+   the pages that the cache itself no longer holds, and one copied page a head when the cache
+   goes on. Errors: NULL, FULL, STATE. */
+LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
+                                              const lattn_cache *cache);
+
+/* Makes the cache what it was at the checkpoint, bit for bit, as if it had never seen what came
+   after. The checkpoint stays. The cache may be another of the same pool and config (a fork; its
+   capacity, slack and max_... may differ). Never takes a page. Errors: NULL; CONFIG (another pool
+   or config); FULL (more tokens than its capacity, more holes than its max_holes); STATE. */
+LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache, const lattn_checkpoint *checkpoint);
+
+/* The checkpoint is then gone. Errors: NULL. */
+LATTN_API lattn_status lattn_checkpoint_release(lattn_checkpoint *checkpoint);
+
+typedef struct lattn_checkpoint_stats {
+  uint32_t size;        /* sizeof(lattn_checkpoint_stats), set by the caller */
+  int32_t zero;
+  int64_t n_tokens;     /* of the cache then */
+  int64_t table_bytes;  /* bytes of the arena that it takes */
+  int64_t page_bytes;   /* bytes of the pages it holds */
+  int64_t own_bytes;    /* of those, pages that nobody else holds */
+} lattn_checkpoint_stats;
+
+/* Errors: NULL, SIZE. */
+LATTN_API lattn_status lattn_checkpoint_stats_get(const lattn_checkpoint *checkpoint,
+                                                  lattn_checkpoint_stats *stats);
+
+/* Verifies draft tokens (speculative decoding; trees as in SpecInfer, Miao et al.): attends with
+   row i of q as if the cache held exactly its committed tokens and the path of drafts that ends
+   in draft i, with the bits of plain decode of that path. Drafts are numbered in order over all
+   calls until they are accepted or dropped; parents[i] is the number of draft i's parent, below
+   its own, or -1: a child of the newest committed token; parents NULL: a chain, each the child of
+   the draft before it. A draft's position is n_tokens + its depth (0 for children of the newest
+   token). k and v are stored in an area of their own: nothing is evicted and no page is taken.
+   At most max_drafts in all, else LATTN_E_SHAPE. call->pair_bias and gate are indexed by this
+   call's rows. Errors: as lattn_cache_extend (FULL only for paths beyond the capacity); VALUE
+   (parents). While drafts are pending, calls
+   that append, truncate, remove, fork, checkpoint, roll back, save or load are LATTN_E_STATE.
+   exec: progress is not used. */
+LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *call,
+                                         const int32_t *parents, lattn_tensor q, lattn_tensor k,
+                                         lattn_tensor v, lattn_tensor out, float *lse,
+                                         const lattn_exec *exec);
+
+/* Appends the drafts path[0 ... n - 1] (numbers of drafts, each the parent of the next, the first a
+   child of the newest token) with their stored bits, and drops all others. n = 0 drops all. Errors:
+   NULL; SHAPE (n); VALUE (not a path); FULL: the drafts stay. */
+LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const int32_t *path);
+
+/* One sequence of a batched call. Frozen: this struct never changes. */
+typedef struct lattn_sequence {
+  lattn_cache *cache;
+  int64_t n_tokens;         /* rows of q (and of k, v) that are its: the next ones of the arrays */
+  const int32_t *parents;   /* NULL: they are tokens; [n_tokens]: they are drafts, as in
+                               lattn_cache_draft (lattn_batch_extend only) */
+} lattn_sequence;
+
+/* Extends (or drafts, or attends with the newest n_tokens of) n caches in one call: batched decode,
+   or prefill of some and decode of others. q, k, v, out and lse hold the rows of all sequences one
+   after another. The result is that of n calls, one a sequence, bit for bit; pages that full heads
+   of sequences share (prefixes of whole segments) are read once for all their rows. The caches
+   agree in all of their config but heads, capacity and max_..., else LATTN_E_CONFIG; they may be in
+   different pools. Pages are reserved for all before anything is written. A cache may come only
+   once in an extend (LATTN_E_ALIAS). call: key_bias.n_tokens is 1 or n (a row for each sequence);
+   the score callback gets the index of the sequence and the row of q; partial is LATTN_E_CONFIG.
+   When cancelled, *tokens_done rows, in the order of the arrays, are done, the others not begun.
+   Errors and notes: as lattn_cache_extend, lattn_cache_draft and lattn_cache_attend. exec NULL or
+   without scratch: one sequence after another. */
+LATTN_API lattn_status lattn_batch_extend(int64_t n, const lattn_sequence *sequences,
+                                          const lattn_call *call, lattn_tensor q, lattn_tensor k,
+                                          lattn_tensor v, lattn_tensor out, float *lse,
+                                          const lattn_exec *exec);
+LATTN_API lattn_status lattn_batch_attend(int64_t n, const lattn_sequence *sequences,
+                                          const lattn_call *call, lattn_tensor q, lattn_tensor out,
+                                          float *lse, const lattn_exec *exec);
+
+/* Bytes of scratch for calls of up to n_sequences sequences and n_tokens rows in all, on caches of
+   that config or a smaller capacity. 0: impossible. */
+LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n_sequences,
+                                     int64_t n_tokens, int32_t n_threads);
+
+/* What the newest n rows attended to: as lattn_attention_weights, with the rows, call and lse of a
+   lattn_cache_extend or _attend whose last row is the newest token. n_keys = n_tokens of the cache;
+   keys are positions. Scratch: lattn_cache_scratch. Errors: as lattn_cache_attend and
+   lattn_attention_weights. */
+LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn_call *call,
+                                           lattn_tensor q, const lattn_weights *weights,
+                                           const lattn_exec *exec);
+
+enum lattn_read_flags {
+  LATTN_READ_UNROTATED = 1 /* keys as they were before the cache rotated them, to rounding */
+};
+
+/* Reads the tokens at positions first ... first + n - 1 of one KV head: k [n][1][dk], v [n][1][dv],
+   of any element type; data NULL: not wanted, the view is not read. Keys are as stored: rotated, if
+   the cache rotates, at their slots (= positions, unless tokens were removed before them). Errors:
+   NULL (both), SHAPE (head, positions, dims), TYPE, STRIDE, OVERFLOW, FIELD; ALIAS (k and v
+   overlap); EVICTED (a token is no longer held). Note: OVERFLOWED. */
+LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_head, int64_t first,
+                                        lattn_tensor k, lattn_tensor v, int32_t flags);
+
+/* Writes `bytes` bytes to where the caller likes; reads exactly `bytes` bytes. 0 = done; else the
+   call ends with LATTN_E_IO. Called in order, on the caller's thread, with at most 16 KiB. */
+typedef int32_t (*lattn_write_function)(void *user, const void *data, size_t bytes);
+typedef int32_t (*lattn_read_function)(void *user, void *data, size_t bytes);
+
+/* Saves what the cache holds (of a streaming head, what it holds after an extend): the same
+   bytes for the same tokens held, whatever the machine. The format is written down at §8. *bytes
+   (NULL = not wanted) gets the size; write NULL: only that. Errors: NULL, IO, STATE. */
+LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_function write,
+                                        void *user, uint64_t *bytes);
+
+/* Makes the cache what was saved, bit for bit. It must agree in all of its config but capacity,
+   slack and max_... (LATTN_E_CONFIG: another config; FULL: it has no room). All or nothing: until
+   the last byte was read and its checksum found right, the cache keeps what it had, so pages for
+   both are needed (clear it first if they are short), and room for tables like the cache's
+   (lattn_pool_bytes counts them once). Reads to the end of the object, not beyond.
+   Errors: NULL, IO, FORMAT, CONFIG, FULL, STATE. */
+LATTN_API lattn_status lattn_cache_load(lattn_cache *cache, lattn_read_function read, void *user);
 
 /* What the cache, or one KV head of it, holds. Errors: NULL, SIZE, SHAPE (head). */
 LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cache_stats *stats);
@@ -657,7 +890,15 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 #endif
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
 #error \
-    "longattn.h: float arithmetic is not rounded to float here; on 32-bit x86: -msse2 -mfpmath=sse"
+    "longattn.h: float arithmetic is not rounded to float; on 32-bit x86: -msse2 -mfpmath=sse; \
+on s390x: -std=gnu11 or -fexcess-precision=fast"
+#endif
+
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && \
+    __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define LATTN_BIG_ENDIAN_ 1
+#else
+#define LATTN_BIG_ENDIAN_ 0
 #endif
 
 #define LONGATTN_SIMD_SCALAR 1
@@ -1838,23 +2079,40 @@ LATTN_FN_ void lattn_value_one_(int type, const float *w, const void *v, int64_t
     lattn_value_one_bf16_(w, v, at, stride, n_keys, dim, acc, e, ahead);
 }
 
-/* Values of one row when a key that it does not see may hold infinity or NaN: only its own keys
-   (bits of `visible`, 8 panels) enter the chain. The same order, the same bits. Rare, so plain. */
+/* Values of a block that are not in its page: those of drafts, from lane `lane` on, row path[j -
+   lane] for lane j. */
+typedef struct lattn_tail_ {
+  const void *v;
+  const uint8_t *path;
+  int type, lane;
+} lattn_tail_;
+
+/* Values of one row when a key that it does not see may hold infinity or NaN, or whose last keys
+   are drafts: only its own keys (bits of `visible`, 8 panels) enter the chain. The same order, the
+   same bits. Rare, so plain. tail may be NULL. */
 LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], int type, const float *w,
                                           const void *v, int64_t at, int64_t stride, int first,
-                                          int end, int64_t dim, float *acc, float e) {
+                                          int end, int64_t dim, float *acc, float e,
+                                          const lattn_tail_ *tail) {
   for (int64_t c = 0; c < dim; c += 16) {
     int n = dim - c < 16 ? (int)(dim - c) : 16;
     lattn_v16_ sum = lattn_v_set_(0), b;
     for (int j = first; j < end; j++) {
       int64_t i = at + (j - first) * stride + c;
+      const void *from = v;
+      int t = type;
       if (!(visible[j / 16] >> (j % 16) & 1u)) continue;
-      if (type == LATTN_F32)
-        b = lattn_v_get_n_(v, LATTN_F32, i, n);
-      else if (type == LATTN_F16)
-        b = lattn_v_get_n_(v, LATTN_F16, i, n);
+      if (tail && j >= tail->lane) {
+        from = tail->v;
+        t = tail->type;
+        i = tail->path[j - tail->lane] * dim + c;
+      }
+      if (t == LATTN_F32)
+        b = lattn_v_get_n_(from, LATTN_F32, i, n);
+      else if (t == LATTN_F16)
+        b = lattn_v_get_n_(from, LATTN_F16, i, n);
       else
-        b = lattn_v_get_n_(v, LATTN_BF16, i, n);
+        b = lattn_v_get_n_(from, LATTN_BF16, i, n);
       sum = lattn_v_fma_(lattn_v_set_(w[j]), b, sum);
     }
     lattn_v_store_(acc + c, lattn_v_fma_(lattn_v_load_(acc + c), lattn_v_set_(e), sum));
@@ -2130,19 +2388,50 @@ LATTN_FN_ int lattn_same_view_(const lattn_tensor *a, const lattn_tensor *b) {
          (a->n_heads <= 1 || a->stride_head == b->stride_head) && a->dim == b->dim;
 }
 
-/* ---- what the tables of a cache say of one KV head (§7 fills them) ---- */
+/* ---- what a cache's tables say (§7 fills them) ----
+   A slot is where a token is stored, a position what the user counts: equal until tokens are
+   removed. Blocks, ranges of rows and the tree count slots. */
 
 typedef struct lattn_rule_ {
   int64_t sinks, window, slack; /* window 0: full head */
   int32_t policy, in_cache;
-  int64_t pages;       /* offset of uint64_t references from the cache */
+  int64_t pages;       /* offset of uint32_t numbers of pages from the cache */
   int64_t sink_blocks; /* blocks [0, sink_blocks) have their own entries, block b >= that */
-  int64_t ring;        /*   entry sink_blocks + b % ring */
+  int64_t ring;        /*   entry sink_blocks + (b less the blocks gone before it) % ring */
   int64_t first_block; /* blocks [first_block, end) are held besides the sink blocks */
+  int64_t drafts;      /* offset of the draft area from the cache */
 } lattn_rule_;
 
 LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head);
 LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block);
+LATTN_FN_ int lattn_has_holes_(const lattn_cache *cache);
+/* The slot of a position; tokens removed before a slot; whether the slot is in a hole, which then
+   ends at *end, or else when the next one begins. */
+LATTN_FN_ int64_t lattn_slot_of_(const lattn_cache *cache, int64_t position);
+LATTN_FN_ int64_t lattn_removed_before_(const lattn_cache *cache, int64_t slot);
+LATTN_FN_ int lattn_in_hole_(const lattn_cache *cache, int64_t slot, int64_t *end);
+LATTN_FN_ int lattn_is_gone_(const lattn_cache *cache, int64_t block); /* wholly in a hole */
+/* Of the head's first n pages, how many both caches, without holes, hold in common. */
+LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b, int32_t kv_head,
+                                      int64_t n);
+LATTN_FN_ int64_t lattn_stored_slots_(const lattn_cache *cache); /* slots below it have pages */
+LATTN_FN_ int lattn_draft_number_(const lattn_cache *cache, const uint8_t *depth);
+LATTN_FN_ int lattn_draft_depth_(const lattn_cache *cache, int number);
+LATTN_FN_ int lattn_draft_parent_(const lattn_cache *cache, int number);
+LATTN_FN_ const char *lattn_draft_keys_(const lattn_cache *cache, int32_t kv_head);
+LATTN_FN_ uint64_t lattn_draft_value_at_(const lattn_cache *cache);
+
+/* One sequence of a call on caches. */
+typedef struct lattn_seq_ {
+  const lattn_cache *cache;
+  int64_t q0, nq;       /* its rows of q */
+  int64_t first;        /* position of the first (of drafts: of those of depth 0) */
+  int64_t n_keys;       /* positions below it may be seen */
+  const uint8_t *depth; /* NULL, or the depths of the rows' draft tokens */
+  int64_t shared;       /* the first segments of its full heads, which its group reads together */
+  int64_t group_token;  /* number of its first row of the pass among the groups' */
+  int32_t leader, next; /* of its group: the first sequence, and the next after this; -1 none */
+} lattn_seq_;
 
 /* Rotation of a cache's keys and queries. */
 typedef struct lattn_turning_ {
@@ -2152,7 +2441,7 @@ typedef struct lattn_turning_ {
 } lattn_turning_;
 
 /* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows.
-   §9. */
+   §10. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
 LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
@@ -2167,8 +2456,15 @@ typedef struct lattn_job_ {
   lattn_tensor q, k, v, out, key_bias, pair_bias, gate;
   float *lse;
   lattn_partial *partial;
-  const lattn_cache *cache; /* NULL: keys are k and v */
-  int32_t key_type, value_type; /* of a cache's pages */
+  const lattn_seq_ *seqs;   /* NULL: keys are k and v; else in caches, o.n_sequences of them */
+  const lattn_weights *weights; /* NULL, or these are wanted, and no output */
+  lattn_seq_ *own_seqs;     /* room in scratch for all that the call has; NULL: one at a time */
+  float *grouped;           /* partials of the rows of groups; NULL: none */
+  int64_t most_grouped;     /* tokens that it has room for */
+  int32_t first_sequence;   /* the caller's index of seqs[0] */
+  int32_t of_caches;
+  size_t seqs_at;           /* in scratch */
+  int32_t key_type, value_type; /* of the caches' pages */
   int64_t value_at;         /* byte offset of the values in a page */
   lattn_turning_ turning;
   int64_t dk, dv, columns;  /* columns: dv up to a multiple of 16 */
@@ -2188,25 +2484,29 @@ typedef struct lattn_job_ {
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
 
-/* One row of an item: its keys are [lo, hi) and [sink_lo, sink_hi), absolute, apart from each
-   other. */
+/* One row of an item: its keys are [lo, hi) and [sink_lo, sink_hi), absolute (of a cache: slots,
+   less the holes), apart from each other. */
 typedef struct lattn_row_ {
   int64_t token;    /* of q */
   int64_t position; /* for ALiBi, windows, callbacks */
   int64_t lo, hi, sink_lo, sink_hi;
-  int32_t head, zero;
+  int32_t head, sequence;
 } lattn_row_;
 
 /* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r %
    group. */
 typedef struct lattn_item_ {
   int64_t sequence, q0, nq, k0, nk, query_position, key_position; /* of the sequence */
+  const lattn_cache *cache;         /* NULL: keys are arrays */
+  const uint8_t *depth;             /* NULL, or of the sequence's rows, which are drafts */
+  int64_t first_segment;            /* those before it are read with others' rows */
   int64_t blocks, block_rows;       /* of the sequence and head */
   int64_t block, row, rows;
   int32_t kv, started;
   int64_t lo, hi, sink_lo, sink_hi; /* unions over its rows */
   int64_t run[2], run_end[2];       /* runs of segments that hold its keys: [run, run_end) twice */
   int64_t units, first_unit, slot;  /* slot: of its first unit in shared, if units > 1 */
+  int of_group;                     /* rows of all sequences of the group that `sequence` leads */
 } lattn_item_;
 
 /* Partials of all rows of an item: what a segment, or a subtree of segments, came to. */
@@ -2217,7 +2517,7 @@ typedef struct lattn_slot_ {
 /* A worker's memory. */
 typedef struct lattn_space_ {
   lattn_row_ *rows;
-  float *q, *q_sink; /* scaled queries; those that score sinks, where they differ */
+  float *q, *q_other; /* queries, rotated at their slots, scaled; those that score another zone */
   float *s;          /* scores, then weights: [6][128] */
   float *keys, *values; /* a packed or widened block; NULL on the stack */
   float *angles;
@@ -2228,6 +2528,7 @@ typedef struct lattn_space_ {
   int64_t leaf[LATTN_MAX_DEPTH_];
   int n_stack;
   uint32_t used; /* bit i: slot i is on the stack */
+  int64_t own, other; /* zones (lattn_zone_) of the rows' own slots, and of q_other; -2: none */
   int sinks_differ;
 } lattn_space_;
 
@@ -2266,8 +2567,8 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
     if (sp) {
       char *here = p + at;
       if (i == 0) sp->rows = (lattn_row_ *)(void *)here;
-      if (i == 1) sp->q = sp->q_sink = (float *)(void *)here;
-      if (i == 2 && part[2]) sp->q_sink = (float *)(void *)here;
+      if (i == 1) sp->q = sp->q_other = (float *)(void *)here;
+      if (i == 2 && part[2]) sp->q_other = (float *)(void *)here;
       if (i == 3) sp->s = (float *)(void *)here;
       if (i == 4) sp->keys = part[4] ? (float *)(void *)here : 0;
       if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
@@ -2317,22 +2618,34 @@ LATTN_FN_ void lattn_row_join_(lattn_row_ *row) {
   }
 }
 
+/* The keys of a row of a cache. */
+LATTN_FN_ void lattn_row_of_cache_(const lattn_cache *cache, int32_t kv, lattn_row_ *row) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  int64_t slot = lattn_slot_of_(cache, row->position);
+  row->sink_lo = row->sink_hi = row->lo = 0;
+  row->hi = slot + 1;
+  if (rule->window > 0) {
+    row->sink_hi = lattn_min_(slot + 1, rule->sinks);
+    row->lo = lattn_slot_of_(cache, lattn_max_(0, row->position - rule->window + 1));
+  }
+  lattn_row_join_(row);
+}
+
 /* Row r of the item's sequence. */
 LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64_t r,
                              lattn_row_ *row) {
   const lattn_attn *o = &job->o;
-  int64_t i = r / job->group, window = o->window, sinks = o->sinks, ahead = o->ahead, from, to;
+  int64_t i = r / job->group, from, to;
   row->token = it->q0 + i;
   row->head = it->kv * (int32_t)job->group + (int32_t)(r % job->group);
-  row->zero = 0;
-  row->position = it->query_position + i;
+  row->sequence = (int32_t)it->sequence + job->first_sequence;
+  row->position = it->query_position + (it->depth ? it->depth[i] : i);
+  if (it->cache) {
+    lattn_row_of_cache_(it->cache, it->kv, row);
+    return;
+  }
   from = it->key_position;
   to = it->key_position + it->nk;
-  if (job->cache) {
-    const lattn_rule_ *rule = lattn_cache_rule_(job->cache, it->kv);
-    window = rule->window;
-    sinks = rule->sinks;
-  }
   if (o->mask != LATTN_FULL) to = lattn_min_(to, row->position + 1);
   if (o->visible_from) from = lattn_max_(from, o->visible_from[row->token]);
   if (o->visible_to) to = lattn_min_(to, o->visible_to[row->token]);
@@ -2340,11 +2653,11 @@ LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64
   row->sink_lo = row->sink_hi = 0;
   row->lo = from;
   row->hi = to;
-  if (window > 0 && !lattn_by_lane_(job)) {
+  if (o->window > 0 && !lattn_by_lane_(job)) {
     row->sink_lo = from;
-    row->sink_hi = lattn_min_(to, sinks);
-    row->lo = lattn_max_(from, row->position - lattn_min_(window, LATTN_MAX_POSITION_) + 1);
-    row->hi = lattn_min_(to, row->position + lattn_min_(ahead, LATTN_MAX_POSITION_) + 1);
+    row->sink_hi = lattn_min_(to, o->sinks);
+    row->lo = lattn_max_(from, row->position - lattn_min_(o->window, LATTN_MAX_POSITION_) + 1);
+    row->hi = lattn_min_(to, row->position + lattn_min_(o->ahead, LATTN_MAX_POSITION_) + 1);
   }
   lattn_row_join_(row);
 }
@@ -2358,6 +2671,9 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
     int64_t hi = lattn_min_(16, (i ? row->sink_hi : row->hi) - base);
     if (lo < hi) bits |= ((1u << hi) - 1u) & ~((1u << lo) - 1u);
   }
+  if (bits && it->cache && lattn_has_holes_(it->cache))
+    for (int t = 0; t < 16; t++)
+      if (lattn_in_hole_(it->cache, base + t, 0)) bits &= ~(1u << t);
   if (bits && lattn_by_lane_(job))
     for (int t = 0; t < 16; t++) {
       int64_t distance;
@@ -2370,33 +2686,68 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
 
 /* ---- scores: everything between the dot product and the maximum ---- */
 
-/* 16 elements of one row of a bias, element `index` at lane 0; lanes whose index is outside of
-   [0, n) are 0. */
+/* Where 16 keys stand: their indices in biases, at[t], or -1 for lanes without a key; returns
+   whether they are adjacent. */
+LATTN_FN_ int lattn_keys16_(const lattn_item_ *it, int64_t base, int64_t at[16]) {
+  int holes = it->cache && lattn_has_holes_(it->cache);
+  for (int t = 0; t < 16; t++) {
+    int64_t key = base + t - it->key_position;
+    if (holes) key = lattn_in_hole_(it->cache, base + t, 0)
+                         ? -1
+                         : key - lattn_removed_before_(it->cache, base + t);
+    at[t] = key >= 0 && key < it->nk ? it->k0 + key : -1;
+  }
+  return !holes;
+}
+
+/* 16 elements of one row of a bias; 0 for lanes without a key. */
 LATTN_FN_ lattn_v16_ lattn_bias16_(const lattn_tensor *t, int64_t token, int64_t head,
-                                   int64_t index, int64_t n) {
+                                   const int64_t at[16]) {
   float x[16];
-  int64_t at = (t->n_tokens > 1 ? token * t->stride_token : 0) +
-               (t->n_heads > 1 ? head * t->stride_head : 0);
+  int64_t row = (t->n_tokens > 1 ? token * t->stride_token : 0) +
+                (t->n_heads > 1 ? head * t->stride_head : 0);
   for (int i = 0; i < 16; i++)
-    x[i] = index + i >= 0 && index + i < n ? lattn_get_(t->data, t->type, at + index + i) : 0.0f;
+    x[i] = at[i] >= 0 ? lattn_get_(t->data, t->type, row + at[i]) : 0.0f;
   return lattn_v_load_(x);
 }
 
 /* |position - key| of 16 keys as floats; sinks of an in-cache head stand at distance
-   `sink_position` - key. */
+   min(position, S + W - 1) - key. */
 LATTN_FN_ lattn_v16_ lattn_distance16_(const lattn_job_ *job, const lattn_item_ *it,
-                                       const lattn_row_ *row, int64_t base, int64_t sinks,
-                                       int64_t sink_position) {
+                                       const lattn_row_ *row, const int64_t at[16]) {
   float x[16];
+  const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
+  int64_t sinks = rule && rule->in_cache ? rule->sinks : 0;
   for (int t = 0; t < 16; t++) {
-    int64_t key = base + t, in_tensor = key - it->key_position, distance;
-    if (in_tensor < 0 || in_tensor >= it->nk) {
+    int64_t key = it->key_position + at[t] - it->k0, from = row->position, distance;
+    if (at[t] < 0) {
       x[t] = 0;
       continue;
     }
-    if (job->o.key_positions) key = job->o.key_positions[it->k0 + in_tensor];
-    distance = (base + t < sinks ? sink_position : row->position) - key;
+    if (job->o.key_positions) key = job->o.key_positions[at[t]];
+    if (key < sinks) from = lattn_min_(from, rule->sinks + rule->window - 1);
+    distance = from - key;
     x[t] = (float)(distance < 0 ? -distance : distance);
+  }
+  return lattn_v_load_(x);
+}
+
+/* The score callback. With holes, it is called for each run of adjacent keys. */
+LATTN_FN_ lattn_v16_ lattn_call_score_(const lattn_attn *o, const lattn_row_ *row, int64_t base,
+                                       const int64_t at[16], int adjacent, lattn_v16_ s) {
+  float x[16], y[16];
+  lattn_v_store_(x, s);
+  if (adjacent) {
+    o->score(o->score_user, row->sequence, row->token, row->position, row->head, base, x);
+    return lattn_v_load_(x);
+  }
+  for (int t = 0, end; t < 16; t = end) {
+    for (end = t + 1; end < 16 && (at[end] < 0) == (at[t] < 0) && at[end] - end == at[t] - t; end++)
+      continue;
+    if (at[t] < 0) continue;
+    lattn_v_store_(y, s);
+    o->score(o->score_user, row->sequence, row->token, row->position, row->head, at[t] - t, y);
+    LATTN_MEMCPY_(x + t, y + t, (size_t)(end - t) * sizeof *x);
   }
   return lattn_v_load_(x);
 }
@@ -2404,32 +2755,20 @@ LATTN_FN_ lattn_v16_ lattn_distance16_(const lattn_job_ *job, const lattn_item_ 
 LATTN_NOINLINE_ lattn_v16_ lattn_adjust_(const lattn_job_ *job, const lattn_item_ *it,
                                          const lattn_row_ *row, int64_t base, lattn_v16_ s) {
   const lattn_attn *o = &job->o;
-  int64_t index = it->k0 + base - it->key_position, n = it->k0 + it->nk;
+  int64_t at[16];
+  int adjacent = lattn_keys16_(it, base, at);
   if (lattn_bits_(o->softcap)) {
     lattn_v16_ cap = lattn_v_set_(o->softcap);
     s = lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(s, cap)), cap);
   }
-  if (o->alibi_slopes) {
-    int64_t sinks = 0, sink_position = 0;
-    if (job->cache) {
-      const lattn_rule_ *rule = lattn_cache_rule_(job->cache, it->kv);
-      if (rule->in_cache) {
-        sinks = rule->sinks;
-        sink_position = lattn_min_(row->position, rule->sinks + rule->window - 1);
-      }
-    }
+  if (o->alibi_slopes)
     s = lattn_v_fma_(lattn_v_set_(-o->alibi_slopes[row->head]),
-                     lattn_distance16_(job, it, row, base, sinks, sink_position), s);
-  }
-  if (o->key_bias) s = lattn_v_add_(s, lattn_bias16_(&job->key_bias, 0, row->head, index, n));
+                     lattn_distance16_(job, it, row, at), s);
+  if (o->key_bias)
+    s = lattn_v_add_(s, lattn_bias16_(&job->key_bias, row->sequence, row->head, at));
   if (o->pair_bias)
-    s = lattn_v_add_(s, lattn_bias16_(&job->pair_bias, row->token, row->head, index, n));
-  if (o->score) {
-    float x[16];
-    lattn_v_store_(x, s);
-    o->score(o->score_user, it->sequence, row->token, row->position, row->head, base, x);
-    s = lattn_v_load_(x);
-  }
+    s = lattn_v_add_(s, lattn_bias16_(&job->pair_bias, row->token, row->head, at));
+  if (o->score) s = lattn_call_score_(o, row, base, at, adjacent, s);
   return s;
 }
 
@@ -2441,7 +2780,7 @@ LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, co
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), top = least;
   float maximum;
   int whole = first == 0 && end == 8 && row->lo <= base && row->hi >= base + LATTN_BLOCK_ &&
-              !lattn_by_lane_(job);
+              !lattn_by_lane_(job) && !(it->cache && lattn_has_holes_(it->cache));
   if (whole && job->plain) { /* four chains; NaN is never greater, so it never enters one */
     lattn_v16_ t[4];
     LATTN_UNROLL_
@@ -2483,6 +2822,9 @@ typedef struct lattn_block_ {
   int64_t ahead;       /* bytes to where the next block is, for hints; 0 unknown */
   const char *page;    /* that next block, if it is a page */
   int lo, hi;          /* lanes that any row of the item may see */
+  int stored;          /* lanes below it are in k and v, the others are drafts */
+  int n_other;         /* zones besides the rows' own: 0, 1, 2 = more */
+  int64_t other;       /* the one */
   int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
 } lattn_block_;
 
@@ -2497,15 +2839,17 @@ LATTN_FN_ void lattn_cover_(int *lo, int *hi, int64_t from, int64_t to, int64_t 
 
 LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                 lattn_block_ *b) {
-  const char *page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_);
+  const char *page = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
   b->panels = 1;
   b->k = page;
   b->k_type = job->key_type;
   b->v = page + job->value_at;
   b->v_type = job->value_type;
   b->v_stride = job->dv;
-  if (base + LATTN_BLOCK_ >= it->lo && base + LATTN_BLOCK_ < it->hi) {
-    b->page = lattn_cache_page_(job->cache, it->kv, base / LATTN_BLOCK_ + 1);
+  base += LATTN_BLOCK_;
+  if (base >= it->lo && base < it->hi && base < lattn_stored_slots_(it->cache) &&
+      !lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) {
+    b->page = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
     b->ahead = (int64_t)((uintptr_t)b->page - (uintptr_t)page);
   }
 }
@@ -2525,33 +2869,116 @@ LATTN_FN_ void lattn_find_arrays_(const lattn_job_ *job, const lattn_item_ *it, 
   b->k_index = b->v_index = it->k0 + base - it->key_position;
 }
 
+/* One row of q as floats. */
+LATTN_FN_ void lattn_widen_row_(float *to, const lattn_tensor *t, int64_t token, int64_t head) {
+  int64_t at = token * t->stride_token + head * t->stride_head;
+  for (int64_t d = 0; d < t->dim; d += 16) {
+    int n = t->dim - d < 16 ? (int)(t->dim - d) : 16;
+#define LATTN_BODY_(T) lattn_v_store_n_(to + d, lattn_v_get_n_(t->data, T, at + d, n), n)
+    LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
+#undef LATTN_BODY_
+  }
+}
+
+LATTN_FN_ void lattn_scale_(float *x, int64_t n, float scale) {
+  lattn_v16_ by = lattn_v_set_(scale);
+  for (int64_t i = 0; i < n; i += 16) {
+    int left = n - i < 16 ? (int)(n - i) : 16;
+    lattn_v_store_n_(x + i, lattn_v_mul_(lattn_v_load_n_(x + i, left), by), left);
+  }
+}
+
+/* ---- zones: runs of keys that one rotation of the query serves ----
+   A key before a hole stands nearer than its slot says: the query meets it rotated at (position +
+   tokens removed before the key), in-cache sinks at min(position, S + W - 1). So a zone is named by
+   its count of removed tokens, or -1 for such sinks. */
+
+/* The zone of the lane of a block; it ends before lane *end. */
+LATTN_FN_ int64_t lattn_zone_(const lattn_job_ *job, const lattn_item_ *it,
+                              const lattn_space_ *sp, int64_t base, int lane, int *end) {
+  const lattn_rule_ *rule;
+  int64_t stop = base + LATTN_BLOCK_, slot = base + lane, zone, next;
+  *end = LATTN_BLOCK_;
+  if (!it->cache || !job->turning.turns) return sp->own;
+  rule = lattn_cache_rule_(it->cache, it->kv);
+  if (sp->sinks_differ && slot < rule->sinks) {
+    *end = (int)lattn_min_(rule->sinks - base, LATTN_BLOCK_);
+    return -1;
+  }
+  if (!lattn_has_holes_(it->cache)) return sp->own;
+  if (lattn_in_hole_(it->cache, slot, &next)) slot = next; /* hidden lanes: with the zone behind */
+  zone = lattn_removed_before_(it->cache, slot);
+  if (slot < stop && !lattn_in_hole_(it->cache, slot, &next)) stop = lattn_min_(stop, next);
+  *end = (int)(stop - base);
+  return zone;
+}
+
+/* Rows r ... r + m - 1 of q_other as a zone wants them. */
+LATTN_FN_ void lattn_fill_other_(const lattn_job_ *job, const lattn_item_ *it,
+                                 const lattn_space_ *sp, int64_t r, int64_t m, int64_t zone) {
+  const lattn_rule_ *rule = lattn_cache_rule_(it->cache, it->kv);
+  int64_t at = -1;
+  for (int64_t i = r; i < r + m; i++) {
+    const lattn_row_ *row = sp->rows + i;
+    int64_t position = zone < 0 ? lattn_min_(row->position, rule->sinks + rule->window - 1)
+                                : row->position + zone;
+    lattn_widen_row_(sp->q_other + i * job->dk, &job->q, row->token, row->head);
+    lattn_turn_at_(sp->q_other + i * job->dk, sp->angles, &job->turning, position, &at);
+  }
+  lattn_scale_(sp->q_other + r * job->dk, m * job->dk, job->scale);
+}
+
+/* Counts the zones of the block that are not the rows' own. One other is filled for all rows, and
+   kept for the next block. */
+LATTN_FN_ void lattn_find_zones_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                 int64_t base, lattn_block_ *b) {
+  for (int lane = b->lo, end; lane < b->hi; lane = end) {
+    int64_t zone = lattn_zone_(job, it, sp, base, lane, &end);
+    if (zone == sp->own || (b->n_other > 0 && zone == b->other)) continue;
+    b->n_other = b->n_other ? 2 : 1;
+    b->other = zone;
+  }
+  if (b->n_other == 1 && sp->other != b->other) {
+    lattn_fill_other_(job, it, sp, 0, it->rows, b->other);
+    sp->other = b->other;
+  }
+}
+
 /* Finds the block at base. For many rows it is packed and widened to float panels first, once. */
 LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                  int64_t base, lattn_block_ *b) {
+  int hi;
   LATTN_MEMSET_(b, 0, sizeof *b);
   b->nonfinite = -1;
-  b->lo = LATTN_BLOCK_;
+  b->lo = b->stored = LATTN_BLOCK_;
+  if (it->cache && lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) return;
   lattn_cover_(&b->lo, &b->hi, it->lo, it->hi, base);
   lattn_cover_(&b->lo, &b->hi, it->sink_lo, it->sink_hi, base);
   if (b->lo >= b->hi) return;
-  if (job->cache)
+  if (it->cache) {
+    b->panels = 1;
+    b->stored = (int)lattn_max_(0, lattn_min_(lattn_stored_slots_(it->cache) - base, LATTN_BLOCK_));
+    lattn_find_zones_(job, it, sp, base, b);
+    if (b->stored <= b->lo) return; /* drafts only */
     lattn_find_page_(job, it, base, b);
-  else
+  } else {
     lattn_find_arrays_(job, it, base, b);
+  }
+  hi = (int)lattn_min_(b->hi, b->stored);
   if (!sp->keys || it->rows <= LATTN_TILE_ROWS_) return;
-  if (job->cache && it->rows <= LATTN_FEW_ROWS_) return;
+  if (it->cache && it->rows <= LATTN_FEW_ROWS_) return;
   if (!b->panels) {
-    lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, b->hi);
+    lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, hi);
     b->k = sp->keys;
   } else if (b->k_type != LATTN_F32) {
-    int64_t from = b->lo / 16 * 16 * job->dk, to = (int64_t)((b->hi + 15) / 16 * 16) * job->dk;
+    int64_t from = b->lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
     lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
     b->k = sp->keys;
   }
   b->panels = 1;
   b->k_type = LATTN_F32;
-  if (b->v_type == LATTN_F32 && job->cache) return;
-  for (int j = b->lo; j < b->hi; j++)
+  if (job->weights || (b->v_type == LATTN_F32 && it->cache)) return;
+  for (int j = b->lo; j < hi; j++)
     lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
                  job->dv);
   b->v = sp->values;
@@ -2577,25 +3004,25 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   }
 }
 
-/* Panels that hold in-cache sinks are scored with the sink query; of a panel that holds both,
-   lanes are selected. */
-LATTN_FN_ void lattn_score_sinks_(const lattn_job_ *job, const lattn_space_ *sp,
-                                  const lattn_block_ *b, int m, int64_t r, int64_t sinks, int first,
+/* Scores of the lanes [16 * first, 16 * end), each zone with its query; of a panel that two zones
+   share, which is scored twice, lanes are selected. */
+LATTN_FN_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                  const lattn_block_ *b, int64_t base, int64_t r, int m, int first,
                                   int end, float *s) {
   float kept[LATTN_TILE_ROWS_][16];
-  int whole = (int)(sinks / 16), part = (int)(sinks % 16), last;
-  if (whole > end) whole = end, part = 0;
-  last = part && whole < end ? whole + 1 : whole;
-  if (last <= first) return;
-  if (last > whole && whole >= first)
-    for (int a = 0; a < m; a++) LATTN_MEMCPY_(kept[a], s + a * LATTN_BLOCK_ + 16 * whole, 64);
-  lattn_score_tile_(job, b, m, sp->q_sink + r * job->dk, first, last, s);
-  if (last > whole && whole >= first)
-    for (int a = 0; a < m; a++) {
-      float *to = s + a * LATTN_BLOCK_ + 16 * whole;
-      lattn_v_store_(to, lattn_v_if_bits_((1u << part) - 1u, lattn_v_load_(to),
-                                          lattn_v_load_(kept[a])));
+  for (int lane = 16 * first, stop; lane < 16 * end; lane = stop) {
+    int64_t zone = lattn_zone_(job, it, sp, base, lane, &stop);
+    const float *q = zone == sp->own ? sp->q : sp->q_other;
+    int p = lane / 16, part = lane % 16, to = (stop + 15) / 16 < end ? (stop + 15) / 16 : end;
+    if (zone != sp->own && b->n_other > 1) {
+      lattn_fill_other_(job, it, sp, r, m, zone);
+      sp->other = -2;
     }
+    for (int a = 0; part && a < m; a++) LATTN_MEMCPY_(kept[a], s + a * LATTN_BLOCK_ + 16 * p, 64);
+    lattn_score_tile_(job, b, m, q + r * job->dk, p, to, s);
+    for (int a = 0; part && a < m; a++)
+      LATTN_MEMCPY_(s + a * LATTN_BLOCK_ + 16 * p, kept[a], (size_t)part * sizeof *s);
+  }
 }
 
 LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
@@ -2614,27 +3041,97 @@ LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, i
                      b->ahead);
 }
 
+/* ---- drafts ----
+   A draft row's keys after the committed ones are its path: the draft at depth d takes the lane
+   that a committed token there would have. */
+
+/* The path to the row's own draft: path[d] is the number of the draft at depth d; returns its own
+   depth. */
+LATTN_FN_ int lattn_draft_path_(const lattn_item_ *it, const lattn_row_ *row, uint8_t path[64]) {
+  int number = lattn_draft_number_(it->cache, it->depth) + (int)(row->token - it->q0), depth;
+  depth = lattn_draft_depth_(it->cache, number);
+  for (int d = depth; d >= 0; d--) {
+    path[d] = (uint8_t)number;
+    number = lattn_draft_parent_(it->cache, number);
+  }
+  return depth;
+}
+
+/* Scores of the drafts of one row's path into their lanes. */
+LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item_ *it,
+                                         lattn_space_ *sp, int64_t base, int64_t r, int hi,
+                                         float *s) {
+  uint8_t path[64];
+  float scores[64];
+  int64_t first = lattn_stored_slots_(it->cache);
+  const char *keys = lattn_draft_keys_(it->cache, it->kv);
+  int depth = lattn_draft_path_(it, sp->rows + r, path), panels = 0, stop;
+  for (int d = 0; d <= depth; d++)
+    if (path[d] / LATTN_PANEL_ >= panels) panels = path[d] / LATTN_PANEL_ + 1;
+  for (int lane = (int)lattn_max_(0, first - base); lane < hi; lane = stop) {
+    int64_t zone = lattn_zone_(job, it, sp, base, lane, &stop);
+    const float *q = zone == sp->own ? sp->q : sp->q_other;
+    if (zone != sp->own) {
+      lattn_fill_other_(job, it, sp, r, 1, zone);
+      sp->other = -2;
+    }
+    lattn_score_one_(job->key_type, q + r * job->dk, job->dk, keys, 0, 0, panels, scores);
+    for (int j = lane; j < stop && j < hi; j++)
+      if (base + j - first <= depth) s[j] = scores[path[base + j - first]];
+  }
+}
+
+/* Values of one row of a block that drafts end. */
+LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item_ *it,
+                                         const lattn_space_ *sp, const lattn_block_ *b,
+                                         const uint32_t visible[8], int64_t base, int64_t r, int lo,
+                                         int hi, const float *w, float *acc, float e) {
+  uint8_t path[64];
+  lattn_tail_ tail;
+  int64_t first = lattn_stored_slots_(it->cache);
+  lattn_draft_path_(it, sp->rows + r, path);
+  tail.v = lattn_draft_keys_(it->cache, it->kv) + lattn_draft_value_at_(it->cache);
+  tail.lane = (int)lattn_max_(0, first - base);
+  tail.path = path + (base + tail.lane - first);
+  tail.type = job->value_type;
+  lattn_value_careful_(visible, b->v_type, w, b->v, (b->v_index + lo) * b->v_stride, b->v_stride,
+                       lo, hi, job->dv, acc, e, &tail);
+}
+
+/* Scores of rows r ... r + m - 1 of the item against one block: panels [*first, *end) of sp->s, of
+   lanes [*lo, *hi) that one of them may see; 0: none. */
+LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                 const lattn_block_ *b, int64_t base, int64_t r, int m, int *lo,
+                                 int *hi, int *first, int *end) {
+  int stored;
+  *lo = LATTN_BLOCK_;
+  *hi = 0;
+  for (int a = 0; a < m; a++) {
+    const lattn_row_ *row = sp->rows + r + a;
+    lattn_cover_(lo, hi, row->lo, row->hi, base);
+    lattn_cover_(lo, hi, row->sink_lo, row->sink_hi, base);
+  }
+  if (*lo >= *hi) return 0;
+  *first = *lo / 16;
+  *end = (*hi + 15) / 16;
+  stored = *lo >= b->stored ? *first : *hi > b->stored ? (b->stored + 15) / 16 : *end;
+  if (b->n_other)
+    lattn_score_zones_(job, it, sp, b, base, r, m, *first, stored, sp->s);
+  else if (*first < stored)
+    lattn_score_tile_(job, b, m, sp->q + r * job->dk, *first, stored, sp->s);
+  for (int a = 0; *hi > b->stored && a < m; a++)
+    lattn_draft_scores_(job, it, sp, base, r + a, *hi, sp->s + a * LATTN_BLOCK_);
+  return 1;
+}
+
 /* Rows r ... r + m - 1 of the item against one block. */
 LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                            lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
   uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
   float sum[LATTN_TILE_ROWS_], e[16] = {0};
-  int lo = 128, hi = 0, first, end, empty[LATTN_TILE_ROWS_], apart = 0;
-  int64_t sinks = 0;
-  for (int a = 0; a < m; a++) {
-    const lattn_row_ *row = sp->rows + r + a;
-    lattn_cover_(&lo, &hi, row->lo, row->hi, base);
-    lattn_cover_(&lo, &hi, row->sink_lo, row->sink_hi, base);
-  }
-  if (lo >= hi) return;
-  first = lo / 16;
-  end = (hi + 15) / 16;
-  if (sp->sinks_differ) sinks = lattn_cache_rule_(job->cache, it->kv)->sinks - base;
-  if (sinks < 16 * end) {
-    int past = sinks > 16 * first ? (int)(sinks / 16) : first;
-    lattn_score_tile_(job, b, m, sp->q + r * job->dk, past, end, sp->s);
-  }
-  if (sinks > 0) lattn_score_sinks_(job, sp, b, m, r, sinks, first, end, sp->s);
+  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_], apart = 0;
+  if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
+  drafts = hi > b->stored;
   for (int a = 0; a < m; a++) {
     float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a], top;
     top = lattn_mask_row_(job, it, sp->rows + r + a, base, first, end, s, visible[a]);
@@ -2654,6 +3151,11 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   }
   lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
   for (int a = 0; a < m; a++) to.l[r + a] = lattn_fma_(to.l[r + a], e[a], sum[a]);
+  for (int a = 0; drafts && a < m; a++)
+    if (!empty[a])
+      lattn_draft_values_(job, it, sp, b, visible[a], base, r + a, lo, hi,
+                          sp->s + a * LATTN_BLOCK_, to.acc + (r + a) * job->columns, e[a]);
+  if (drafts) return;
   if (apart && b->nonfinite < 0)
     b->nonfinite = lattn_values_nonfinite_(b->v, b->v_type, (b->v_index + b->lo) * b->v_stride,
                                            b->v_stride, b->hi - b->lo, job->dv);
@@ -2665,29 +3167,10 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
     if (!empty[a])
       lattn_value_careful_(visible[a], b->v_type, sp->s + a * LATTN_BLOCK_, b->v,
                            (b->v_index + lo) * b->v_stride, b->v_stride, lo, hi, job->dv,
-                           to.acc + (r + a) * job->columns, e[a]);
+                           to.acc + (r + a) * job->columns, e[a], 0);
 }
 
 /* ---- units ---- */
-
-/* One row of q as floats. */
-LATTN_FN_ void lattn_widen_row_(float *to, const lattn_tensor *t, int64_t token, int64_t head) {
-  int64_t at = token * t->stride_token + head * t->stride_head;
-  for (int64_t d = 0; d < t->dim; d += 16) {
-    int n = t->dim - d < 16 ? (int)(t->dim - d) : 16;
-#define LATTN_BODY_(T) lattn_v_store_n_(to + d, lattn_v_get_n_(t->data, T, at + d, n), n)
-    LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
-#undef LATTN_BODY_
-  }
-}
-
-LATTN_FN_ void lattn_scale_(float *x, int64_t n, float scale) {
-  lattn_v16_ by = lattn_v_set_(scale);
-  for (int64_t i = 0; i < n; i += 16) {
-    int left = n - i < 16 ? (int)(n - i) : 16;
-    lattn_v_store_n_(x + i, lattn_v_mul_(lattn_v_load_n_(x + i, left), by), left);
-  }
-}
 
 /* A hint that a row will be read: rows of the caller's layout lie a page apart. */
 LATTN_FN_ void lattn_fetch_row_(const lattn_tensor *t, int64_t token, int64_t head) {
@@ -2698,35 +3181,116 @@ LATTN_FN_ void lattn_fetch_row_(const lattn_tensor *t, int64_t token, int64_t he
     LATTN_PREFETCH_((const char *)t->data + at + i);
 }
 
-/* Fills the item's rows: ranges, queries rotated and scaled. */
+LATTN_FN_ void lattn_item_sequence_(const lattn_job_ *job, lattn_item_ *it) {
+  const lattn_attn *o = &job->o;
+  int64_t s = it->sequence;
+  if (job->seqs) {
+    const lattn_seq_ *seq = job->seqs + s;
+    it->cache = seq->cache;
+    it->depth = seq->depth;
+    it->q0 = seq->q0;
+    it->nq = seq->nq;
+    it->k0 = it->key_position = 0;
+    it->nk = seq->n_keys;
+    it->query_position = seq->first;
+    return;
+  }
+  if (o->n_sequences > 0) {
+    it->q0 = o->query_starts[s];
+    it->nq = o->query_starts[s + 1] - it->q0;
+    it->k0 = o->key_starts[s];
+    it->nk = o->key_starts[s + 1] - it->k0;
+  } else {
+    it->q0 = it->k0 = 0;
+    it->nq = job->q.n_tokens;
+    it->nk = job->k.n_tokens;
+  }
+  it->key_position = o->n_sequences > 0 && o->sequence_key_positions ? o->sequence_key_positions[s]
+                                                                     : o->key_position;
+  it->query_position = o->n_sequences > 0 && o->sequence_query_positions
+                           ? o->sequence_query_positions[s]
+                           : o->query_position;
+  if (o->mask == LATTN_CAUSAL) /* unsigned: the position may not have been checked yet */
+    it->query_position = (int64_t)((uint64_t)it->key_position + (uint64_t)(it->nk - it->nq));
+}
+
+/* Rows of the sequence in this pass. */
+LATTN_FN_ int64_t lattn_pass_tokens_(const lattn_job_ *job, const lattn_seq_ *seq) {
+  return lattn_max_(0, lattn_min_(seq->q0 + seq->nq, job->to_token) -
+                           lattn_max_(seq->q0, job->from_token));
+}
+
+/* Row r of the rows of a group, in the order of its sequences. */
+LATTN_FN_ void lattn_group_row_(const lattn_job_ *job, const lattn_item_ *it, int64_t r,
+                                lattn_row_ *row) {
+  lattn_item_ own;
+  LATTN_MEMSET_(&own, 0, sizeof own);
+  own.kv = it->kv;
+  for (own.sequence = it->sequence;; own.sequence = job->seqs[own.sequence].next) {
+    const lattn_seq_ *seq = job->seqs + own.sequence;
+    int64_t rows = lattn_pass_tokens_(job, seq) * job->group;
+    if (r >= rows) {
+      r -= rows;
+      continue;
+    }
+    lattn_item_sequence_(job, &own);
+    lattn_row_at_(job, &own, r + lattn_max_(0, job->from_token - seq->q0) * job->group, row);
+    return;
+  }
+}
+
+/* The chosen query heads of a KV head: their number, or the n-th's index among the chosen. */
+LATTN_FN_ int64_t lattn_chosen_heads_(const lattn_job_ *job, int32_t kv) {
+  int64_t n = 0;
+  if (!job->weights->n_heads) return job->group;
+  for (int64_t i = 0; i < job->weights->n_heads; i++)
+    n += job->weights->heads[i] / job->group == kv;
+  return n;
+}
+LATTN_FN_ int64_t lattn_chosen_head_(const lattn_job_ *job, int32_t kv, int64_t n) {
+  if (!job->weights->n_heads) return kv * job->group + n;
+  for (int64_t i = 0;; i++)
+    if (job->weights->heads[i] / job->group == kv && n-- == 0) return i;
+}
+
+/* Row r of the chosen ones, as a row of the item: chosen rows in order, each with its heads. */
+LATTN_FN_ int64_t lattn_chosen_row_(const lattn_job_ *job, const lattn_item_ *it, int64_t r) {
+  int64_t heads = lattn_chosen_heads_(job, it->kv);
+  int64_t head = lattn_chosen_head_(job, it->kv, r % heads), i = r / heads;
+  if (job->weights->n_rows) i = job->weights->rows[i];
+  if (job->weights->n_heads) head = job->weights->heads[head];
+  return i * job->group + head % job->group;
+}
+
+/* Fills the item's rows: ranges, queries rotated at their own slots and scaled. */
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
-  const lattn_rule_ *rule = job->cache ? lattn_cache_rule_(job->cache, it->kv) : 0;
+  const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
   int64_t limit = rule && rule->in_cache ? rule->sinks + rule->window - 1 : LATTN_MAX_POSITION_;
   int64_t at = -1;
   sp->sinks_differ = 0;
+  sp->own = 0;
+  sp->other = -2;
   for (int64_t r = 0; r < it->rows; r++) {
     lattn_row_ *row = sp->rows + r;
     float *q = sp->q + r * job->dk;
-    lattn_row_at_(job, it, it->row + r, row);
+    int64_t zone;
+    if (it->of_group)
+      lattn_group_row_(job, it, it->row + r, row);
+    else
+      lattn_row_at_(job, it, job->weights ? lattn_chosen_row_(job, it, it->row + r) : it->row + r,
+                    row);
     lattn_fetch_row_(&job->q, row->token + 8 / job->group, row->head);
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
+    zone = row->hi - 1 - row->position;
+    if (r > 0 && zone != sp->own) zone = -2; /* rows on both sides of a hole: no zone is theirs */
+    sp->own = zone;
     if (job->angles)
       lattn_turn_(q, job->angles + (row->token - job->from_token) * job->turning.n_dims,
                   &job->turning);
     else
-      lattn_turn_at_(q, sp->angles, &job->turning, row->position, &at);
-  }
-  if (sp->sinks_differ) {
-    at = -1;
-    for (int64_t r = 0; r < it->rows; r++) {
-      int64_t position = lattn_min_(sp->rows[r].position, limit);
-      float *q = sp->q_sink + r * job->dk;
-      lattn_widen_row_(q, &job->q, sp->rows[r].token, sp->rows[r].head);
-      lattn_turn_at_(q, sp->angles, &job->turning, position, &at);
-    }
-    lattn_scale_(sp->q_sink, it->rows * job->dk, job->scale);
+      lattn_turn_at_(q, sp->angles, &job->turning, row->hi - 1, &at);
   }
   lattn_scale_(sp->q, it->rows * job->dk, job->scale);
 }
@@ -2832,7 +3396,7 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
    overflowed its type. */
 LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t dv,
                                 const lattn_tensor *gate, const lattn_tensor *out, int64_t token,
-                                int64_t head, float *lse) {
+                                int64_t head, float *lse, float *lse_low) {
   int64_t at = token * out->stride_token + head * out->stride_head, gate_at = 0;
   int lost = 0;
   if (!lattn_is_empty_(z)) {
@@ -2851,7 +3415,14 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
       }
     }
   }
-  if (lse) *lse = lattn_is_empty_(m) ? m : m + lattn_log_(l);
+  if (lse) {
+    float log_sum = lattn_is_empty_(m) ? 0.0f : lattn_log_(l), sum = m + log_sum;
+    *lse = lattn_is_empty_(m) ? m : sum;
+    if (lse_low) { /* what the sum lost, exactly (Knuth's two-sum); 0 where it is not finite */
+      float back = sum - m, low = (m - (sum - back)) + (log_sum - back);
+      *lse_low = lattn_is_finite_(low) ? low : 0.0f;
+    }
+  }
   if (!out->data) return 0;
   if (gate)
     gate_at = (gate->n_tokens > 1 ? token * gate->stride_token : 0) +
@@ -2895,33 +3466,74 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
     }
     if (job->out.data || job->lse)
       if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, job->o.gate ? &job->gate : 0,
-                            &job->out, row->token, row->head, job->lse ? job->lse + at : 0))
+                            &job->out, row->token, row->head, job->lse ? job->lse + at : 0,
+                            job->o.lse_low ? job->o.lse_low + at : 0))
         lattn_raise_(&job->overflowed);
   }
 }
 
 /* ---- items and units in order ---- */
 
-LATTN_FN_ void lattn_item_sequence_(const lattn_job_ *job, lattn_item_ *it) {
-  const lattn_attn *o = &job->o;
-  int64_t s = it->sequence;
-  if (o->n_sequences > 0) {
-    it->q0 = o->query_starts[s];
-    it->nq = o->query_starts[s + 1] - it->q0;
-    it->k0 = o->key_starts[s];
-    it->nk = o->key_starts[s + 1] - it->k0;
-  } else {
-    it->q0 = it->k0 = 0;
-    it->nq = job->q.n_tokens;
-    it->nk = job->k.n_tokens;
+/* Widens the item's unions by a row. */
+LATTN_FN_ void lattn_item_add_(lattn_item_ *it, const lattn_row_ *row) {
+  if (row->lo < row->hi) {
+    it->lo = lattn_min_(it->lo, row->lo);
+    it->hi = lattn_max_(it->hi, row->hi);
   }
-  it->key_position = o->n_sequences > 0 && o->sequence_key_positions ? o->sequence_key_positions[s]
-                                                                     : o->key_position;
-  it->query_position = o->n_sequences > 0 && o->sequence_query_positions
-                           ? o->sequence_query_positions[s]
-                           : o->query_position;
-  if (o->mask == LATTN_CAUSAL) /* unsigned: the position may not have been checked yet */
-    it->query_position = (int64_t)((uint64_t)it->key_position + (uint64_t)(it->nk - it->nq));
+  if (row->sink_lo < row->sink_hi) {
+    it->sink_lo = lattn_min_(it->sink_lo, row->sink_lo);
+    it->sink_hi = lattn_max_(it->sink_hi, row->sink_hi);
+  }
+}
+
+/* ---- groups: sequences that share pages ----
+   Rows of several sequences against the pages that all of them hold, which are read once. What the
+   shared segments come to for each row is kept, as the roots of at most 4 aligned subtrees, and is
+   what the row's own item begins with: the tree is the one that the row alone would have. */
+
+enum { LATTN_PIECES_ = 4, LATTN_GROUP_TOKENS_ = 8 };
+
+/* Segments of the item's row that its group reads. */
+LATTN_FN_ int64_t lattn_grouped_segments_(const lattn_job_ *job, const lattn_item_ *it) {
+  if (!it->cache || !job->grouped) return 0;
+  return lattn_cache_rule_(it->cache, it->kv)->window ? 0 : job->seqs[it->sequence].shared;
+}
+
+/* The i-th of the aligned pieces [*first, *end) that `segments` falls into; 0: no more. */
+LATTN_FN_ int lattn_piece_(int64_t segments, int i, int64_t *first, int64_t *end) {
+  *end = 0;
+  for (int bit = 30; bit >= 0; bit--) {
+    if (!(segments >> bit & 1)) continue;
+    *first = *end;
+    *end += (int64_t)1 << bit;
+    if (i-- == 0) return 1;
+  }
+  return 0;
+}
+
+/* Where the partial of a piece for a grouped row is: maximum, sum, and from 16 on the output. */
+LATTN_FN_ float *lattn_grouped_at_(const lattn_job_ *job, int piece, const lattn_row_ *row) {
+  const lattn_seq_ *seq = job->seqs + (row->sequence - job->first_sequence);
+  int64_t token = row->token - lattn_max_(seq->q0, job->from_token) + seq->group_token;
+  int64_t at = (piece * job->most_grouped + token) * job->n_kv * job->group + row->head;
+  return job->grouped + at * (job->columns + 16);
+}
+
+/* The item's stack begins with what its group did. */
+LATTN_FN_ void lattn_push_grouped_(const lattn_job_ *job, const lattn_item_ *it,
+                                   lattn_space_ *sp) {
+  int64_t first, end;
+  for (int i = 0; lattn_piece_(it->first_segment, i, &first, &end); i++) {
+    int slot = lattn_free_slot_(sp);
+    lattn_slot_ to = lattn_space_slot_(sp, slot);
+    for (int64_t r = 0; r < it->rows; r++) {
+      const float *from = lattn_grouped_at_(job, i, sp->rows + r);
+      to.m[r] = from[0];
+      to.l[r] = from[1];
+      LATTN_MEMCPY_(to.acc + r * job->columns, from + 16, (size_t)job->columns * sizeof *from);
+    }
+    lattn_push_(sp, slot, first, it->rows);
+  }
 }
 
 /* Unions over the item's rows, and its runs of segments. */
@@ -2932,17 +3544,13 @@ LATTN_FN_ void lattn_item_runs_(const lattn_job_ *job, lattn_item_ *it) {
   for (int64_t i = first; i <= last; i++) {
     lattn_row_ row;
     lattn_row_at_(job, it, i * job->group, &row);
-    if (row.lo < row.hi) {
-      it->lo = lattn_min_(it->lo, row.lo);
-      it->hi = lattn_max_(it->hi, row.hi);
-    }
-    if (row.sink_lo < row.sink_hi) {
-      it->sink_lo = lattn_min_(it->sink_lo, row.sink_lo);
-      it->sink_hi = lattn_max_(it->sink_hi, row.sink_hi);
-    }
+    lattn_item_add_(it, &row);
   }
   if (it->hi == 0) it->lo = 0;
   if (it->sink_hi == 0) it->sink_lo = 0;
+  it->first_segment = lattn_grouped_segments_(job, it);
+  it->units = 1;
+  if (it->first_segment) return; /* what a group has done is the beginning of one unit */
   for (int i = 0; i < 2; i++) {
     int64_t lo = i ? it->lo : it->sink_lo, hi = i ? it->hi : it->sink_hi;
     int shift = job->log_run;
@@ -3001,6 +3609,11 @@ LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit,
   lattn_fill_rows_(job, it, sp);
   first = job->log_run >= 62 ? 0 : run << job->log_run;
   end = job->log_run >= 62 ? LATTN_MAX_POSITION_ : (run + 1) << job->log_run;
+  if (it->first_segment) {
+    lattn_push_grouped_(job, it, sp);
+    first = it->first_segment;
+    end = LATTN_MAX_POSITION_;
+  }
   slot = lattn_run_segments_(job, it, sp, first, end);
   if (it->units == 1) {
     lattn_finish_item_(job, it, sp, slot);
@@ -3080,6 +3693,66 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
   }
 }
 
+/* Piece i of the segments that the item's group shares, for the item's rows. */
+LATTN_FN_ void lattn_group_unit_(const lattn_job_ *job, lattn_item_ *it, int piece,
+                                 lattn_space_ *sp) {
+  int64_t first, end;
+  lattn_slot_ from;
+  lattn_piece_(job->seqs[it->sequence].shared, piece, &first, &end);
+  it->lo = first * LATTN_SEGMENT_;
+  it->hi = end * LATTN_SEGMENT_;
+  lattn_fill_rows_(job, it, sp);
+  from = lattn_space_slot_(sp, lattn_run_segments_(job, it, sp, first, end));
+  for (int64_t r = 0; r < it->rows; r++) {
+    float *to = lattn_grouped_at_(job, piece, sp->rows + r);
+    to[0] = from.m[r];
+    to[1] = from.l[r];
+    LATTN_MEMCPY_(to + 16, from.acc + r * job->columns, (size_t)job->columns * sizeof *to);
+  }
+}
+
+/* Units of groups: (group, full KV head, block of rows, piece), taken in turn. */
+LATTN_NOINLINE_ void lattn_group_worker_(lattn_job_ *job, int32_t index, char *memory) {
+  lattn_space_ sp;
+  lattn_item_ it;
+  int64_t unit = index, turn = 0, n = 0, first, end;
+  size_t keys_at;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, job, &keys_at);
+  if (LATTN_HAS_ATOMIC_) unit = lattn_take_(&job->next);
+  for (int64_t s = 0; s < job->o.n_sequences; s++) {
+    int64_t rows = 0, each;
+    if (!job->seqs[s].shared || job->seqs[s].leader != s) continue;
+    for (int64_t m = s; m >= 0; m = job->seqs[m].next)
+      rows += lattn_pass_tokens_(job, job->seqs + m) * job->group;
+    each = (rows + (rows + job->rows - 1) / job->rows - 1) / ((rows + job->rows - 1) / job->rows);
+    each = lattn_min_((each + LATTN_TILE_ROWS_ - 1) / LATTN_TILE_ROWS_ * LATTN_TILE_ROWS_,
+                      job->rows);
+    LATTN_MEMSET_(&it, 0, sizeof it);
+    it.sequence = s;
+    it.of_group = 1;
+    lattn_item_sequence_(job, &it);
+    for (it.kv = 0; it.kv < job->n_kv; it.kv++) {
+      if (lattn_cache_rule_(it.cache, it.kv)->window) continue;
+      for (it.row = 0; it.row < rows; it.row += each)
+        for (int piece = 0; lattn_piece_(job->seqs[s].shared, piece, &first, &end); piece++) {
+          if (n++ != unit) continue;
+          it.rows = lattn_min_(each, rows - it.row);
+          lattn_group_unit_(job, &it, piece, &sp);
+          unit = LATTN_HAS_ATOMIC_ ? lattn_take_(&job->next) : index + job->n_workers * ++turn;
+        }
+    }
+  }
+}
+
+LATTN_FN_ void lattn_group_task_(void *context, int32_t index) {
+  lattn_job_ *job = (lattn_job_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_group_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
+  lattn_fpenv_leave_(&saved);
+}
+
 /* ---- planning ---- */
 
 /* Most partials of split items that scratch has room for. */
@@ -3106,22 +3779,45 @@ LATTN_FN_ size_t lattn_pass_angles_(const lattn_job_ *job, int64_t tokens) {
   return (size_t)(lattn_min_(tokens, LATTN_PASS_ROWS_) * job->turning.n_dims);
 }
 
+/* Partials that a worker stacks when the last key is in that segment. */
+LATTN_FN_ int lattn_depth_(int64_t segments) {
+  return lattn_height_(0, lattn_max_(segments - 1, 0)) + 1;
+}
+
+/* Of a batched call: the sequences, and what groups of them share. */
+LATTN_FN_ size_t lattn_sequence_bytes_(lattn_job_ *job, int64_t tokens) {
+  size_t seqs = ((size_t)job->o.n_sequences * sizeof(lattn_seq_) + 63) / 64 * 64;
+  job->most_grouped = lattn_min_(tokens, LATTN_GROUP_TOKENS_ * job->o.n_sequences);
+  return seqs + (size_t)(LATTN_PIECES_ * job->most_grouped * job->n_kv * job->group *
+                         (job->columns + 16)) * sizeof(float);
+}
+
 /* Sizes of a worker: rows, slots, bytes; returns those of all scratch, 0 if they are beyond
-   size_t. */
-LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int64_t segments) {
+   size_t. most_rows: of an item; 0 = as many as pay. */
+LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int depth,
+                                    int64_t most_rows) {
   uint64_t most;
-  int height = lattn_height_(0, lattn_max_(segments - 1, 0));
+  size_t bytes;
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
-  job->depth = height + 1;
+  if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
+  job->depth = depth;
   most = (uint64_t)job->n_workers *
          (uint64_t)(512 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
+  most += (uint64_t)job->o.n_sequences *
+          (sizeof(lattn_seq_) + 64 + 16 * LATTN_GROUP_TOKENS_ * (uint64_t)(job->columns + 16) *
+                                         (uint64_t)(job->n_kv * job->group));
   if (most > SIZE_MAX / 4) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
-  return job->worker_bytes * (size_t)job->n_workers +
-         sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
-                              lattn_slot_floats_(job->rows, job->columns) +
-                          lattn_pass_angles_(job, total_rows / job->group)) + 64;
+  bytes = job->worker_bytes * (size_t)job->n_workers +
+          sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
+                               lattn_slot_floats_(job->rows, job->columns) +
+                           lattn_pass_angles_(job, total_rows / job->group)) + 64;
+  bytes = (bytes + 63) / 64 * 64;
+  job->seqs_at = bytes - 64; /* from where scratch is aligned */
+  if (job->of_caches && job->o.n_sequences > 1)
+    bytes += lattn_sequence_bytes_(job, total_rows / job->group);
+  return bytes;
 }
 
 /* Chooses the length of runs: one unit an item unless there are too few items for the threads. */
@@ -3150,10 +3846,15 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
 LATTN_NOINLINE_ void lattn_fill_angles_(const lattn_job_ *job) {
   lattn_item_ it;
   LATTN_MEMSET_(&it, 0, sizeof it);
-  lattn_item_sequence_(job, &it);
-  for (int64_t t = job->from_token; t < job->to_token; t++)
-    lattn_angles_(job->angles + (t - job->from_token) * job->turning.n_dims, &job->turning,
-                  it.query_position + t);
+  for (; it.sequence < job->o.n_sequences; it.sequence++) {
+    lattn_item_sequence_(job, &it);
+    int64_t t = lattn_max_(it.q0, job->from_token), end = lattn_min_(it.q0 + it.nq, job->to_token);
+    for (; t < end; t++) {
+      int64_t position = it.query_position + (it.depth ? it.depth[t - it.q0] : t - it.q0);
+      lattn_angles_(job->angles + (t - job->from_token) * job->turning.n_dims, &job->turning,
+                    lattn_slot_of_(it.cache, position));
+    }
+  }
 }
 
 /* Prepares rows [from_token, to_token): at most LATTN_PASS_ROWS_ if the job keeps their angles. */
@@ -3173,9 +3874,75 @@ LATTN_FN_ void lattn_parallel_(const lattn_exec *ex, int32_t n, void (*task)(voi
     for (int32_t i = 0; i < n; i++) task(context, i);
 }
 
+/* Whole segments of full heads whose pages both sequences hold; 0 where they differ in what they
+   keep. */
+LATTN_FN_ int64_t lattn_common_segments_(const lattn_job_ *job, const lattn_seq_ *a,
+                                         const lattn_seq_ *b) {
+  int64_t most = lattn_min_(a->first, b->first) / LATTN_SEGMENT_, blocks;
+  int any = 0;
+  for (int32_t h = 0; h < job->n_kv && most > 0; h++) {
+    int full = !lattn_cache_rule_(a->cache, h)->window;
+    if (full != !lattn_cache_rule_(b->cache, h)->window) return 0;
+    if (!full) continue;
+    any = 1;
+    blocks = lattn_common_pages_(a->cache, b->cache, h, most * (LATTN_SEGMENT_ / LATTN_BLOCK_));
+    most = blocks / (LATTN_SEGMENT_ / LATTN_BLOCK_);
+  }
+  return any ? most : 0;
+}
+
+/* At most LATTN_PIECES_ of the aligned pieces. */
+LATTN_FN_ int64_t lattn_round_pieces_(int64_t segments) {
+  int64_t first, end, least;
+  if (!lattn_piece_(segments, LATTN_PIECES_, &first, &least)) return segments;
+  lattn_piece_(segments, LATTN_PIECES_ - 1, &first, &end);
+  return end;
+}
+
+/* Joins sequences of the pass that have few rows to the earlier one with which they share most;
+   returns whether there are groups. Only speed depends on who joins whom. */
+LATTN_FN_ int lattn_find_groups_(lattn_job_ *job) {
+  lattn_seq_ *seqs = job->own_seqs;
+  int64_t tokens = 0, groups = 0;
+  for (int64_t s = 0; s < job->o.n_sequences; s++) {
+    int64_t n = lattn_pass_tokens_(job, seqs + s), most = 0, leader = -1;
+    seqs[s].shared = 0;
+    seqs[s].next = -1;
+    seqs[s].leader = (int32_t)s;
+    seqs[s].group_token = -1;
+    if (n < 1 || n > LATTN_GROUP_TOKENS_ || tokens + n > job->most_grouped ||
+        lattn_has_holes_(seqs[s].cache))
+      continue;
+    seqs[s].group_token = tokens;
+    tokens += n;
+    for (int64_t l = 0; l < s; l++) {
+      int64_t common;
+      if (seqs[l].leader != l || seqs[l].group_token < 0) continue;
+      common = lattn_common_segments_(job, seqs + l, seqs + s);
+      if (common > most) most = common, leader = l;
+    }
+    if (leader < 0 || 2 * most < seqs[leader].shared) continue;
+    if (seqs[leader].shared == 0 || most < seqs[leader].shared) seqs[leader].shared = most;
+    seqs[s].leader = (int32_t)leader;
+    seqs[s].next = seqs[leader].next;
+    seqs[leader].next = (int32_t)s;
+    groups++;
+  }
+  for (int64_t s = 0; s < job->o.n_sequences; s++) {
+    int64_t leader = seqs[s].leader;
+    if (leader == s) seqs[s].shared = lattn_round_pieces_(seqs[s].shared);
+    else seqs[s].shared = seqs[leader].shared;
+  }
+  return groups > 0;
+}
+
 /* Runs a job over the rows of a pass that has begun. */
 LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_ saved;
+  if (job->own_seqs && lattn_find_groups_(job)) {
+    job->next = 0;
+    lattn_parallel_(ex, job->n_workers, lattn_group_task_, job);
+  }
   lattn_plan_units_(job);
   job->next = 0;
   lattn_parallel_(ex, job->n_workers, lattn_task_, job);
@@ -3185,16 +3952,16 @@ LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_leave_(&saved);
 }
 
-/* Places scratch and the shared partials. */
+/* Places scratch, the shared partials, and what sequences need. thin: items may have fewer rows if
+   scratch is short. */
 LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64_t total_rows,
-                                    int64_t segments, lattn_fault *fault) {
+                                    int depth, int thin, lattn_fault *fault) {
   size_t need;
   uintptr_t at = (uintptr_t)ex->scratch;
+  int64_t items = lattn_times_(job->n_kv, lattn_plus_(total_rows, job->o.n_sequences));
   job->n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
   /* Items are counted in 32 bits; at worst one has a row, or a sequence. */
-  if (lattn_times_(job->n_kv, lattn_plus_(total_rows, job->o.n_sequences)) > INT32_MAX / 2 ||
-      lattn_times_(job->n_kv, lattn_plus_(total_rows, job->o.n_sequences)) < 0)
-    return lattn_fail_(fault, LATTN_E_OVERFLOW, "q");
+  if (items < 0 || items > INT32_MAX / 2) return lattn_fail_(fault, LATTN_E_OVERFLOW, "q");
   if (!ex->scratch) {
     if (job->dk > LATTN_STACK_KEY_DIM_ || job->dv > LATTN_STACK_VALUE_DIM_)
       return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
@@ -3203,8 +3970,10 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
     job->scratch = 0;
     return LATTN_OK;
   }
-  need = lattn_plan_worker_(job, total_rows, segments);
+  need = lattn_plan_worker_(job, total_rows, depth, 0);
   if (!need) return lattn_fail_(fault, LATTN_E_OVERFLOW, "exec.n_threads");
+  while (thin && need > ex->scratch_bytes && job->rows > 1)
+    need = lattn_plan_worker_(job, total_rows, depth, job->rows / 2);
   if (ex->scratch_bytes < need) return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch_bytes");
   at = (at + 63) / 64 * 64;
   job->scratch = (char *)ex->scratch + (at - (uintptr_t)ex->scratch);
@@ -3212,6 +3981,11 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
   if (job->turning.turns)
     job->angles = job->shared + (size_t)lattn_max_shared_(job->n_workers) *
                                     lattn_slot_floats_(job->rows, job->columns);
+  if (job->of_caches && job->o.n_sequences > 1) {
+    size_t seqs = ((size_t)job->o.n_sequences * sizeof(lattn_seq_) + 63) / 64 * 64;
+    job->own_seqs = (lattn_seq_ *)(void *)(job->scratch + job->seqs_at);
+    job->grouped = (float *)(void *)(job->scratch + job->seqs_at + seqs);
+  }
   return LATTN_OK;
 }
 
@@ -3247,7 +4021,8 @@ LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int 
   if (!s) s = lattn_optional_(job->o.gate, &job->gate, &gate, f);
   if (s) return s;
   if (job->o.key_bias) {
-    if (t->n_tokens != 1) return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.n_tokens");
+    if (t->n_tokens != 1 && !(job->of_caches && t->n_tokens == job->o.n_sequences))
+      return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.n_tokens");
     if (t->n_heads != 1 && t->n_heads != heads)
       return lattn_fail_(f, LATTN_E_SHAPE, "key_bias.n_heads");
     if (t->dim < n_keys || (exact_keys && t->dim != n_keys && n_keys > 0))
@@ -3437,19 +4212,21 @@ LATTN_FN_ lattn_status lattn_check_apart_(const lattn_tensor *made, int n_made,
 LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial *partial,
                                             const lattn_tensor *more, int n_more, lattn_fault *f) {
   static const lattn_names_ name = LATTN_NAMES_("out");
-  const char *names[5] = {"out", "lse", "partial", "partial", "partial"};
+  const char *names[6] = {"out", "lse", "lse_low", "partial", "partial", "partial"};
   const lattn_attn *o = &job->o;
   int64_t heads = job->n_kv * job->group, n = job->q.n_tokens, rows = n * heads;
   int64_t sequences = o->n_sequences;
-  lattn_tensor in[16], made[5];
-  int n_in = 0, n_made = 2;
+  lattn_tensor in[16], made[6];
+  int n_in = 0, n_made = 3;
   lattn_status s = lattn_view_(&job->out, 1, partial == 0, &name, f);
   if (s) return s;
+  if (o->lse_low && !job->lse) return lattn_fail_(f, LATTN_E_NULL, "lse");
   if (job->out.n_tokens != n) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_tokens");
   if (job->out.n_heads != job->q.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_heads");
   if (job->out.dim != job->dv) return lattn_fail_(f, LATTN_E_SHAPE, "out.dim");
   made[0] = job->out;
   made[1] = lattn_floats_(job->lse, rows);
+  made[2] = lattn_floats_(o->lse_low, rows);
   if (partial) {
     s = lattn_check_partial_(partial, rows, job->dv, f);
     if (s) return s;
@@ -3482,29 +4259,293 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   return s;
 }
 
-/* Runs all rows; with progress, in ranges of about 2^32 multiply-adds. */
-LATTN_FN_ lattn_status lattn_run_(lattn_job_ *job, const lattn_exec *ex) {
-  int64_t n = job->q.n_tokens, step = n, at = 0;
-  int32_t stop = 0;
+/* Runs rows [at, end); with progress, in ranges of about 2^32 multiply-adds. Returns where a
+   cancelled call stopped. */
+LATTN_FN_ int64_t lattn_run_rows_(lattn_job_ *job, const lattn_exec *ex, int64_t at, int64_t end) {
+  int64_t n = job->q.n_tokens, step = end - at;
   if (ex->progress) {
     int64_t a_token = (job->dk + job->dv) * job->n_kv * job->group;
     step = ((int64_t)1 << 32) / lattn_max_(1, a_token) / lattn_max_(1, job->k.n_tokens);
     step = lattn_max_(step, job->rows / job->group + 1);
   }
   if (job->angles) step = lattn_min_(step, LATTN_PASS_ROWS_);
-  while (at < n && !stop) {
+  while (at < end) {
     job->from_token = at;
-    job->to_token = at = lattn_min_(n, at + step);
+    job->to_token = at = lattn_min_(end, at + step);
     lattn_begin_pass_(job);
     lattn_run_pass_(job, ex);
-    if (ex->progress && at < n) stop = ex->progress(ex->user, at, n);
+    if (ex->progress && at < n && ex->progress(ex->user, at, n)) break;
   }
-  if (ex->tokens_done) *ex->tokens_done = at;
-  if (at < n) return LATTN_CANCELLED;
-  return job->overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+  return at;
 }
 
 LATTN_FN_ void lattn_job_init_(lattn_job_ *job) { LATTN_MEMSET_(job, 0, sizeof *job); }
+
+/* ---- attention weights on demand: the scores again, less lse ---- */
+
+/* Where the results of one chosen row and head go. */
+typedef struct lattn_weighed_ {
+  float *weights, *top_weights;
+  double *mass;
+  int64_t *argmax, *top_keys;
+  float lse, lse_low;
+} lattn_weighed_;
+
+LATTN_FN_ int64_t lattn_chosen_count_(const lattn_job_ *job, int rows) {
+  int64_t n = rows ? job->weights->n_rows : job->weights->n_heads;
+  return n ? n : rows ? job->q.n_tokens : job->n_kv * job->group;
+}
+
+/* Of row r of the item. */
+LATTN_FN_ lattn_weighed_ lattn_weighed_of_(const lattn_job_ *job, const lattn_item_ *it,
+                                           const lattn_row_ *row, int64_t r) {
+  const lattn_weights *w = job->weights;
+  int64_t heads = lattn_chosen_heads_(job, it->kv), n_heads = lattn_chosen_count_(job, 0);
+  int64_t head = lattn_chosen_head_(job, it->kv, r % heads), at = r / heads * n_heads + head;
+  int64_t from = row->token * job->n_kv * job->group + row->head;
+  lattn_weighed_ to;
+  to.weights = w->weights ? w->weights + at * w->stride : 0;
+  to.mass = w->mass ? w->mass + head * w->stride : 0;
+  to.argmax = w->argmax ? w->argmax + at : 0;
+  to.top_keys = w->top_keys ? w->top_keys + at * w->top_k : 0;
+  to.top_weights = w->top_weights ? w->top_weights + at * w->top_k : 0;
+  to.lse = w->lse[from];
+  to.lse_low = w->lse_low ? w->lse_low[from] : 0.0f;
+  return to;
+}
+
+/* exp(s - lse); a row that saw nothing gives 0. */
+LATTN_FN_ lattn_v16_ lattn_weight16_(lattn_v16_ s, float lse, float lse_low) {
+  lattn_v16_ l = lattn_v_set_(lse), x;
+  if (lattn_is_empty_(lse)) return lattn_v_set_(0);
+  x = lattn_v_if_equal_(s, l, lattn_v_set_(0), lattn_v_sub_(s, l)); /* infinities too */
+  return lattn_v_exp_(lattn_v_sub_(x, lattn_v_set_(lse_low)));
+}
+
+/* A key among the best so far: places are kept in falling order of score, then from new to old;
+   scores stand where their weights will. */
+LATTN_FN_ void lattn_place_key_(int64_t *keys, float *scores, int64_t n, int64_t key, float score) {
+  int64_t i = n - 1;
+  if (keys[i] >= 0 && score < scores[i]) return;
+  for (; i > 0 && (keys[i - 1] < 0 || score >= scores[i - 1]); i--) {
+    keys[i] = keys[i - 1];
+    scores[i] = scores[i - 1];
+  }
+  keys[i] = key;
+  scores[i] = score;
+}
+
+/* One row's scores of a block. best: the largest score so far. */
+LATTN_FN_ void lattn_weigh_row_(const lattn_job_ *job, const lattn_item_ *it,
+                                const lattn_weighed_ *to, int64_t base, int first, int end,
+                                const float *s, const uint32_t visible[8], float *best) {
+  for (int p = first; p < end; p++) {
+    float weight[16];
+    int64_t at[16];
+    if (!visible[p]) continue;
+    lattn_v_store_(weight, lattn_weight16_(lattn_v_load_(s + 16 * p), to->lse, to->lse_low));
+    lattn_keys16_(it, base + 16 * p, at);
+    for (int t = 0; t < 16; t++) {
+      float score = s[16 * p + t];
+      if (!(visible[p] >> t & 1u)) continue;
+      if (to->weights) to->weights[at[t]] = weight[t];
+      if (to->mass) to->mass[at[t]] += (double)weight[t];
+      if (lattn_is_nan_(score) || lattn_is_empty_(score)) continue;
+      if (to->argmax && score >= *best) *to->argmax = at[t];
+      if (score >= *best) *best = score;
+      if (to->top_keys)
+        lattn_place_key_(to->top_keys, to->top_weights, job->weights->top_k, at[t], score);
+    }
+  }
+}
+
+/* Before the first block. */
+LATTN_FN_ void lattn_weigh_begin_(const lattn_job_ *job, const lattn_item_ *it,
+                                  const lattn_weighed_ *to) {
+  for (int64_t j = 0; to->weights && j < it->nk; j++) to->weights[j] = 0;
+  if (to->argmax) *to->argmax = -1;
+  for (int64_t j = 0; to->top_keys && j < job->weights->top_k; j++) {
+    to->top_keys[j] = -1;
+    to->top_weights[j] = 0;
+  }
+}
+
+/* Rows [row, row + rows) of the item, all keys. */
+LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp) {
+  lattn_slot_ best = lattn_space_slot_(sp, 0);
+  lattn_fill_rows_(job, it, sp);
+  it->lo = it->sink_lo = INT64_MAX;
+  it->hi = it->sink_hi = 0;
+  for (int64_t r = 0; r < it->rows; r++) {
+    lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r, it->row + r);
+    lattn_weigh_begin_(job, it, &to);
+    best.m[r] = -LATTN_INFINITY_;
+    lattn_item_add_(it, sp->rows + r);
+  }
+  for (int64_t base = 0; base < lattn_max_(it->hi, it->sink_hi); base += LATTN_BLOCK_) {
+    lattn_block_ b;
+    if (base >= it->sink_hi && base + LATTN_BLOCK_ <= it->lo) continue;
+    lattn_find_block_(job, it, sp, base, &b);
+    if (b.lo >= b.hi) continue;
+    for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
+      int m = (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), lo, hi, first, end;
+      if (!lattn_tile_scores_(job, it, sp, &b, base, r, m, &lo, &hi, &first, &end)) continue;
+      for (int a = 0; a < m; a++) {
+        float *s = sp->s + a * LATTN_BLOCK_;
+        uint32_t visible[8];
+        lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r + a, it->row + r + a);
+        lattn_mask_row_(job, it, sp->rows + r + a, base, first, end, s, visible);
+        lattn_weigh_row_(job, it, &to, base, first, end, s, visible, best.m + r + a);
+      }
+    }
+  }
+  for (int64_t r = 0; r < it->rows; r++) { /* scores of the best become weights */
+    lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r, it->row + r);
+    for (int64_t j = 0; to.top_keys && j < job->weights->top_k && to.top_keys[j] >= 0; j++) {
+      float x[16];
+      lattn_v_store_(x, lattn_weight16_(lattn_v_set_(to.top_weights[j]), to.lse, to.lse_low));
+      to.top_weights[j] = x[0];
+    }
+  }
+}
+
+/* A worker takes whole KV heads: the rows that add to a key's mass come in order. */
+LATTN_NOINLINE_ void lattn_weigh_heads_(const lattn_job_ *job, int32_t index, char *memory) {
+  lattn_space_ sp;
+  lattn_item_ it;
+  size_t keys_at;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, job, &keys_at);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(job, &it);
+  for (it.kv = index; it.kv < job->n_kv; it.kv += job->n_workers) {
+    int64_t rows = lattn_chosen_heads_(job, it.kv) * lattn_chosen_count_(job, 1);
+    for (it.row = 0; it.row < rows; it.row += it.rows) {
+      it.rows = lattn_min_(job->rows, rows - it.row);
+      lattn_weigh_item_(job, &it, &sp);
+    }
+  }
+}
+
+LATTN_NOINLINE_ void lattn_weigh_on_stack_(const lattn_job_ *job, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_weigh_heads_(job, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_weigh_task_(void *context, int32_t index) {
+  const lattn_job_ *job = (const lattn_job_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (job->scratch)
+    lattn_weigh_heads_(job, index, job->scratch + (size_t)index * job->worker_bytes);
+  else
+    lattn_weigh_on_stack_(job, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* n 8-byte numbers of a call as a view, to test overlaps. */
+LATTN_FN_ lattn_tensor lattn_numbers_(const void *p, int64_t n) {
+  return lattn_floats_((const float *)p, 2 * n);
+}
+
+LATTN_FN_ lattn_status lattn_check_weights_apart_(const lattn_job_ *job, const lattn_weights *w,
+                                                  int64_t rows, lattn_fault *f) {
+  static const char *const names[5] = {"weights.weights", "weights.argmax", "weights.top_keys",
+                                       "weights.top_weights", "weights.mass"};
+  int64_t heads = lattn_chosen_count_(job, 0), all = job->q.n_tokens * job->n_kv * job->group;
+  lattn_tensor made[5], in[11];
+  int n = 0;
+  made[0] = lattn_floats_(w->weights, rows * w->stride);
+  made[1] = lattn_numbers_(w->argmax, rows);
+  made[2] = lattn_numbers_(w->top_keys, rows * w->top_k);
+  made[3] = lattn_floats_(w->top_weights, rows * w->top_k);
+  made[4] = lattn_numbers_(w->mass, heads * w->stride);
+  in[n++] = job->q;
+  if (job->k.data) in[n++] = job->k;
+  if (job->o.key_bias) in[n++] = job->key_bias;
+  if (job->o.pair_bias) in[n++] = job->pair_bias;
+  in[n++] = lattn_floats_(w->lse, all);
+  in[n++] = lattn_floats_(w->lse_low, all);
+  in[n++] = lattn_numbers_(w->rows, w->n_rows);
+  in[n++] = lattn_floats_((const float *)(const void *)w->heads, w->n_heads);
+  in[n++] = lattn_floats_(job->o.alibi_slopes, job->n_kv * job->group);
+  return lattn_check_apart_(made, 5, in, n, names, f);
+}
+
+/* What is wanted, against the call's shapes; *own gets it with its defaults. */
+LATTN_FN_ lattn_status lattn_check_weights_(lattn_job_ *job, const lattn_weights *weights,
+                                            lattn_weights *own, int64_t n_keys, lattn_fault *f) {
+  int64_t heads = job->n_kv * job->group, rows;
+  lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, weights);
+  if (!weights) return lattn_fail_(f, LATTN_E_NULL, "weights");
+  if (s) return lattn_fail_(f, s, "weights.size");
+  if (own->top_k < 0 || own->top_k > 65536) return lattn_fail_(f, LATTN_E_SHAPE, "weights.top_k");
+  if (own->n_rows < 0 || own->n_rows >= LATTN_MAX_POSITION_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "weights.n_rows");
+  if (own->n_heads < 0 || own->n_heads >= LATTN_MAX_POSITION_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "weights.n_heads");
+  if (own->n_rows && !own->rows) return lattn_fail_(f, LATTN_E_NULL, "weights.rows");
+  if (own->n_heads && !own->heads) return lattn_fail_(f, LATTN_E_NULL, "weights.heads");
+  for (int64_t i = 0; i < own->n_rows; i++)
+    if (own->rows[i] < 0 || own->rows[i] >= job->q.n_tokens)
+      return lattn_fail_(f, LATTN_E_SHAPE, "weights.rows");
+  for (int64_t i = 0; i < own->n_heads; i++)
+    if (own->heads[i] < 0 || own->heads[i] >= heads)
+      return lattn_fail_(f, LATTN_E_SHAPE, "weights.heads");
+  if (!own->lse && job->q.n_tokens > 0) return lattn_fail_(f, LATTN_E_NULL, "weights.lse");
+  if (own->stride == 0) own->stride = n_keys;
+  if (own->stride < n_keys) return lattn_fail_(f, LATTN_E_SHAPE, "weights.stride");
+  if (own->top_k == 0) own->top_keys = 0, own->top_weights = 0;
+  if (!own->top_keys != !own->top_weights)
+    return lattn_fail_(f, LATTN_E_CONFIG, "weights.top_weights");
+  job->weights = own;
+  rows = lattn_times_(lattn_chosen_count_(job, 1), lattn_chosen_count_(job, 0));
+  if (lattn_times_(rows, lattn_plus_(lattn_times_(own->stride, 8), 8 * own->top_k + 8)) < 0)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "weights.stride");
+  return lattn_check_weights_apart_(job, own, rows, f);
+}
+
+/* Places scratch and runs: everything but scratch is checked. */
+LATTN_FN_ lattn_status lattn_weigh_(lattn_job_ *job, const lattn_exec *ex, int depth) {
+  int64_t rows = job->q.n_tokens * job->group;
+  lattn_status s = lattn_place_(job, ex, rows, depth, 1, ex->fault);
+  if (s) return s;
+  job->angles = 0;
+  lattn_parallel_(ex, job->n_workers, lattn_weigh_task_, job);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
+                                               lattn_tensor k, const lattn_weights *weights,
+                                               const lattn_exec *exec) {
+  lattn_job_ job;
+  lattn_weights own;
+  lattn_exec ex;
+  int64_t segments = 0;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  lattn_job_init_(&job);
+  job.q = q;
+  job.k = job.v = k;
+  s = lattn_check_options_(&job, options, ex.fault);
+  if (!s && job.o.n_sequences > 1) s = lattn_fail_(ex.fault, LATTN_E_CONFIG, "options.n_sequences");
+  if (!s) s = lattn_check_shapes_(&job, 1, ex.fault);
+  if (!s) s = lattn_check_sequences_(&job, ex.fault);
+  if (s) return s;
+  job.o.gate = 0;
+  s = lattn_check_numbers_(&job, ex.fault);
+  if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
+  if (!s) s = lattn_check_positions_(&job, &segments, ex.fault);
+  if (!s) s = lattn_check_weights_(&job, weights, &own, k.n_tokens, ex.fault);
+  if (s) return s;
+  if (job.o.window == 0) job.o.sinks = 0;
+  job.dv = 1; /* no values are read */
+  job.columns = 16;
+  return lattn_weigh_(&job, &ex, 1);
+}
 
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                        lattn_tensor v, lattn_tensor out, float *lse,
@@ -3512,7 +4553,7 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   lattn_job_ job;
   lattn_exec ex;
   lattn_status s;
-  int64_t segments = 0;
+  int64_t segments = 0, at;
   lattn_job_init_(&job);
   s = lattn_exec_in_(&ex, exec);
   if (s) return s;
@@ -3531,7 +4572,8 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
   if (!s) s = lattn_check_positions_(&job, &segments, ex.fault);
   if (!s) s = lattn_check_outputs_(&job, job.partial, 0, 0, ex.fault);
-  if (!s) s = lattn_place_(&job, &ex, q.n_tokens * job.group, segments, ex.fault);
+  if (!s)
+    s = lattn_place_(&job, &ex, q.n_tokens * job.group, lattn_depth_(segments), 0, ex.fault);
   if (s) return s;
   if (job.o.window == 0) job.o.sinks = 0;
   if (job.partial) {
@@ -3541,7 +4583,10 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
     job.partial->first_segment = it.key_position / LATTN_SEGMENT_;
     job.partial->n_segments = lattn_max_(segments - job.partial->first_segment, 0);
   }
-  return lattn_run_(&job, &ex);
+  at = lattn_run_rows_(&job, &ex, 0, q.n_tokens);
+  if (ex.tokens_done) *ex.tokens_done = at;
+  if (at < q.n_tokens) return LATTN_CANCELLED;
+  return job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
 }
 
 LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
@@ -3557,21 +4602,32 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
   if (lattn_check_options_(&job, options, 0) || lattn_check_shapes_(&job, 0, 0)) return 0;
   if (lattn_check_sequences_(&job, 0)) return 0;
   if (lattn_check_positions_(&job, &segments, 0)) return 0;
-  return lattn_plan_worker_(&job, q.n_tokens * job.group, segments);
+  return lattn_plan_worker_(&job, q.n_tokens * job.group, lattn_depth_(segments), 0);
 }
 
 /* ==== §7 append: pool and cache ==================================================================
-   A pool is an arena: its header, then tables and pages in the order they were first needed,
-   each size with a list of free ones. A cache is a header with tables behind it: rules and page
-   references per KV head. Key pages hold 8 panels [dim][16], then 128 value rows: a page is a
-   block. A page reference is an offset from the pool, or a pointer if the pool has an allocator.
-   Cost of an append: O(dims) a token and head; of an eviction: O(1) a page. */
+   A pool is an arena: its header, then tables and pages in the order they were first needed, and
+   from its end downwards a directory with 16 bytes a page: where it is and how many hold it. Free
+   pages of each size form a list. A cache is a header with tables behind it: rules, numbers of
+   pages per KV head, removed ranges, the draft area. Key pages hold 8 panels [dim][16], then 128
+   value rows: a page is a block. Cost of an append: O(dims) a token and head; of an eviction: O(1)
+   a page; of a fork or checkpoint: O(1) a page held. */
 
-enum { LATTN_MAX_SIZES_ = 8 };
+enum { LATTN_MAX_SIZES_ = 8, LATTN_MAX_DRAFTS_ = 64, LATTN_MAX_HOLES_ = 1024 };
 
-/* Pages of one size: free ones form a list through their first 8 bytes. bytes 0: not in use. */
+/* One page that the pool has made. Pages are known by their number in the directory, 1 ... */
+typedef struct lattn_page_ {
+  uint64_t at;      /* offset from the pool, or the allocator's pointer */
+  uint32_t holders; /* caches and checkpoints that hold it; 0: free */
+  uint32_t next;    /* of a free page or number: the next one, 0 = none */
+} lattn_page_;
+
+/* Pages of one size. bytes 0: not in use. */
 typedef struct lattn_size_ {
-  uint64_t bytes, free, n_free, n_used;
+  uint64_t bytes, n_free, n_used;
+  uint64_t promised; /* during a call: pages reserved so far */
+  uint64_t free;     /* number of the first free page; with an allocator, whose free pages have no
+                        numbers, its address, and the next one's is in its first 8 bytes */
 } lattn_size_;
 
 /* A free table: tables of released caches form a list, and serve the next cache that they fit. */
@@ -3584,23 +4640,55 @@ struct lattn_pool {
   void *(*alloc)(void *user, size_t bytes, size_t alignment);
   void (*free)(void *user, void *page, size_t bytes);
   void *user;
-  int64_t n_caches;
+  int64_t n_caches, n_checkpoints;
   uint64_t free_table, table_bytes; /* offset of the first; bytes of those in use */
+  uint32_t n_numbers, free_number;  /* of the directory; the first that has no page */
+  uint64_t n_free_numbers;
+  uint64_t n_shared;                /* pages with more than one holder */
   lattn_size_ sizes[LATTN_MAX_SIZES_];
 };
+
+/* A removed range of slots. */
+typedef struct lattn_hole_ {
+  int64_t from, to;
+  int64_t removed, gone; /* tokens in it and all before; blocks wholly inside it and all before */
+} lattn_hole_;
 
 struct lattn_cache {
   int64_t from_pool; /* bytes from the pool to this */
   uint64_t bytes;    /* of header and tables */
   int64_t n_tokens, capacity, max_append;
+  int64_t removed;   /* tokens: the next slot is n_tokens + removed */
   int64_t dk, dv, columns, group;
   int32_t n_kv, n_heads, key_type, value_type, page_size, rotates; /* page_size: index into sizes */
   uint64_t page_bytes, value_at;
   float scale, softcap;
   int32_t layout, first_dim, n_dims;
   float magnitude;
-  int64_t rules, turns, slopes, sink_logits; /* offsets from this; 0 = none */
+  int64_t rules, turns, slopes, sink_logits, holes; /* offsets from this; 0 = none */
+  uint64_t fingerprint; /* of all that decides what answers it gives */
+  uint64_t draft_value_at; /* in a draft area: bytes from its keys to its values */
+  int32_t max_holes, n_holes, max_drafts, n_drafts;
+  int32_t listed, zero; /* during a batched call: it was met */
+  int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
+  uint8_t depth[LATTN_MAX_DRAFTS_];
 };
+
+struct lattn_checkpoint {
+  int64_t from_pool;
+  uint64_t bytes, fingerprint, page_bytes;
+  int64_t n_tokens, removed;
+  int32_t n_kv, n_holes, page_size, zero;
+  int64_t holes, heads, pages; /* offsets from this: lattn_hole_ [n_holes], lattn_kept_ [n_kv],
+                                  numbers of pages [n_pages] */
+  int64_t n_pages;
+};
+
+/* What a checkpoint keeps of a head: its next `count` pages, of the sink blocks and of blocks from
+   first_block on, but those in holes. */
+typedef struct lattn_kept_ {
+  int64_t first_block, count;
+} lattn_kept_;
 
 LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
 LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) {
@@ -3616,21 +4704,132 @@ LATTN_FN_ lattn_rule_ *lattn_rules_(const lattn_cache *cache) {
 LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head) {
   return lattn_rules_(cache) + kv_head;
 }
-LATTN_FN_ uint64_t *lattn_page_entry_(const lattn_cache *cache, const lattn_rule_ *rule,
-                                      int64_t block) {
-  uint64_t *pages = (uint64_t *)(void *)((char *)(uintptr_t)cache + rule->pages);
-  return pages + (block < rule->sink_blocks ? block : rule->sink_blocks + block % rule->ring);
+LATTN_FN_ int64_t lattn_stored_slots_(const lattn_cache *cache) {
+  return cache->n_tokens + cache->removed;
 }
-LATTN_FN_ void *lattn_deref_(const lattn_pool *pool, uint64_t page) {
-  return pool->alloc ? (void *)(uintptr_t)page : (void *)((char *)(uintptr_t)pool + page);
+
+/* ---- holes ---- */
+
+LATTN_FN_ lattn_hole_ *lattn_holes_(const lattn_cache *cache) {
+  return (lattn_hole_ *)(void *)((char *)(uintptr_t)cache + cache->holes);
+}
+LATTN_FN_ int lattn_has_holes_(const lattn_cache *cache) { return cache->n_holes > 0; }
+
+/* The number of holes that begin at or before a slot. */
+LATTN_FN_ int32_t lattn_holes_until_(const lattn_cache *cache, int64_t slot) {
+  int32_t lo = 0, hi = cache->n_holes;
+  while (lo < hi) {
+    int32_t middle = (lo + hi) / 2;
+    if (lattn_holes_(cache)[middle].from <= slot)
+      lo = middle + 1;
+    else
+      hi = middle;
+  }
+  return lo;
+}
+
+LATTN_FN_ int64_t lattn_slot_of_(const lattn_cache *cache, int64_t position) {
+  int32_t lo = 0, hi = cache->n_holes;
+  while (lo < hi) { /* holes whose first token would have been at or before that position */
+    int32_t middle = (lo + hi) / 2;
+    int64_t before = middle ? lattn_holes_(cache)[middle - 1].removed : 0;
+    if (lattn_holes_(cache)[middle].from - before <= position)
+      lo = middle + 1;
+    else
+      hi = middle;
+  }
+  return position + (lo ? lattn_holes_(cache)[lo - 1].removed : 0);
+}
+
+LATTN_FN_ int64_t lattn_removed_before_(const lattn_cache *cache, int64_t slot) {
+  int32_t n = lattn_holes_until_(cache, slot);
+  return n ? lattn_holes_(cache)[n - 1].removed : 0;
+}
+
+LATTN_FN_ int lattn_in_hole_(const lattn_cache *cache, int64_t slot, int64_t *end) {
+  int32_t n = lattn_holes_until_(cache, slot);
+  int inside = n > 0 && slot < lattn_holes_(cache)[n - 1].to;
+  if (end) {
+    *end = inside ? lattn_holes_(cache)[n - 1].to : INT64_MAX;
+    if (!inside && n < cache->n_holes) *end = lattn_holes_(cache)[n].from;
+  }
+  return inside;
+}
+
+LATTN_FN_ int lattn_is_gone_(const lattn_cache *cache, int64_t block) {
+  int64_t end;
+  if (!cache->n_holes) return 0;
+  return lattn_in_hole_(cache, block * LATTN_BLOCK_, &end) && end >= (block + 1) * LATTN_BLOCK_;
+}
+
+/* Blocks before this one that are gone. (Right also for a block that is itself gone, or end.) */
+LATTN_FN_ int64_t lattn_gone_before_(const lattn_cache *cache, int64_t block) {
+  const lattn_hole_ *h = lattn_holes_(cache);
+  int32_t n = cache->n_holes ? lattn_holes_until_(cache, block * LATTN_BLOCK_) : 0;
+  int64_t over;
+  if (!n) return 0;
+  over = h[n - 1].to / LATTN_BLOCK_ - lattn_max_(block, lattn_blocks_(h[n - 1].from));
+  return h[n - 1].gone - lattn_max_(0, over);
+}
+
+/* Counts what the holes add up to, after one changed. */
+LATTN_FN_ void lattn_sum_holes_(lattn_cache *cache) {
+  lattn_hole_ *h = lattn_holes_(cache);
+  int64_t removed = 0, gone = 0;
+  for (int32_t i = 0; i < cache->n_holes; i++) {
+    h[i].removed = removed += h[i].to - h[i].from;
+    h[i].gone = gone +=
+        lattn_max_(0, h[i].to / LATTN_BLOCK_ - lattn_blocks_(h[i].from));
+  }
+  cache->removed = removed;
+}
+
+/* ---- drafts of a cache ---- */
+
+LATTN_FN_ int lattn_draft_number_(const lattn_cache *cache, const uint8_t *depth) {
+  return (int)(depth - cache->depth);
+}
+LATTN_FN_ int lattn_draft_depth_(const lattn_cache *cache, int number) {
+  return cache->depth[number];
+}
+LATTN_FN_ int lattn_draft_parent_(const lattn_cache *cache, int number) {
+  return cache->parent[number];
+}
+LATTN_FN_ const char *lattn_draft_keys_(const lattn_cache *cache, int32_t kv_head) {
+  return (const char *)cache + lattn_cache_rule_(cache, kv_head)->drafts;
+}
+LATTN_FN_ uint64_t lattn_draft_value_at_(const lattn_cache *cache) { return cache->draft_value_at; }
+
+/* ---- pool ---- */
+
+LATTN_FN_ lattn_page_ *lattn_page_of_(const lattn_pool *pool, uint32_t number) {
+  return (lattn_page_ *)(void *)((char *)(uintptr_t)pool + pool->arena_bytes) - number;
+}
+LATTN_FN_ char *lattn_page_at_(const lattn_pool *pool, uint32_t number) {
+  uint64_t at = lattn_page_of_(pool, number)->at;
+  return pool->alloc ? (char *)(uintptr_t)at : (char *)(uintptr_t)pool + at;
+}
+LATTN_FN_ uint32_t *lattn_page_entry_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                      int64_t block) {
+  uint32_t *pages = (uint32_t *)(void *)((char *)(uintptr_t)cache + rule->pages);
+  if (block < rule->sink_blocks) return pages + block;
+  if (cache->n_holes) block -= lattn_gone_before_(cache, block);
+  return pages + rule->sink_blocks + block % rule->ring;
 }
 LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block) {
   const lattn_rule_ *rule = lattn_cache_rule_(cache, kv_head);
-  return (const char *)lattn_deref_(lattn_cache_pool_(cache),
-                                    *lattn_page_entry_(cache, rule, block));
+  return lattn_page_at_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, block));
 }
 
-/* ---- pool ---- */
+LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b, int32_t kv_head,
+                                      int64_t n) {
+  const uint32_t *x = lattn_page_entry_(a, lattn_cache_rule_(a, kv_head), 0);
+  const uint32_t *y = lattn_page_entry_(b, lattn_cache_rule_(b, kv_head), 0);
+  int64_t i = 0;
+  if (lattn_cache_pool_(a) != lattn_cache_pool_(b)) return 0;
+  while (i < n && x[i] == y[i]) i++;
+  return i;
+}
 
 /* The index of a page size, or of the place for a new one; -1: the pool has too many. */
 LATTN_FN_ int32_t lattn_pool_size_(const lattn_pool *pool, uint64_t bytes) {
@@ -3641,8 +4840,12 @@ LATTN_FN_ int32_t lattn_pool_size_(const lattn_pool *pool, uint64_t bytes) {
   return -1;
 }
 
-/* Memory for the header and tables of a cache: an offset, or 0 if there is none; *bytes becomes
-   what it is. */
+/* Bytes between the tables and pages, and the directory. */
+LATTN_FN_ uint64_t lattn_pool_room_(const lattn_pool *pool) {
+  return pool->arena_bytes - pool->used - pool->n_numbers * sizeof(lattn_page_);
+}
+
+/* Memory for a table: an offset, or 0 if there is none. bytes is a multiple of 64. */
 LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t bytes) {
   uint64_t at = pool->free_table, before = 0;
   while (at) {
@@ -3664,7 +4867,7 @@ LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t bytes) {
     at = table.next;
   }
   if (!at) {
-    if (pool->arena_bytes - pool->used < bytes) return 0;
+    if (lattn_pool_room_(pool) < bytes) return 0;
     at = pool->used;
     pool->used += bytes;
   }
@@ -3672,67 +4875,152 @@ LATTN_FN_ uint64_t lattn_pool_take_table_(lattn_pool *pool, uint64_t bytes) {
   return at;
 }
 
+/* Free tables lie in the list in order, neighbours joined, so that any size can be had again. */
 LATTN_FN_ void lattn_pool_return_table_(lattn_pool *pool, uint64_t at, uint64_t bytes) {
-  lattn_free_table_ table;
-  table.next = pool->free_table;
-  table.bytes = bytes;
-  LATTN_MEMCPY_((char *)pool + at, &table, sizeof table);
-  pool->free_table = at;
+  lattn_free_table_ table, other;
+  uint64_t before = 0, next = pool->free_table;
   pool->table_bytes -= bytes;
+  table.bytes = bytes;
+  while (next && next < at) {
+    before = next;
+    LATTN_MEMCPY_(&other, (char *)pool + next, sizeof other);
+    next = other.next;
+  }
+  table.next = next;
+  if (!next && at + bytes == pool->used) { /* the newest memory: may become anything again */
+    pool->used = at;
+    return;
+  }
+  if (next && at + bytes == next) {
+    LATTN_MEMCPY_(&other, (char *)pool + next, sizeof other);
+    table.next = other.next;
+    table.bytes += other.bytes;
+  }
+  if (before) {
+    LATTN_MEMCPY_(&other, (char *)pool + before, sizeof other);
+    other.next = at;
+    if (before + other.bytes == at) {
+      other.bytes += table.bytes;
+      other.next = table.next;
+      at = 0;
+    }
+    LATTN_MEMCPY_((char *)pool + before, &other, sizeof other);
+  } else {
+    pool->free_table = at;
+  }
+  if (at) LATTN_MEMCPY_((char *)pool + at, &table, sizeof table);
 }
 
-/* Gives free pages beyond `keep` back to the allocator. */
-LATTN_FN_ void lattn_pool_trim_(lattn_pool *pool, int32_t size, uint64_t keep) {
-  lattn_size_ *z = pool->sizes + size;
-  while (pool->alloc && z->n_free > keep) {
-    void *page = (void *)(uintptr_t)z->free;
-    LATTN_MEMCPY_(&z->free, page, sizeof z->free);
-    z->n_free--;
-    pool->free(pool->user, page, (size_t)z->bytes);
+/* A number without a page; promised before. */
+LATTN_FN_ uint32_t lattn_pool_number_(lattn_pool *pool) {
+  uint32_t number = pool->free_number;
+  if (number) {
+    pool->free_number = lattn_page_of_(pool, number)->next;
+    pool->n_free_numbers--;
+  } else {
+    number = ++pool->n_numbers;
+  }
+  LATTN_MEMSET_(lattn_page_of_(pool, number), 0, sizeof(lattn_page_));
+  return number;
+}
+
+/* Ends a call: nothing is promised any more, free pages go back to the allocator. */
+LATTN_FN_ void lattn_pool_settle_(lattn_pool *pool) {
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) {
+    lattn_size_ *z = pool->sizes + i;
+    z->promised = 0;
+    while (pool->alloc && z->n_free) {
+      void *page = (void *)(uintptr_t)z->free;
+      LATTN_MEMCPY_(&z->free, page, sizeof z->free);
+      z->n_free--;
+      pool->free(pool->user, page, (size_t)z->bytes);
+    }
+    if (pool->alloc) z->free = 0;
   }
 }
 
-/* Makes sure that n pages of a size can be taken. With an allocator, pages are fetched now; on
-   failure those fetched go back. */
-LATTN_FN_ int lattn_pool_reserve_(lattn_pool *pool, int32_t size, uint64_t n) {
+/* Puts a page that nobody holds into its size's list. */
+LATTN_FN_ void lattn_pool_put_(lattn_pool *pool, int32_t size, uint32_t number) {
   lattn_size_ *z = pool->sizes + size;
-  uint64_t had = z->n_free;
-  if (!pool->alloc) return n <= had || n - had <= (pool->arena_bytes - pool->used) / z->bytes;
+  lattn_page_ *page = lattn_page_of_(pool, number);
+  if (pool->alloc) {
+    LATTN_MEMCPY_((void *)(uintptr_t)page->at, &z->free, sizeof z->free);
+    z->free = page->at;
+    page->next = pool->free_number;
+    pool->free_number = number;
+    pool->n_free_numbers++;
+  } else {
+    page->next = (uint32_t)z->free;
+    z->free = number;
+  }
+  z->n_free++;
+}
+
+/* Fetches pages from the allocator until n are free. */
+LATTN_FN_ int lattn_pool_fetch_(lattn_pool *pool, lattn_size_ *z, uint64_t n) {
   while (z->n_free < n) {
     void *page = pool->alloc(pool->user, (size_t)z->bytes, 64);
-    uint64_t link = z->free;
-    if (!page) {
-      lattn_pool_trim_(pool, size, had);
-      return 0;
-    }
-    LATTN_MEMCPY_(page, &link, sizeof link);
+    if (!page) return 0;
+    LATTN_MEMCPY_(page, &z->free, sizeof z->free);
     z->free = (uint64_t)(uintptr_t)page;
     z->n_free++;
   }
   return 1;
 }
 
-/* Takes a page that was reserved. */
-LATTN_FN_ uint64_t lattn_pool_take_(lattn_pool *pool, int32_t size) {
-  lattn_size_ *z = pool->sizes + size;
-  uint64_t page = z->free;
-  z->n_used++;
-  if (z->n_free) {
-    LATTN_MEMCPY_(&z->free, lattn_deref_(pool, page), sizeof z->free);
-    z->n_free--;
-    return page;
+/* Promises n more pages of a size, besides those promised before in this call; 0: cannot. With an
+   allocator they are fetched now. Whoever reserves settles at the end of the call. */
+LATTN_FN_ int lattn_pool_reserve_(lattn_pool *pool, int32_t size, uint64_t n) {
+  uint64_t bytes = 0, numbers = 0;
+  if (n > UINT32_MAX) return 0;
+  pool->sizes[size].promised += n;
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) {
+    const lattn_size_ *z = pool->sizes + i;
+    uint64_t more = z->promised > z->n_free ? z->promised - z->n_free : 0;
+    numbers += pool->alloc ? z->promised : more; /* free pages of an arena have theirs */
+    if (pool->alloc) continue;
+    if (more > pool->arena_bytes / 64) return 0;
+    bytes += more * z->bytes;
   }
-  page = pool->used;
-  pool->used += z->bytes;
-  return page;
+  numbers -= numbers < pool->n_free_numbers ? numbers : pool->n_free_numbers;
+  if (numbers > UINT32_MAX - pool->n_numbers) return 0;
+  if (bytes + numbers * sizeof(lattn_page_) > lattn_pool_room_(pool)) return 0;
+  return !pool->alloc || lattn_pool_fetch_(pool, pool->sizes + size, pool->sizes[size].promised);
 }
 
-LATTN_FN_ void lattn_pool_return_(lattn_pool *pool, int32_t size, uint64_t page) {
+/* Takes a page that was promised. */
+LATTN_FN_ uint32_t lattn_pool_take_(lattn_pool *pool, int32_t size) {
   lattn_size_ *z = pool->sizes + size;
-  LATTN_MEMCPY_(lattn_deref_(pool, page), &z->free, sizeof z->free);
-  z->free = page;
-  z->n_free++;
-  z->n_used--;
+  uint32_t number = pool->alloc || !z->n_free ? lattn_pool_number_(pool) : (uint32_t)z->free;
+  lattn_page_ *page = lattn_page_of_(pool, number);
+  z->n_used++;
+  z->promised--;
+  if (pool->alloc) {
+    page->at = z->free;
+    LATTN_MEMCPY_(&z->free, (const void *)(uintptr_t)page->at, sizeof z->free);
+    z->n_free--;
+  } else if (z->n_free) {
+    z->free = page->next;
+    z->n_free--;
+  } else {
+    page->at = pool->used;
+    pool->used += z->bytes;
+  }
+  page->holders = 1;
+  return number;
+}
+
+LATTN_FN_ void lattn_pool_share_(lattn_pool *pool, uint32_t number) {
+  if (lattn_page_of_(pool, number)->holders++ == 1) pool->n_shared++;
+}
+
+/* One holder less. */
+LATTN_FN_ void lattn_pool_return_(lattn_pool *pool, int32_t size, uint32_t number) {
+  uint32_t left = --lattn_page_of_(pool, number)->holders;
+  if (left == 1) pool->n_shared--;
+  if (left) return;
+  pool->sizes[size].n_used--;
+  lattn_pool_put_(pool, size, number);
 }
 
 LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t arena_bytes,
@@ -3769,12 +5057,18 @@ LATTN_FN_ lattn_status lattn_export_(void *to, const void *own, size_t own_bytes
 
 LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_stats *stats) {
   lattn_pool_stats s;
+  uint64_t used = 0;
   if (!pool || !stats) return LATTN_E_NULL;
   LATTN_MEMSET_(&s, 0, sizeof s);
   s.n_caches = (int32_t)pool->n_caches;
-  s.table_bytes = (int64_t)(lattn_round64_(sizeof *pool) + pool->table_bytes);
+  s.n_checkpoints = pool->n_checkpoints;
+  s.n_shared = (int64_t)pool->n_shared;
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) used += pool->sizes[i].n_used;
+  s.table_bytes = (int64_t)(lattn_round64_(sizeof *pool) + pool->table_bytes +
+                            used * sizeof(lattn_page_));
   s.arena_bytes = (int64_t)pool->arena_bytes;
-  s.free_bytes = (int64_t)(pool->arena_bytes - pool->used);
+  s.free_bytes =
+      (int64_t)(lattn_pool_room_(pool) + (pool->n_numbers - used) * sizeof(lattn_page_));
   for (uint64_t at = pool->free_table; at;) {
     lattn_free_table_ table;
     LATTN_MEMCPY_(&table, (const char *)pool + at, sizeof table);
@@ -3819,7 +5113,7 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
     LATTN_MEMCPY_(&head, at, sizeof head);
   }
   rule->policy = head.policy;
-  rule->ring = all;
+  rule->ring = all + 2 * (int64_t)p->header.max_holes; /* what a hole leaves may straddle blocks */
   if (head.policy == LATTN_HEAD_FULL) {
     if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
       return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
@@ -3844,7 +5138,7 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
   rule->slack = lattn_min_(head.slack, LATTN_MAX_POSITION_);
   rule->sink_blocks = lattn_min_(lattn_blocks_(rule->sinks), all);
   rule->ring = lattn_window_blocks_(rule->window - 1 + rule->slack + p->header.max_append);
-  rule->ring = lattn_min_(rule->ring, all);
+  rule->ring = lattn_min_(rule->ring, all) + 2 * (int64_t)p->header.max_holes;
   return LATTN_OK;
 }
 
@@ -3855,9 +5149,9 @@ LATTN_FN_ void lattn_rule_pages_(const lattn_plan_ *p, const lattn_rule_ *rule, 
   if (rule->policy == LATTN_HEAD_STREAMING)
     kept =
         lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
-  *held = kept;
-  *peak =
-      lattn_min_(all, rule->policy == LATTN_HEAD_STREAMING ? rule->sink_blocks + rule->ring : all);
+  *held = *peak = kept;
+  if (rule->policy == LATTN_HEAD_STREAMING)
+    *peak = lattn_min_(all, rule->sink_blocks + rule->ring - 2 * (int64_t)p->header.max_holes);
 }
 
 LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
@@ -3873,7 +5167,7 @@ LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
   p->header.layout = r->layout;
   p->header.first_dim = r->first_dim;
   p->header.n_dims = r->n_dims;
-  p->header.magnitude = r->magnitude;
+  p->header.magnitude = (lattn_bits_(r->magnitude) & 0x7fffffffu) ? r->magnitude : 1.0f;
   return LATTN_OK;
 }
 
@@ -3909,6 +5203,12 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
     return lattn_fail_(f, LATTN_E_OVERFLOW, "config.max_append");
   h->capacity = c->capacity ? c->capacity : LATTN_MAX_POSITION_;
   h->max_append = c->max_append ? c->max_append : 512;
+  if (c->max_drafts < 0 || c->max_drafts > LATTN_MAX_DRAFTS_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.max_drafts");
+  if (c->max_holes < 0 || c->max_holes > LATTN_MAX_HOLES_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.max_holes");
+  h->max_drafts = c->max_drafts;
+  h->max_holes = c->max_holes ? c->max_holes : 16;
   if (c->heads && c->head_size < sizeof(lattn_head))
     return lattn_fail_(f, LATTN_E_SIZE, "config.head_size");
   lattn_job_init_(&job);
@@ -3928,8 +5228,25 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   return LATTN_OK;
 }
 
-/* Checks a config and sizes its cache. */
-LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_config *config) {
+/* Bytes of a head's draft area: panels of keys, then rows of values. */
+LATTN_FN_ uint64_t lattn_draft_bytes_(lattn_cache *h) {
+  uint64_t panels = ((uint64_t)h->max_drafts + 15) / 16;
+  h->draft_value_at =
+      lattn_round64_(panels * 16 * (uint64_t)h->dk * lattn_type_size_(h->key_type));
+  return h->draft_value_at + lattn_round64_((uint64_t)h->max_drafts * (uint64_t)h->dv *
+                                            lattn_type_size_(h->value_type));
+}
+
+/* Sets the offset of a table of n bytes behind those so far. */
+LATTN_FN_ int64_t lattn_lay_(int64_t *at, int64_t n) {
+  int64_t here = *at;
+  *at = n < 0 ? -1 : lattn_plus_(*at, (n + 7) / 8 * 8);
+  return here;
+}
+
+/* Checks a config and sizes its cache. rules: NULL, or gets [n_kv]. */
+LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_config *config,
+                                         lattn_rule_ *rules) {
   lattn_cache *h = &p->header;
   lattn_status s;
   int64_t at = (int64_t)lattn_round64_(sizeof *h);
@@ -3941,35 +5258,44 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
   s = lattn_plan_fields_(p);
   if (!s) s = lattn_plan_rotary_(p);
   if (s) return s;
-  h->rules = at;
-  at += h->n_kv * (int64_t)sizeof(lattn_rule_);
-  if (h->rotates) h->turns = at;
-  if (h->rotates) at += h->n_dims / 2 * (int64_t)sizeof(uint64_t);
-  if (p->c.alibi_slopes) h->slopes = at;
-  if (p->c.alibi_slopes) at += ((int64_t)h->n_heads + 1) / 2 * 8;
-  if (p->c.sink_logits) h->sink_logits = at;
-  if (p->c.sink_logits) at += ((int64_t)h->n_heads + 1) / 2 * 8;
+  h->rules = lattn_lay_(&at, h->n_kv * (int64_t)sizeof(lattn_rule_));
+  h->holes = lattn_lay_(&at, h->max_holes * (int64_t)sizeof(lattn_hole_));
+  if (h->rotates) h->turns = lattn_lay_(&at, h->n_dims / 2 * (int64_t)sizeof(uint64_t));
+  if (p->c.alibi_slopes) h->slopes = lattn_lay_(&at, (int64_t)h->n_heads * 4);
+  if (p->c.sink_logits) h->sink_logits = lattn_lay_(&at, (int64_t)h->n_heads * 4);
   for (int32_t i = 0; i < h->n_kv; i++) {
     lattn_rule_ rule;
     int64_t held, peak;
     s = lattn_plan_rule_(p, i, &rule);
     if (s) return s;
     lattn_rule_pages_(p, &rule, &held, &peak);
-    at = lattn_plus_(at, lattn_times_(rule.sink_blocks + rule.ring, (int64_t)sizeof(uint64_t)));
+    rule.pages = lattn_lay_(&at, lattn_times_(rule.sink_blocks + rule.ring, 4));
+    rule.drafts = lattn_lay_(&at, (int64_t)lattn_draft_bytes_(h));
     p->held_pages += held;
     p->peak_pages += peak;
     if (at < 0) return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads");
+    if (rules) rules[i] = rule;
   }
   h->bytes = lattn_round64_((uint64_t)at);
-  if (lattn_times_(p->peak_pages, (int64_t)h->page_bytes) < 0)
+  if (lattn_times_(p->peak_pages, (int64_t)h->page_bytes + 16) < 0)
     return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.capacity");
   return LATTN_OK;
 }
 
+/* Bytes of n pages with their places in the directory; -1: too many. */
+LATTN_FN_ int64_t lattn_pages_bytes_(const lattn_plan_ *p, int64_t n) {
+  return lattn_times_(n, (int64_t)(p->header.page_bytes + sizeof(lattn_page_)));
+}
+
 LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config) {
   lattn_plan_ p;
-  if (lattn_plan_cache_(&p, config)) return 0;
-  return (size_t)(p.header.bytes + (uint64_t)p.held_pages * p.header.page_bytes);
+  if (lattn_plan_cache_(&p, config, 0)) return 0;
+  return (size_t)(p.header.bytes + (uint64_t)lattn_pages_bytes_(&p, p.held_pages));
+}
+
+/* Of the arena, besides caches. */
+LATTN_FN_ int64_t lattn_pool_own_bytes_(void) {
+  return (int64_t)lattn_round64_(sizeof(lattn_pool)) + 128;
 }
 
 LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cache_config *config,
@@ -3978,16 +5304,110 @@ LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cac
   lattn_pool_config c;
   int64_t one, all, extra;
   if (n_caches < 0 || lattn_import_(&c, sizeof c, sizeof c, pool)) return 0;
-  if (lattn_plan_cache_(&p, config)) return 0;
-  one = (int64_t)p.header.bytes;
-  extra = 0;
-  if (!c.alloc) {
-    one = lattn_plus_(one, lattn_times_(p.held_pages, (int64_t)p.header.page_bytes));
-    extra = lattn_times_(p.peak_pages - p.held_pages, (int64_t)p.header.page_bytes);
+  if (lattn_plan_cache_(&p, config, 0)) return 0;
+  extra = p.peak_pages - p.held_pages;
+  if (c.alloc) { /* the directory only */
+    one = lattn_plus_((int64_t)p.header.bytes, p.held_pages * (int64_t)sizeof(lattn_page_));
+    extra *= (int64_t)sizeof(lattn_page_);
+  } else {
+    one = lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, p.held_pages));
+    extra = lattn_pages_bytes_(&p, extra);
   }
-  all = lattn_plus_(lattn_plus_(lattn_times_(one, n_caches), extra),
-                    (int64_t)lattn_round64_(sizeof(lattn_pool)) + 128);
+  extra = lattn_plus_(extra, (int64_t)p.header.bytes); /* tables while one loads */
+  all = lattn_plus_(lattn_plus_(lattn_times_(one, n_caches), extra), lattn_pool_own_bytes_());
   return all < 0 ? 0 : (size_t)all;
+}
+
+/* One 64-bit word into a hash. */
+LATTN_FN_ void lattn_mix_(uint64_t *hash, uint64_t word) {
+  *hash = (*hash ^ word) * 0x100000001b3u;
+  *hash ^= *hash >> 29;
+}
+
+/* Of all in a config that decides what answers a cache gives. */
+LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
+  const char *base = (const char *)h;
+  const float *slopes = (const float *)(const void *)(base + h->slopes);
+  const float *logits = (const float *)(const void *)(base + h->sink_logits);
+  const uint64_t *turns = (const uint64_t *)(const void *)(base + h->turns);
+  uint64_t hash = 0xcbf29ce484222325u;
+  const int64_t fields[12] = {h->dk,        h->dv,         h->n_kv,       h->n_heads,
+                              h->key_type,  h->value_type, h->rotates,    h->layout,
+                              h->first_dim, h->n_dims,     h->slopes > 0, h->sink_logits > 0};
+  for (int i = 0; i < 12; i++) lattn_mix_(&hash, (uint64_t)fields[i]);
+  lattn_mix_(&hash, lattn_bits_(h->scale));
+  lattn_mix_(&hash, lattn_bits_(h->softcap));
+  lattn_mix_(&hash, lattn_bits_(h->magnitude));
+  for (int32_t i = 0; h->turns && i < h->n_dims / 2; i++) lattn_mix_(&hash, turns[i]);
+  for (int32_t i = 0; h->slopes && i < h->n_heads; i++) lattn_mix_(&hash, lattn_bits_(slopes[i]));
+  for (int32_t i = 0; h->sink_logits && i < h->n_heads; i++)
+    lattn_mix_(&hash, lattn_bits_(logits[i]));
+  for (int32_t i = 0; i < h->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(h, i);
+    lattn_mix_(&hash, (uint64_t)(rule->policy + 16 * rule->in_cache));
+    lattn_mix_(&hash, (uint64_t)rule->sinks);
+    lattn_mix_(&hash, (uint64_t)rule->window);
+  }
+  return hash;
+}
+
+/* Bytes of a pool with one cache of each config, with room for n_tokens each (0: as the configs
+   say); 0: impossible. *limited: a head is full. */
+LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs, int64_t n_tokens,
+                            int *limited) {
+  uint64_t size[LATTN_MAX_SIZES_] = {0};
+  int64_t extra[LATTN_MAX_SIZES_] = {0}, all = lattn_pool_own_bytes_(), table = 0;
+  for (int64_t i = 0; i < n; i++) {
+    lattn_plan_ p;
+    lattn_cache_config c;
+    int k = 0;
+    if (!configs[i] || lattn_import_(&c, sizeof c, sizeof c, configs[i])) return 0;
+    c.size = sizeof c;
+    c.fault = 0;
+    c.capacity = n_tokens;
+    if (lattn_plan_cache_(&p, &c, 0)) return 0;
+    for (int32_t h = 0; h < p.header.n_kv; h++) {
+      lattn_rule_ rule;
+      lattn_plan_rule_(&p, h, &rule);
+      if (rule.policy == LATTN_HEAD_FULL) *limited = 1;
+    }
+    while (k < LATTN_MAX_SIZES_ && size[k] && size[k] != p.header.page_bytes) k++;
+    if (k == LATTN_MAX_SIZES_) return 0;
+    size[k] = p.header.page_bytes;
+    extra[k] = lattn_max_(extra[k], lattn_pages_bytes_(&p, p.peak_pages - p.held_pages));
+    table = lattn_max_(table, (int64_t)p.header.bytes);
+    all = lattn_plus_(all, lattn_plus_((int64_t)p.header.bytes,
+                                       lattn_pages_bytes_(&p, p.held_pages)));
+  }
+  for (int k = 0; k < LATTN_MAX_SIZES_; k++) all = lattn_plus_(all, extra[k]);
+  all = lattn_plus_(all, table); /* while one loads */
+  return all < 0 ? 0 : (size_t)all;
+}
+
+LATTN_API size_t lattn_fit_bytes(int64_t n, const lattn_cache_config *const *configs,
+                                 int64_t n_tokens) {
+  int limited = 0;
+  if (n < 0 || (n && !configs) || n_tokens < 0 || n_tokens > LATTN_MAX_POSITION_) return 0;
+  return lattn_fit_(n, configs, lattn_max_(1, n_tokens), &limited);
+}
+
+LATTN_API int64_t lattn_fit_tokens(int64_t n, const lattn_cache_config *const *configs,
+                                   size_t bytes) {
+  int64_t least = 0, most = LATTN_MAX_POSITION_;
+  int limited = 0;
+  size_t need;
+  if (n < 1 || !configs) return 0;
+  need = lattn_fit_(n, configs, most, &limited);
+  if (need && need <= bytes) return limited ? most : INT64_MAX;
+  while (least + 1 < most) { /* least fits, most does not */
+    int64_t middle = least + (most - least) / 2;
+    need = lattn_fit_(n, configs, middle, &limited);
+    if (need && need <= bytes)
+      least = middle;
+    else
+      most = middle;
+  }
+  return least;
 }
 
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
@@ -3996,14 +5416,11 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
   lattn_cache *own;
   lattn_status s;
   int32_t page;
-  int64_t at;
   if (!cache || !pool) return LATTN_E_NULL;
-  s = lattn_plan_cache_(&p, config);
+  s = lattn_plan_cache_(&p, config, 0);
   if (s) return s;
   page = lattn_pool_size_(pool, p.header.page_bytes);
   if (page < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
-  at = (int64_t)p.header.bytes; /* of the header's tables, which end there whatever the memory
-                                   has beyond */
   p.header.from_pool = (int64_t)lattn_pool_take_table_(pool, p.header.bytes);
   if (!p.header.from_pool) return lattn_fail_(p.c.fault, LATTN_E_FULL, "pool");
   pool->sizes[page].bytes = p.header.page_bytes;
@@ -4017,13 +5434,8 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
     LATTN_MEMCPY_((char *)own + own->slopes, p.c.alibi_slopes, (size_t)own->n_heads * 4);
   if (own->sink_logits)
     LATTN_MEMCPY_((char *)own + own->sink_logits, p.c.sink_logits, (size_t)own->n_heads * 4);
-  for (int32_t i = 0; i < own->n_kv; i++) { /* tables of references fill the end, the last head's
-                                               first */
-    lattn_rule_ *rule = lattn_rules_(own) + i;
-    lattn_plan_rule_(&p, i, rule);
-    at -= (rule->sink_blocks + rule->ring) * (int64_t)sizeof(uint64_t);
-    rule->pages = at;
-  }
+  lattn_plan_cache_(&p, config, lattn_rules_(own));
+  own->fingerprint = lattn_fingerprint_(own);
   pool->n_caches++;
   *cache = own;
   return LATTN_OK;
@@ -4031,25 +5443,45 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
 
 /* ---- pages of a head ---- */
 
-/* Blocks of the head that are held when `tokens` tokens are: the sink blocks [0, *sinks), then
-   [*first, *end). */
-LATTN_FN_ void lattn_held_blocks_(const lattn_rule_ *rule, int64_t tokens, int64_t *sinks,
-                                  int64_t *first, int64_t *end) {
-  *end = lattn_blocks_(tokens);
+/* Blocks of the head that are held when slots [0, slots) are in use: the sink blocks [0, *sinks),
+   then those of [*first, *end) that are not gone. Returns their number. */
+LATTN_FN_ int64_t lattn_held_blocks_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                     int64_t slots, int64_t *sinks, int64_t *first, int64_t *end) {
+  *end = lattn_blocks_(slots);
   *sinks = lattn_min_(rule->sink_blocks, *end);
   *first = lattn_max_(lattn_min_(rule->first_block, *end), *sinks);
+  return *sinks + (*end - lattn_gone_before_(cache, *end)) -
+         (*first - lattn_gone_before_(cache, *first));
+}
+
+/* The block behind `block` that is held: skips those between sinks and window, and holes. */
+LATTN_FN_ int64_t lattn_next_held_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                   int64_t block) {
+  int64_t end;
+  block++;
+  if (block >= rule->sink_blocks && block < rule->first_block) block = rule->first_block;
+  while (lattn_is_gone_(cache, block)) {
+    lattn_in_hole_(cache, block * LATTN_BLOCK_, &end);
+    block = end / LATTN_BLOCK_;
+  }
+  return block;
 }
 
 /* The first block that a streaming head keeps when the next token is at position `next`. */
-LATTN_FN_ int64_t lattn_keep_from_(const lattn_rule_ *rule, int64_t next) {
+LATTN_FN_ int64_t lattn_keep_from_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                   int64_t next) {
   if (rule->policy != LATTN_HEAD_STREAMING) return 0;
-  return lattn_max_(0, next - (rule->window - 1) - rule->slack) / LATTN_BLOCK_;
+  next = lattn_max_(0, next - (rule->window - 1) - rule->slack);
+  return lattn_slot_of_(cache, next) / LATTN_BLOCK_;
 }
 
-LATTN_FN_ int64_t lattn_held_count_(const lattn_rule_ *rule, int64_t tokens) {
-  int64_t sinks, first, end;
-  lattn_held_blocks_(rule, tokens, &sinks, &first, &end);
-  return sinks + end - first;
+/* Is the newest page, which still has room, somebody else's too? Then whoever appends copies it. */
+LATTN_FN_ int lattn_tail_shared_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t slot = lattn_stored_slots_(cache);
+  uint32_t number;
+  if (slot % LATTN_BLOCK_ == 0) return 0;
+  number = *lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_);
+  return lattn_page_of_(lattn_cache_pool_(cache), number)->holders > 1;
 }
 
 /* Releases what lies before the window and slack of the next token. */
@@ -4057,38 +5489,73 @@ LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
   lattn_pool *pool = lattn_cache_pool_(cache);
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
-    int64_t sinks, first, end, keep = lattn_keep_from_(rule, cache->n_tokens);
-    lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
+    int64_t sinks, first, end, keep = lattn_keep_from_(cache, rule, cache->n_tokens);
+    lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
     for (int64_t b = first; b < lattn_min_(keep, end); b++)
-      lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
+      if (!lattn_is_gone_(cache, b))
+        lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
     rule->first_block = lattn_max_(rule->first_block, keep);
   }
 }
 
-/* Takes the pages for n more tokens; reserved before. */
+/* Copies the head's newest page, whose first `slots` slots are in use, into one of its own. */
+LATTN_FN_ void lattn_own_tail_(lattn_cache *cache, const lattn_rule_ *rule) {
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  int64_t slot = lattn_stored_slots_(cache), used = slot % LATTN_BLOCK_;
+  uint32_t *entry = lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_), old = *entry;
+  char *from = lattn_page_at_(pool, old), *to;
+  *entry = lattn_pool_take_(pool, cache->page_size);
+  to = lattn_page_at_(pool, *entry);
+  LATTN_MEMCPY_(to, from, (size_t)((used + 15) / 16 * 16 * cache->dk) *
+                              lattn_type_size_(cache->key_type));
+  LATTN_MEMCPY_(to + cache->value_at, from + cache->value_at,
+                (size_t)(used * cache->dv) * lattn_type_size_(cache->value_type));
+  lattn_pool_return_(pool, cache->page_size, old);
+}
+
+/* Takes the pages for n more tokens; promised before. */
 LATTN_FN_ void lattn_grow_(lattn_cache *cache, int64_t n) {
   lattn_pool *pool = lattn_cache_pool_(cache);
-  for (int32_t i = 0; i < cache->n_kv; i++) {
+  int64_t slots = lattn_stored_slots_(cache);
+  for (int32_t i = 0; i < cache->n_kv && n > 0; i++) {
     const lattn_rule_ *rule = lattn_rules_(cache) + i;
-    int64_t b = lattn_blocks_(cache->n_tokens), end = lattn_blocks_(cache->n_tokens + n);
+    int64_t b = lattn_blocks_(slots), end = lattn_blocks_(slots + n);
+    if (lattn_tail_shared_(cache, rule)) lattn_own_tail_(cache, rule);
     for (; b < end; b++)
       *lattn_page_entry_(cache, rule, b) = lattn_pool_take_(pool, cache->page_size);
   }
 }
 
+/* Pages of [first, end) that others hold too: they do not come free when this cache lets go. */
+LATTN_FN_ int64_t lattn_shared_count_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                      int64_t first, int64_t end) {
+  const lattn_pool *pool = lattn_cache_pool_(cache);
+  int64_t n = 0;
+  for (int64_t b = first; b < end && pool->n_shared; b++)
+    if (!lattn_is_gone_(cache, b))
+      n += lattn_page_of_(pool, *lattn_page_entry_(cache, rule, b))->holders > 1;
+  return n;
+}
+
 /* Pages that appending n tokens in steps takes at its peak, beyond those held now; each step
    evicts first. */
 LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step) {
-  int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1;
-  for (int32_t i = 0; i < cache->n_kv; i++)
-    now += lattn_held_count_(lattn_cache_rule_(cache, i), cache->n_tokens);
+  int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1, slots = lattn_stored_slots_(cache);
+  int64_t sinks, first, end;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    now += lattn_held_blocks_(cache, rule, slots, &sinks, &first, &end);
+    now -= lattn_tail_shared_(cache, rule);
+  }
   while (at < n) {
     int64_t total = 0, next = lattn_min_(n, at + step);
     for (int32_t i = 0; i < cache->n_kv; i++) {
       lattn_rule_ rule = *lattn_cache_rule_(cache, i);
-      rule.first_block =
-          lattn_max_(rule.first_block, lattn_keep_from_(&rule, cache->n_tokens + at));
-      total += lattn_held_count_(&rule, cache->n_tokens + next);
+      int64_t keep = lattn_keep_from_(cache, &rule, cache->n_tokens + at);
+      lattn_held_blocks_(cache, &rule, slots, &sinks, &first, &end);
+      total += lattn_shared_count_(cache, &rule, first, lattn_min_(keep, slots / LATTN_BLOCK_));
+      rule.first_block = lattn_max_(rule.first_block, keep);
+      total += lattn_held_blocks_(cache, &rule, slots + next, &sinks, &first, &end);
     }
     peak = lattn_max_(peak, total - now);
     settled = total == last ? settled + 1 : 0; /* nothing grows any more: rings turn over */
@@ -4099,12 +5566,15 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
   return peak;
 }
 
-/* Are the tokens [first, end) that the window of position `first` needs, and those up to end,
-   held? */
-LATTN_FN_ int lattn_resident_(const lattn_rule_ *rule, int64_t first, int64_t end) {
-  int64_t always = rule->sink_blocks * LATTN_BLOCK_;
-  if (rule->policy != LATTN_HEAD_STREAMING || end <= always) return 1;
-  return lattn_max_(first - rule->window + 1, always) >= rule->first_block * LATTN_BLOCK_;
+/* Are the positions [start, end) held? (start may be negative.) */
+LATTN_FN_ int lattn_resident_(const lattn_cache *cache, const lattn_rule_ *rule, int64_t start,
+                              int64_t end) {
+  int64_t always = rule->sink_blocks * LATTN_BLOCK_, behind;
+  if (rule->policy != LATTN_HEAD_STREAMING || start >= end) return 1;
+  if (lattn_slot_of_(cache, end - 1) < always) return 1;
+  start = lattn_max_(lattn_slot_of_(cache, lattn_max_(start, 0)), always);
+  if (lattn_in_hole_(cache, start, &behind)) start = behind;
+  return start >= rule->first_block * LATTN_BLOCK_;
 }
 
 /* ---- append ---- */
@@ -4135,10 +5605,9 @@ LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t sl
   return lost;
 }
 
-LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, char *page, int64_t slot,
+LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, char *values, int64_t slot,
                                   const lattn_tensor *v, int64_t token, int64_t head) {
   int64_t from = token * v->stride_token + head * v->stride_head, to = slot * cache->dv;
-  char *values = page + cache->value_at;
   int lost = 0;
   for (int64_t d = 0; d < cache->dv; d += 16) {
     int n = cache->dv - d < 16 ? (int)(cache->dv - d) : 16;
@@ -4186,42 +5655,77 @@ LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, char *page, int64_t 
   return lost;
 }
 
-/* What the tasks of an append share. Each writes whole heads. */
+/* What the tasks of a pass's writing share: tokens [from, to) of k and v become the next ones, or
+   drafts, of their sequences' caches. Each task writes whole heads. */
 typedef struct lattn_writing_ {
-  lattn_cache *cache;
+  const lattn_seq_ *seqs;
+  int64_t n_seqs;
   const lattn_tensor *k, *v;
-  int64_t from, to;       /* tokens of k and v; they become the cache's next ones */
+  int64_t from, to;
   lattn_turning_ turning;
   const float *angles;    /* of those tokens, [to - from][n_dims] */
   char *scratch;          /* of a worker: [16][dk] floats; NULL: token by token */
   size_t worker_bytes;
-  int32_t n_workers, next, lost;
+  int32_t n_workers, lost;
 } lattn_writing_;
 
-LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, int32_t h, float *rows) {
-  const lattn_cache *cache = w->cache;
-  const lattn_rule_ *rule = lattn_cache_rule_(cache, h);
+/* Where a token is stored: the page of a slot, or the draft area. */
+typedef struct lattn_place_at_ {
+  char *keys, *values;
+  int64_t slot;
+} lattn_place_at_;
+
+LATTN_FN_ lattn_place_at_ lattn_place_of_(const lattn_cache *cache, int32_t kv, int is_draft,
+                                          int64_t i) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  lattn_place_at_ at;
+  if (is_draft) {
+    at.keys = (char *)(uintptr_t)lattn_draft_keys_(cache, kv);
+    at.values = at.keys + cache->draft_value_at;
+    at.slot = i;
+  } else {
+    at.keys = lattn_page_at_(lattn_cache_pool_(cache),
+                             *lattn_page_entry_(cache, rule, i / LATTN_BLOCK_));
+    at.values = at.keys + cache->value_at;
+    at.slot = i % LATTN_BLOCK_;
+  }
+  return at;
+}
+
+/* The next slot of the cache, or number of a draft, that the sequence's tokens get. */
+LATTN_FN_ int64_t lattn_next_place_(const lattn_seq_ *seq) {
+  return seq->depth ? seq->cache->n_drafts : lattn_stored_slots_(seq->cache);
+}
+
+LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, int32_t h,
+                                float *rows) {
+  int64_t t = lattn_max_(seq->q0, w->from), to = lattn_min_(seq->q0 + seq->nq, w->to);
+  int64_t i = lattn_next_place_(seq);
   int lost = 0;
-  for (int64_t t = w->from, n; t < w->to; t += n) {
-    int64_t at = cache->n_tokens + t - w->from, slot = at % LATTN_BLOCK_;
+  for (int64_t n; t < to; t += n, i += n) {
     const float *angles = w->turning.turns ? w->angles + (t - w->from) * w->turning.n_dims : 0;
-    char *page = (char *)lattn_deref_(lattn_cache_pool_(cache),
-                                      *lattn_page_entry_(cache, rule, at / LATTN_BLOCK_));
-    n = rows && slot % LATTN_PANEL_ == 0 && w->to - t >= LATTN_PANEL_ ? LATTN_PANEL_ : 1;
+    lattn_place_at_ at = lattn_place_of_(seq->cache, h, seq->depth != 0, i);
+    n = rows && at.slot % LATTN_PANEL_ == 0 && to - t >= LATTN_PANEL_ ? LATTN_PANEL_ : 1;
     if (n == 1)
-      lost |= lattn_append_key_(cache, page, slot, w->k, t, h, angles);
+      lost |= lattn_append_key_(seq->cache, at.keys, at.slot, w->k, t, h, angles);
     else
-      lost |= lattn_append_panel_(cache, page, slot, w->k, t, h, &w->turning, angles, rows);
-    for (int64_t i = 0; i < n; i++)
-      lost |= lattn_append_value_(cache, page, slot + i, w->v, t + i, h);
+      lost |= lattn_append_panel_(seq->cache, at.keys, at.slot, w->k, t, h, &w->turning, angles,
+                                  rows);
+    for (int64_t j = 0; j < n; j++)
+      lost |= lattn_append_value_(seq->cache, at.values, at.slot + j, w->v, t + j, h);
   }
   return lost;
 }
 
 LATTN_NOINLINE_ void lattn_write_heads_(lattn_writing_ *w, int32_t index) {
   float *rows = (float *)(void *)(w->scratch ? w->scratch + (size_t)index * w->worker_bytes : 0);
-  for (int32_t h = index; h < w->cache->n_kv; h += w->n_workers)
-    if (lattn_write_head_(w, h, rows)) lattn_raise_(&w->lost);
+  int32_t turn = 0;
+  for (int64_t s = 0; s < w->n_seqs; s++) {
+    const lattn_seq_ *seq = w->seqs + s;
+    if (seq->q0 >= w->to || seq->q0 + seq->nq <= w->from) continue;
+    for (int32_t h = 0; h < seq->cache->n_kv; h++, turn = turn + 1 < w->n_workers ? turn + 1 : 0)
+      if (turn == index && lattn_write_head_(w, seq, h, rows)) lattn_raise_(&w->lost);
+  }
 }
 
 LATTN_FN_ void lattn_write_task_(void *context, int32_t index) {
@@ -4231,14 +5735,18 @@ LATTN_FN_ void lattn_write_task_(void *context, int32_t index) {
   lattn_fpenv_leave_(&saved);
 }
 
-LATTN_FN_ void lattn_writing_init_(lattn_writing_ *w, lattn_cache *cache, const lattn_tensor *k,
-                                   const lattn_tensor *v) {
-  LATTN_MEMSET_(w, 0, sizeof *w);
-  w->cache = cache;
-  w->k = k;
-  w->v = v;
-  w->turning = lattn_cache_turning_(cache);
-  w->n_workers = 1;
+/* The tokens [from, to) are written: they count. */
+LATTN_FN_ void lattn_written_(const lattn_writing_ *w) {
+  for (int64_t s = 0; s < w->n_seqs; s++) {
+    const lattn_seq_ *seq = w->seqs + s;
+    lattn_cache *cache = (lattn_cache *)(uintptr_t)seq->cache;
+    int64_t n = lattn_min_(seq->q0 + seq->nq, w->to) - lattn_max_(seq->q0, w->from);
+    if (n <= 0) continue;
+    if (seq->depth)
+      cache->n_drafts += (int32_t)n;
+    else
+      cache->n_tokens += n;
+  }
 }
 
 /* Writes tokens [from, to), one after another, without scratch; pages are there. */
@@ -4246,12 +5754,19 @@ LATTN_NOINLINE_ void lattn_write_tokens_(lattn_writing_ *w, int64_t from, int64_
   float angles[2 * LATTN_MAX_PAIRS_];
   w->angles = angles;
   w->scratch = 0;
-  for (; from < to; from++) {
-    w->from = from;
-    w->to = from + 1;
-    if (w->turning.turns) lattn_angles_(angles, &w->turning, w->cache->n_tokens);
-    lattn_write_heads_(w, 0);
-    w->cache->n_tokens++;
+  w->n_workers = 1;
+  for (int64_t s = 0; s < w->n_seqs; s++) {
+    const lattn_seq_ *seq = w->seqs + s;
+    int64_t t = lattn_max_(seq->q0, from), end = lattn_min_(seq->q0 + seq->nq, to);
+    for (; t < end; t++) {
+      int64_t position = seq->cache->n_tokens + (seq->depth ? seq->depth[t - seq->q0] : 0);
+      w->from = t;
+      w->to = t + 1;
+      if (w->turning.turns)
+        lattn_angles_(angles, &w->turning, lattn_slot_of_(seq->cache, position));
+      lattn_write_heads_(w, 0);
+      lattn_written_(w);
+    }
   }
 }
 
@@ -4262,7 +5777,7 @@ LATTN_FN_ void lattn_write_serial_(lattn_writing_ *w, int64_t from, int64_t to) 
   lattn_fpenv_leave_(&saved);
 }
 
-/* k and v of a call on a cache. */
+/* k and v of a call on caches like this one. */
 LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tensor *k,
                                            lattn_tensor *v, lattn_fault *f) {
   static const lattn_names_ kn = LATTN_NAMES_("k"), vn = LATTN_NAMES_("v");
@@ -4274,47 +5789,83 @@ LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tenso
   if (v->n_heads != cache->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
   if (v->dim != cache->dv) return lattn_fail_(f, LATTN_E_SHAPE, "v.dim");
   if (v->n_tokens != k->n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
-  if (k->n_tokens > LATTN_MAX_POSITION_ - cache->n_tokens)
-    return lattn_fail_(f, LATTN_E_OVERFLOW, "k.n_tokens");
-  if (k->n_tokens > cache->capacity - cache->n_tokens)
-    return lattn_fail_(f, LATTN_E_FULL, "k.n_tokens");
   return LATTN_OK;
 }
 
-/* Reserves the pages of appending n tokens in steps. */
-LATTN_FN_ lattn_status lattn_reserve_(lattn_cache *cache, int64_t n, int64_t step, lattn_fault *f) {
-  int64_t peak = lattn_peak_pages_(cache, n, step);
+/* Has the cache room for n more tokens, but for pages? */
+LATTN_FN_ lattn_status lattn_check_room_(const lattn_cache *cache, int64_t n, lattn_fault *f) {
+  if (n > LATTN_MAX_POSITION_ - lattn_stored_slots_(cache))
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "k.n_tokens");
+  if (n > cache->capacity - cache->n_tokens) return lattn_fail_(f, LATTN_E_FULL, "k.n_tokens");
+  return LATTN_OK;
+}
+
+/* Promises the pages of appending n tokens in steps. */
+LATTN_FN_ lattn_status lattn_reserve_(const lattn_cache *cache, int64_t n, lattn_fault *f) {
+  int64_t peak = lattn_peak_pages_(cache, n, cache->max_append);
   if (peak > 0 && !lattn_pool_reserve_(lattn_cache_pool_(cache), cache->page_size, (uint64_t)peak))
     return lattn_fail_(f, LATTN_E_FULL, "pool");
   return LATTN_OK;
+}
+
+/* A sequence of nq rows from q0 on, whose first is at a position. */
+LATTN_FN_ void lattn_seq_init_(lattn_seq_ *seq, const lattn_cache *cache, int64_t q0, int64_t nq,
+                               int64_t first) {
+  LATTN_MEMSET_(seq, 0, sizeof *seq);
+  seq->cache = cache;
+  seq->q0 = q0;
+  seq->nq = nq;
+  seq->first = first;
+  seq->n_keys = first + nq;
+  seq->next = -1;
 }
 
 LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, lattn_tensor v,
                                           const lattn_exec *exec) {
   lattn_exec ex;
   lattn_writing_ w;
+  lattn_seq_ seq;
   lattn_status s = lattn_exec_in_(&ex, exec);
   if (s) return s;
   if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  if (cache->n_drafts) return lattn_fail_(ex.fault, LATTN_E_STATE, "cache");
   s = lattn_check_tokens_(cache, &k, &v, ex.fault);
+  if (!s) s = lattn_check_room_(cache, k.n_tokens, ex.fault);
   if (s) return s;
   if (k.n_tokens > cache->max_append) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "k.n_tokens");
-  s = lattn_reserve_(cache, k.n_tokens, cache->max_append, ex.fault);
-  if (s) return s;
-  lattn_evict_(cache);
-  lattn_grow_(cache, k.n_tokens);
-  lattn_writing_init_(&w, cache, &k, &v);
-  lattn_write_serial_(&w, 0, k.n_tokens);
-  lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
-  return w.lost ? LATTN_OVERFLOWED : LATTN_OK;
+  s = lattn_reserve_(cache, k.n_tokens, ex.fault);
+  if (!s) {
+    lattn_evict_(cache);
+    lattn_grow_(cache, k.n_tokens);
+    lattn_seq_init_(&seq, cache, 0, k.n_tokens, cache->n_tokens);
+    LATTN_MEMSET_(&w, 0, sizeof w);
+    w.seqs = &seq;
+    w.n_seqs = 1;
+    w.k = &k;
+    w.v = &v;
+    w.turning = lattn_cache_turning_(cache);
+    lattn_write_serial_(&w, 0, k.n_tokens);
+    s = w.lost ? LATTN_OVERFLOWED : LATTN_OK;
+  }
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return s;
 }
 
-/* ---- attend on a cache ---- */
+/* ---- calls on caches: extend, draft and attend, of one cache or of many ---- */
 
-/* A job over n rows of q whose keys are the cache's; everything but the views of q and out. */
+typedef struct lattn_batch_ {
+  lattn_job_ job;
+  lattn_exec ex;
+  const lattn_sequence *list;
+  int64_t n;
+  int appends;
+  lattn_writing_ w;
+  lattn_seq_ one;     /* instead of an array in scratch */
+} lattn_batch_;
+
+/* A job whose keys are in caches like this one; everything but the views of q and out. */
 LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
   const char *base = (const char *)cache;
-  job->cache = cache;
   job->key_type = cache->key_type;
   job->value_type = cache->value_type;
   job->value_at = (int64_t)cache->value_at;
@@ -4332,8 +5883,8 @@ LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
     job->o.sink_logits = (const float *)(const void *)(base + cache->sink_logits);
 }
 
-/* Checks a call on a cache that will hold n_keys tokens; the job gets everything but its
-   scratch. */
+/* Checks a call on caches like this one, the largest of which will hold n_keys tokens; the job
+   gets everything but its scratch. */
 LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cache,
                                          const lattn_call *call, lattn_tensor q, lattn_tensor out,
                                          float *lse, int64_t n_keys, lattn_fault *f) {
@@ -4351,12 +5902,12 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   job->o.gate = c.gate;
   job->o.score = c.score;
   job->o.score_user = c.score_user;
+  job->o.lse_low = c.lse_low;
   job->partial = c.partial;
   s = lattn_view_(&job->q, 0, 1, &name, f);
   if (s) return s;
   if (job->q.n_heads != cache->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
   if (job->q.dim != cache->dk) return lattn_fail_(f, LATTN_E_SHAPE, "q.dim");
-  if (job->q.n_tokens > n_keys) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
   s = lattn_check_extras_(job, n_keys, 0, f);
   if (!s) s = lattn_check_numbers_(job, f);
   return s;
@@ -4366,110 +5917,334 @@ LATTN_FN_ int64_t lattn_segments_(int64_t tokens) {
   return (tokens + LATTN_SEGMENT_ - 1) / LATTN_SEGMENT_;
 }
 
-LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
-                                          lattn_tensor q, lattn_tensor out, float *lse,
-                                          const lattn_exec *exec) {
-  lattn_exec ex;
-  lattn_job_ job;
-  lattn_status s = lattn_exec_in_(&ex, exec);
-  int64_t first;
-  if (s) return s;
-  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
-  lattn_job_init_(&job);
-  s = lattn_check_call_(&job, cache, call, q, out, lse, cache->n_tokens, ex.fault);
-  if (!s) s = lattn_check_outputs_(&job, job.partial, 0, 0, ex.fault);
-  if (s) return s;
-  first = cache->n_tokens - job.q.n_tokens;
-  for (int32_t i = 0; i < cache->n_kv && job.q.n_tokens > 0; i++)
-    if (!lattn_resident_(lattn_cache_rule_(cache, i), first, cache->n_tokens))
-      return lattn_fail_(ex.fault, LATTN_E_EVICTED, "q.n_tokens");
-  s = lattn_place_(&job, &ex, job.q.n_tokens * job.group, lattn_segments_(cache->n_tokens),
-                   ex.fault);
-  if (s) return s;
-  job.k.n_tokens = cache->n_tokens;
-  if (job.partial) {
-    job.partial->first_segment = 0;
-    job.partial->n_segments = lattn_segments_(cache->n_tokens);
+/* Do two caches agree in all that a batched call takes from the first? */
+LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
+  lattn_turning_ x = lattn_cache_turning_(a), y = lattn_cache_turning_(b);
+  const char *p = (const char *)a, *q = (const char *)b;
+  if (a == b) return 1;
+  if (a->dk != b->dk || a->dv != b->dv || a->n_kv != b->n_kv || a->n_heads != b->n_heads ||
+      a->key_type != b->key_type || a->value_type != b->value_type ||
+      lattn_bits_(a->scale) != lattn_bits_(b->scale) || lattn_bits_(a->softcap) !=
+      lattn_bits_(b->softcap) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
+      !a->sink_logits != !b->sink_logits || x.layout != y.layout || x.first_dim != y.first_dim ||
+      x.n_dims != y.n_dims || lattn_bits_(x.magnitude) != lattn_bits_(y.magnitude))
+    return 0;
+  for (int32_t i = 0; a->rotates && i < x.n_dims / 2; i++)
+    if (x.turns[i] != y.turns[i]) return 0;
+  for (int32_t i = 0; i < 4 * a->n_heads; i++) {
+    if (a->slopes && p[a->slopes + i] != q[b->slopes + i]) return 0;
+    if (a->sink_logits && p[a->sink_logits + i] != q[b->sink_logits + i]) return 0;
   }
-  return lattn_run_(&job, &ex);
+  return 1;
 }
 
-/* Appends tokens [from, to) of the call, whose pages are there, and attends with their rows. */
-LATTN_FN_ void lattn_extend_step_(lattn_job_ *job, lattn_writing_ *w, const lattn_exec *ex,
-                                  int64_t from, int64_t to) {
-  job->from_token = from;
-  job->to_token = to;
-  lattn_begin_pass_(job);
-  if (!job->scratch || to - from < LATTN_PANEL_) {
-    lattn_write_serial_(w, from, to);
-  } else {
-    w->from = from;
-    w->to = to;
-    w->angles = job->angles;
-    w->scratch = job->scratch + job->keys_at;
-    w->worker_bytes = job->worker_bytes;
-    w->n_workers = job->n_workers < job->n_kv ? job->n_workers : job->n_kv;
-    lattn_parallel_(ex, w->n_workers, lattn_write_task_, w);
-    w->cache->n_tokens += to - from;
-    w->n_workers = 1;
+/* Depths of n new drafts, numbered from `first` on; -1: not parents, else the largest. */
+LATTN_FN_ int lattn_depths_(const lattn_cache *cache, const int32_t *parents, int32_t first,
+                            int32_t n, uint8_t depth[LATTN_MAX_DRAFTS_]) {
+  int most = 0;
+  LATTN_MEMCPY_(depth, cache->depth, (size_t)first);
+  for (int32_t i = first; i < first + n; i++) {
+    int32_t parent = parents[i - first];
+    if (parent < -1 || parent >= i) return -1;
+    depth[i] = parent < 0 ? 0 : (uint8_t)(depth[parent] + 1);
+    most = depth[i] > most ? depth[i] : most;
   }
-  lattn_run_pass_(job, ex);
+  return most;
+}
+
+/* One sequence of a call that appends or drafts: room and state. *keys gets the tokens that its
+   rows may see. */
+LATTN_FN_ lattn_status lattn_check_extending_(const lattn_sequence *e, int64_t *keys,
+                                              lattn_fault *f) {
+  const lattn_cache *cache = e->cache;
+  uint8_t depth[LATTN_MAX_DRAFTS_];
+  int most;
+  *keys = cache->n_tokens + e->n_tokens;
+  if (!e->parents) {
+    if (cache->n_drafts) return lattn_fail_(f, LATTN_E_STATE, "cache");
+    return lattn_check_room_(cache, e->n_tokens, f);
+  }
+  if (e->n_tokens > cache->max_drafts - cache->n_drafts)
+    return lattn_fail_(f, LATTN_E_SHAPE, "k.n_tokens");
+  most = lattn_depths_(cache, e->parents, cache->n_drafts, (int32_t)e->n_tokens, depth);
+  if (most < 0) return lattn_fail_(f, LATTN_E_VALUE, "parents");
+  *keys = e->n_tokens ? cache->n_tokens + most + 1 : cache->n_tokens;
+  return lattn_check_room_(cache, *keys - cache->n_tokens, f);
+}
+
+LATTN_FN_ lattn_status lattn_check_attending_(const lattn_sequence *e, int64_t *keys,
+                                              lattn_fault *f) {
+  const lattn_cache *cache = e->cache;
+  *keys = cache->n_tokens;
+  if (e->parents) return lattn_fail_(f, LATTN_E_CONFIG, "sequences.parents");
+  if (e->n_tokens > cache->n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
+  for (int32_t i = 0; i < cache->n_kv && e->n_tokens > 0; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    if (!lattn_resident_(cache, rule, cache->n_tokens - e->n_tokens - rule->window + 1,
+                         cache->n_tokens))
+      return lattn_fail_(f, LATTN_E_EVICTED, "q.n_tokens");
+  }
+  return LATTN_OK;
+}
+
+/* The list: caches, counts, all of one model, none twice where they change. *keys, *slots and
+   *holes get the most that a cache has. */
+LATTN_FN_ lattn_status lattn_check_list_(const lattn_batch_ *b, int64_t rows, int64_t *keys,
+                                         int64_t *slots, int64_t *holes) {
+  lattn_fault *f = b->ex.fault;
+  int64_t total = 0, own = 0;
+  *keys = *slots = *holes = 0;
+  for (int64_t i = 0; i < b->n; i++) {
+    const lattn_sequence *e = b->list + i;
+    lattn_status s;
+    if (!e->cache) return lattn_fail_(f, LATTN_E_NULL, "cache");
+    if (e->n_tokens < 0 || e->n_tokens > rows - total)
+      return lattn_fail_(f, LATTN_E_SHAPE, b->n > 1 ? "sequences.n_tokens" : "q.n_tokens");
+    if (!lattn_same_model_(b->list[0].cache, e->cache))
+      return lattn_fail_(f, LATTN_E_CONFIG, "sequences.cache");
+    s = b->appends ? lattn_check_extending_(e, &own, f) : lattn_check_attending_(e, &own, f);
+    if (s) return s;
+    total += e->n_tokens;
+    *keys = lattn_max_(*keys, own);
+    *slots = lattn_max_(*slots, own + e->cache->removed);
+    *holes = lattn_max_(*holes, e->cache->n_holes);
+  }
+  if (total != rows) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
+  if (b->appends && b->n > 1) { /* mark and look, then take the marks away */
+    lattn_status s = LATTN_OK;
+    int64_t i = 0;
+    for (; i < b->n && !b->list[i].cache->listed; i++) b->list[i].cache->listed = 1;
+    if (i < b->n) s = lattn_fail_(f, LATTN_E_ALIAS, "sequences.cache");
+    while (i-- > 0) b->list[i].cache->listed = 0;
+    return s;
+  }
+  return LATTN_OK;
+}
+
+/* Drafts of a sequence get their parents and depths. */
+LATTN_FN_ void lattn_note_parents_(const lattn_sequence *e, lattn_seq_ *seq) {
+  lattn_cache *cache = e->cache;
+  int32_t first = cache->n_drafts;
+  uint8_t depth[LATTN_MAX_DRAFTS_];
+  int most = lattn_depths_(cache, e->parents, first, (int32_t)e->n_tokens, depth);
+  for (int32_t i = first; i < first + e->n_tokens; i++) {
+    cache->parent[i] = (int8_t)e->parents[i - first];
+    cache->depth[i] = depth[i];
+  }
+  seq->depth = cache->depth + first;
+  seq->n_keys = cache->n_tokens + most + 1;
+}
+
+LATTN_FN_ void lattn_batch_seq_(const lattn_batch_ *b, int64_t i, int64_t q0, lattn_seq_ *seq) {
+  const lattn_sequence *e = b->list + i;
+  lattn_seq_init_(seq, e->cache, q0, e->n_tokens,
+                  e->cache->n_tokens - (b->appends ? 0 : e->n_tokens));
+  seq->leader = (int32_t)i;
+  if (e->parents && e->n_tokens > 0) lattn_note_parents_(e, seq);
+}
+
+/* Where a pass over appended tokens from `at` on ends: no cache gets more than max_append of them
+   at once, and the angles of no more than LATTN_PASS_ROWS_ are kept. */
+LATTN_FN_ int64_t lattn_pass_end_(const lattn_job_ *job, int64_t at, int64_t end) {
+  if (job->angles) end = lattn_min_(end, at + LATTN_PASS_ROWS_);
+  for (int64_t s = 0; s < job->o.n_sequences; s++) {
+    const lattn_seq_ *seq = job->seqs + s;
+    int64_t from = lattn_max_(at, seq->q0), to = lattn_min_(end, seq->q0 + seq->nq);
+    if (from < to && !seq->depth) end = lattn_min_(end, from + seq->cache->max_append) >= to
+                                            ? end : from + seq->cache->max_append;
+  }
+  return end;
+}
+
+/* Gives the tokens of a pass their pages. */
+LATTN_FN_ void lattn_grow_pass_(const lattn_job_ *job) {
+  for (int64_t s = 0; s < job->o.n_sequences; s++) {
+    const lattn_seq_ *seq = job->seqs + s;
+    lattn_cache *cache = (lattn_cache *)(uintptr_t)seq->cache;
+    int64_t from = lattn_max_(job->from_token, seq->q0);
+    int64_t to = lattn_min_(job->to_token, seq->q0 + seq->nq);
+    if (from >= to || seq->depth) continue;
+    lattn_evict_(cache);
+    lattn_grow_(cache, to - from);
+  }
+}
+
+LATTN_FN_ void lattn_write_pass_(lattn_batch_ *b) {
+  lattn_job_ *job = &b->job;
+  lattn_writing_ *w = &b->w;
+  int64_t from = job->from_token, to = job->to_token, heads = job->o.n_sequences * job->n_kv;
+  w->seqs = job->seqs;
+  w->n_seqs = job->o.n_sequences;
+  if (!job->scratch) {
+    lattn_write_serial_(w, from, to);
+    return;
+  }
+  w->from = from;
+  w->to = to;
+  w->angles = job->angles;
+  w->scratch = job->scratch + job->keys_at;
+  w->worker_bytes = job->worker_bytes;
+  w->n_workers = to - from < LATTN_PANEL_ ? 1 : (int32_t)lattn_min_(job->n_workers, heads);
+  lattn_parallel_(&b->ex, w->n_workers, lattn_write_task_, w);
+  lattn_written_(w);
+}
+
+/* Rows [at, end) of the job's sequences; returns where a cancelled call stopped. */
+LATTN_FN_ int64_t lattn_extend_rows_(lattn_batch_ *b, int64_t at, int64_t end) {
+  lattn_job_ *job = &b->job;
+  while (at < end) {
+    job->from_token = at;
+    job->to_token = at = lattn_pass_end_(job, at, end);
+    lattn_grow_pass_(job);
+    lattn_begin_pass_(job);
+    lattn_write_pass_(b);
+    lattn_run_pass_(job, &b->ex);
+    if (b->ex.progress && at < job->q.n_tokens &&
+        b->ex.progress(b->ex.user, at, job->q.n_tokens))
+      break;
+  }
+  return at;
+}
+
+/* Runs a checked call: with scratch all sequences together, else one after another. */
+LATTN_FN_ lattn_status lattn_batch_run_(lattn_batch_ *b) {
+  lattn_job_ *job = &b->job;
+  int64_t at = 0, q0 = 0, n = job->q.n_tokens, each = job->own_seqs ? b->n : 1;
+  for (int64_t i = 0; i < b->n; i += each) {
+    lattn_seq_ *seqs = job->own_seqs ? job->own_seqs : &b->one;
+    for (int64_t j = 0; j < each; j++) {
+      lattn_batch_seq_(b, i + j, q0, seqs + j);
+      q0 += b->list[i + j].n_tokens;
+    }
+    job->seqs = seqs;
+    job->first_sequence = (int32_t)i;
+    job->o.n_sequences = each;
+    at = b->appends ? lattn_extend_rows_(b, at, q0) : lattn_run_rows_(job, &b->ex, at, q0);
+    if (at < q0) break;
+  }
+  for (int64_t i = 0; b->appends && i < b->n; i++) {
+    if (!b->list[i].parents) lattn_evict_(b->list[i].cache);
+    lattn_pool_settle_(lattn_cache_pool_(b->list[i].cache));
+  }
+  if (b->ex.tokens_done) *b->ex.tokens_done = at;
+  if (at < n) return LATTN_CANCELLED;
+  return b->w.lost || job->overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+/* Everything before the first write: checks, scratch, pages. */
+LATTN_FN_ lattn_status lattn_batch_check_(lattn_batch_ *b, const lattn_call *call, lattn_tensor q,
+                                          lattn_tensor out, float *lse) {
+  lattn_job_ *job = &b->job;
+  lattn_fault *f = b->ex.fault;
+  int64_t keys, slots, holes, rows;
+  int depth;
+  lattn_status s = lattn_check_list_(b, q.n_tokens, &keys, &slots, &holes);
+  job->o.n_sequences = b->n;
+  job->of_caches = 1;
+  if (!s) s = lattn_check_call_(job, b->list[0].cache, call, q, out, lse, keys, f);
+  if (s) return s;
+  if (job->partial && (b->appends || b->n > 1))
+    return lattn_fail_(f, LATTN_E_CONFIG, "call.partial");
+  s = lattn_check_outputs_(job, job->partial, 0, 0, f);
+  if (s) return s;
+  rows = job->q.n_tokens;
+  if (b->appends && b->n == 1) rows = lattn_min_(rows, b->list[0].cache->max_append);
+  depth = lattn_depth_(lattn_segments_(slots));
+  if (slots > keys) /* holes: fewer segments than slots say, but far apart */
+    depth = (int)lattn_min_(depth, lattn_depth_(lattn_segments_(keys)) + 2 + holes);
+  s = lattn_place_(job, &b->ex, rows * job->group, depth, slots > keys, f);
+  job->k.n_tokens = keys;
+  for (int64_t i = 0; !s && b->appends && i < b->n; i++)
+    if (!b->list[i].parents) s = lattn_reserve_(b->list[i].cache, b->list[i].n_tokens, f);
+  for (int64_t i = 0; s && b->appends && i < b->n; i++)
+    lattn_pool_settle_(lattn_cache_pool_(b->list[i].cache));
+  return s;
+}
+
+LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, int appends,
+                                    const lattn_call *call, lattn_tensor q, lattn_tensor *k,
+                                    lattn_tensor *v, lattn_tensor out, float *lse,
+                                    const lattn_exec *exec) {
+  lattn_batch_ b;
+  lattn_status s;
+  LATTN_MEMSET_(&b, 0, sizeof b);
+  s = lattn_exec_in_(&b.ex, exec);
+  if (s) return s;
+  b.list = list;
+  b.n = n;
+  b.appends = appends;
+  if (q.n_tokens >= LATTN_MAX_POSITION_)
+    return lattn_fail_(b.ex.fault, LATTN_E_OVERFLOW, "q.n_tokens");
+  if (n < 0 || n >= LATTN_MAX_POSITION_ / 4)
+    return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "n");
+  if (n > 0 && !list) return lattn_fail_(b.ex.fault, LATTN_E_NULL, "sequences");
+  if (n == 0) return q.n_tokens ? lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens") : LATTN_OK;
+  if (!list[0].cache) return lattn_fail_(b.ex.fault, LATTN_E_NULL, "cache");
+  if (appends) {
+    s = lattn_check_tokens_(list[0].cache, k, v, b.ex.fault);
+    if (s) return s;
+    if (k->n_tokens != q.n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
+    b.job.k = *k;
+    b.job.v = *v;
+    b.w.k = k;
+    b.w.v = v;
+    b.w.turning = lattn_cache_turning_(list[0].cache);
+  }
+  s = lattn_batch_check_(&b, call, q, out, lse);
+  if (s) return s;
+  if (b.job.partial) {
+    b.job.partial->first_segment = 0;
+    b.job.partial->n_segments = lattn_segments_(lattn_stored_slots_(list[0].cache));
+  }
+  return lattn_batch_run_(&b);
+}
+
+LATTN_API lattn_status lattn_batch_extend(int64_t n, const lattn_sequence *sequences,
+                                          const lattn_call *call, lattn_tensor q, lattn_tensor k,
+                                          lattn_tensor v, lattn_tensor out, float *lse,
+                                          const lattn_exec *exec) {
+  return lattn_batch_call_(n, sequences, 1, call, q, &k, &v, out, lse, exec);
+}
+
+LATTN_API lattn_status lattn_batch_attend(int64_t n, const lattn_sequence *sequences,
+                                          const lattn_call *call, lattn_tensor q, lattn_tensor out,
+                                          float *lse, const lattn_exec *exec) {
+  return lattn_batch_call_(n, sequences, 0, call, q, 0, 0, out, lse, exec);
 }
 
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                           lattn_tensor out, float *lse, const lattn_exec *exec) {
-  lattn_exec ex;
-  lattn_job_ job;
-  lattn_status s = lattn_exec_in_(&ex, exec);
-  lattn_writing_ w;
-  int64_t n, at = 0, end;
-  int32_t stop = 0;
-  if (s) return s;
-  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
-  lattn_job_init_(&job);
-  s = lattn_check_tokens_(cache, &k, &v, ex.fault);
-  if (s) return s;
-  n = k.n_tokens;
-  end = cache->n_tokens + n;
-  s = lattn_check_call_(&job, cache, call, q, out, lse, end, ex.fault);
-  if (s) return s;
-  if (job.q.n_tokens != n) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "q.n_tokens");
-  if (job.partial) return lattn_fail_(ex.fault, LATTN_E_CONFIG, "call.partial");
-  job.k = k;
-  job.v = v;
-  s = lattn_check_outputs_(&job, 0, 0, 0, ex.fault);
-  if (!s)
-    s = lattn_place_(&job, &ex, lattn_min_(n, cache->max_append) * job.group, lattn_segments_(end),
-                     ex.fault);
-  if (!s) s = lattn_reserve_(cache, n, cache->max_append, ex.fault);
-  if (s) return s;
-  job.k.n_tokens = end; /* the last row is aligned with the last key, which may not be there yet */
-  lattn_writing_init_(&w, cache, &k, &v);
-  while (at < n && !stop) {
-    int64_t to = lattn_min_(n, at + cache->max_append), next;
-    lattn_evict_(cache);
-    lattn_grow_(cache, to - at);
-    for (; at < to; at = next) {
-      next = job.angles ? lattn_min_(to, at + LATTN_PASS_ROWS_) : to;
-      lattn_extend_step_(&job, &w, &ex, at, next);
-    }
-    if (ex.progress && at < n) stop = ex.progress(ex.user, at, n);
-  }
-  lattn_evict_(cache);
-  lattn_pool_trim_(lattn_cache_pool_(cache), cache->page_size, 0);
-  if (ex.tokens_done) *ex.tokens_done = at;
-  if (at < n) return LATTN_CANCELLED;
-  return w.lost || job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+  lattn_sequence one = {cache, q.n_tokens, 0};
+  return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
 }
 
-LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
-                                     int32_t n_threads) {
+LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
+                                          lattn_tensor q, lattn_tensor out, float *lse,
+                                          const lattn_exec *exec) {
+  lattn_sequence one = {(lattn_cache *)(uintptr_t)cache, q.n_tokens, 0};
+  return lattn_batch_call_(1, &one, 0, call, q, 0, 0, out, lse, exec);
+}
+
+LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *call,
+                                         const int32_t *parents, lattn_tensor q, lattn_tensor k,
+                                         lattn_tensor v, lattn_tensor out, float *lse,
+                                         const lattn_exec *exec) {
+  int32_t chain[LATTN_MAX_DRAFTS_];
+  lattn_sequence one = {cache, q.n_tokens, parents ? parents : chain};
+  for (int32_t i = 0; cache && i < LATTN_MAX_DRAFTS_; i++) chain[i] = cache->n_drafts + i - 1;
+  return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
+}
+
+LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n_sequences,
+                                     int64_t n_tokens, int32_t n_threads) {
   lattn_plan_ p;
   lattn_job_ job;
   static const uint64_t some = 0;
+  int depth;
   if (n_tokens < 0 || n_tokens > LATTN_MAX_POSITION_ || n_threads < 0 || n_threads > 1024) return 0;
-  if (lattn_plan_cache_(&p, config)) return 0;
+  if (n_sequences < 0 || n_sequences >= LATTN_MAX_POSITION_ / 4) return 0;
+  if (lattn_plan_cache_(&p, config, 0)) return 0;
   lattn_job_init_(&job);
   job.dk = p.header.dk;
   job.dv = p.header.dv;
@@ -4479,36 +6254,400 @@ LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n
   job.turning.turns = p.header.rotates ? &some : 0;
   job.turning.n_dims = p.header.n_dims;
   job.n_workers = n_threads > 0 ? n_threads : 1;
+  job.o.n_sequences = n_sequences;
+  job.of_caches = 1;
+  depth = lattn_depth_(lattn_segments_(p.header.capacity)) + 3; /* a removed range may need it */
   return lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group,
-                            lattn_segments_(p.header.capacity));
+                            depth < LATTN_MAX_DEPTH_ ? depth : (int)LATTN_MAX_DEPTH_, 0);
 }
 
-/* ---- truncate, clear, release, statistics ---- */
+LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
+                                     int32_t n_threads) {
+  return lattn_batch_scratch(config, 1, n_tokens, n_threads);
+}
 
-LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens) {
-  lattn_pool *pool;
-  if (!cache) return LATTN_E_NULL;
-  if (n_tokens < 0 || n_tokens > cache->n_tokens) return LATTN_E_SHAPE;
-  for (int32_t i = 0; i < cache->n_kv; i++)
-    if (!lattn_resident_(lattn_cache_rule_(cache, i), n_tokens, n_tokens)) return LATTN_E_EVICTED;
-  pool = lattn_cache_pool_(cache);
+LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn_call *call,
+                                           lattn_tensor q, const lattn_weights *weights,
+                                           const lattn_exec *exec) {
+  lattn_batch_ b;
+  lattn_weights own;
+  lattn_sequence one = {(lattn_cache *)(uintptr_t)cache, q.n_tokens, 0};
+  int64_t keys, slots, holes;
+  lattn_tensor none;
+  lattn_status s;
+  LATTN_MEMSET_(&b, 0, sizeof b);
+  LATTN_MEMSET_(&none, 0, sizeof none);
+  s = lattn_exec_in_(&b.ex, exec);
+  if (s) return s;
+  b.list = &one;
+  b.n = 1;
+  s = lattn_check_list_(&b, q.n_tokens, &keys, &slots, &holes);
+  b.job.o.n_sequences = b.job.of_caches = 1;
+  if (!s) s = lattn_check_call_(&b.job, cache, call, q, none, 0, keys, b.ex.fault);
+  if (!s) s = lattn_check_weights_(&b.job, weights, &own, keys, b.ex.fault);
+  if (s) return s;
+  lattn_batch_seq_(&b, 0, 0, &b.one);
+  b.job.seqs = &b.one;
+  return lattn_weigh_(&b.job, &b.ex, 1);
+}
+
+/* ---- truncate, clear ---- */
+
+/* Lets go of the pages of blocks [from, to) that the head holds. */
+LATTN_FN_ void lattn_drop_blocks_(lattn_cache *cache, const lattn_rule_ *rule, int64_t from,
+                                  int64_t to) {
+  int64_t sinks, first, end;
+  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+  for (int64_t b = lattn_next_held_(cache, rule, from - 1); b < lattn_min_(to, end);
+       b = lattn_next_held_(cache, rule, b))
+    lattn_pool_return_(lattn_cache_pool_(cache), cache->page_size,
+                       *lattn_page_entry_(cache, rule, b));
+}
+
+/* Forgets what follows position n_tokens; the windows it needs are there. */
+LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
+  int64_t slots = n_tokens ? lattn_slot_of_(cache, n_tokens - 1) + 1 : 0;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
-    int64_t sinks, first, end, keep = lattn_blocks_(n_tokens);
-    lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
-    for (int64_t b = keep; b < end; b++)
-      if (b < sinks || b >= first)
-        lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
-    rule->first_block = lattn_min_(rule->first_block, keep);
+    lattn_drop_blocks_(cache, rule, lattn_blocks_(slots), INT64_MAX);
+    rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(slots));
   }
+  while (cache->n_holes && lattn_holes_(cache)[cache->n_holes - 1].from >= slots) cache->n_holes--;
+  lattn_sum_holes_(cache);
   cache->n_tokens = n_tokens;
-  lattn_pool_trim_(pool, cache->page_size, 0);
+}
+
+LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens) {
+  if (!cache) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  if (n_tokens < 0 || n_tokens > cache->n_tokens) return LATTN_E_SHAPE;
+  for (int32_t i = 0; i < cache->n_kv && n_tokens < cache->n_tokens; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    int64_t needed = lattn_max_(rule->window - 1, 1); /* the newest too: its page goes on */
+    if (!lattn_resident_(cache, rule, n_tokens - needed, n_tokens)) return LATTN_E_EVICTED;
+  }
+  lattn_cut_(cache, n_tokens);
+  lattn_pool_settle_(lattn_cache_pool_(cache));
   return LATTN_OK;
 }
 
 LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache) {
-  return lattn_cache_truncate(cache, 0);
+  if (!cache) return LATTN_E_NULL;
+  cache->n_drafts = 0;
+  lattn_cut_(cache, 0);
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return LATTN_OK;
 }
+
+/* ---- accept ---- */
+
+/* A draft of every head becomes the next token, bit for bit; its pages are there. */
+LATTN_FN_ void lattn_accept_one_(lattn_cache *cache, int draft) {
+  size_t key = lattn_type_size_(cache->key_type), value = lattn_type_size_(cache->value_type);
+  int64_t slot = lattn_stored_slots_(cache);
+  for (int32_t h = 0; h < cache->n_kv; h++) {
+    lattn_place_at_ from = lattn_place_of_(cache, h, 1, draft);
+    lattn_place_at_ to = lattn_place_of_(cache, h, 0, slot);
+    const char *k = from.keys + (size_t)(draft / 16 * 16 * cache->dk + draft % 16) * key;
+    char *into = to.keys + (size_t)(to.slot / 16 * 16 * cache->dk + to.slot % 16) * key;
+    for (int64_t d = 0; d < cache->dk; d++)
+      LATTN_MEMCPY_(into + (size_t)d * 16 * key, k + (size_t)d * 16 * key, key);
+    LATTN_MEMCPY_(to.values + (size_t)(to.slot * cache->dv) * value,
+                  from.values + (size_t)(draft * cache->dv) * value, (size_t)cache->dv * value);
+  }
+  cache->n_tokens++;
+}
+
+LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const int32_t *path) {
+  lattn_status s = LATTN_OK;
+  if (!cache || (n > 0 && !path)) return LATTN_E_NULL;
+  if (n < 0 || n > cache->n_drafts) return LATTN_E_SHAPE;
+  for (int32_t i = 0; i < n; i++) {
+    if (path[i] < 0 || path[i] >= cache->n_drafts) return LATTN_E_VALUE;
+    if (cache->parent[path[i]] != (i ? path[i - 1] : -1)) return LATTN_E_VALUE;
+  }
+  if (n > 0) s = lattn_reserve_(cache, n, 0);
+  for (int32_t at = 0; !s && at < n;) {
+    int32_t to = (int32_t)lattn_min_(n, at + cache->max_append);
+    lattn_evict_(cache);
+    lattn_grow_(cache, to - at);
+    for (; at < to; at++) lattn_accept_one_(cache, path[at]);
+  }
+  if (!s) {
+    cache->n_drafts = 0;
+    lattn_evict_(cache);
+  }
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return s;
+}
+
+/* ---- fork, checkpoint, rollback ---- */
+
+/* Blocks that a head holds, in order: for (b = first; b < end; b = next). */
+LATTN_FN_ int64_t lattn_first_held_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return lattn_next_held_(cache, rule, -1);
+}
+
+LATTN_API lattn_status lattn_cache_fork(lattn_cache **fork, const lattn_cache *parent) {
+  lattn_pool *pool;
+  lattn_cache *own;
+  uint64_t at;
+  if (!fork || !parent) return LATTN_E_NULL;
+  if (parent->n_drafts) return LATTN_E_STATE;
+  pool = lattn_cache_pool_(parent);
+  at = lattn_pool_take_table_(pool, parent->bytes);
+  if (!at) return LATTN_E_FULL;
+  own = (lattn_cache *)(void *)((char *)pool + at);
+  LATTN_MEMCPY_(own, parent, (size_t)parent->bytes);
+  own->from_pool = (int64_t)at;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(own, i);
+    int64_t b = lattn_first_held_(own, rule), end = lattn_blocks_(lattn_stored_slots_(own));
+    for (; b < end; b = lattn_next_held_(own, rule, b))
+      lattn_pool_share_(pool, *lattn_page_entry_(own, rule, b));
+  }
+  pool->n_caches++;
+  *fork = own;
+  return LATTN_OK;
+}
+
+LATTN_FN_ lattn_pool *lattn_checkpoint_pool_(const lattn_checkpoint *c) {
+  return (lattn_pool *)(void *)((char *)(uintptr_t)c - c->from_pool);
+}
+LATTN_FN_ lattn_hole_ *lattn_checkpoint_holes_(const lattn_checkpoint *c) {
+  return (lattn_hole_ *)(void *)((char *)(uintptr_t)c + c->holes);
+}
+LATTN_FN_ lattn_kept_ *lattn_checkpoint_heads_(const lattn_checkpoint *c) {
+  return (lattn_kept_ *)(void *)((char *)(uintptr_t)c + c->heads);
+}
+LATTN_FN_ uint32_t *lattn_checkpoint_pages_(const lattn_checkpoint *c) {
+  return (uint32_t *)(void *)((char *)(uintptr_t)c + c->pages);
+}
+
+/* The table of a checkpoint of such a cache with room for n_pages numbers, empty; NULL: none. */
+LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int32_t n_holes,
+                                                   int64_t n_pages) {
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  lattn_checkpoint head, *own;
+  int64_t at = (int64_t)lattn_round64_(sizeof head);
+  LATTN_MEMSET_(&head, 0, sizeof head);
+  head.holes = lattn_lay_(&at, n_holes * (int64_t)sizeof(lattn_hole_));
+  head.heads = lattn_lay_(&at, cache->n_kv * (int64_t)sizeof(lattn_kept_));
+  head.pages = lattn_lay_(&at, n_pages * 4);
+  head.bytes = lattn_round64_((uint64_t)at);
+  head.fingerprint = cache->fingerprint;
+  head.page_bytes = cache->page_bytes;
+  head.page_size = cache->page_size;
+  head.n_kv = cache->n_kv;
+  head.n_holes = n_holes;
+  head.from_pool = (int64_t)lattn_pool_take_table_(pool, head.bytes);
+  if (!head.from_pool) return 0;
+  own = (lattn_checkpoint *)(void *)((char *)pool + head.from_pool);
+  LATTN_MEMSET_(own, 0, (size_t)head.bytes);
+  *own = head;
+  pool->n_checkpoints++;
+  return own;
+}
+
+LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
+                                              const lattn_cache *cache) {
+  lattn_checkpoint *own;
+  int64_t n_pages = 0, sinks, first, end, slots;
+  if (!checkpoint || !cache) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  slots = lattn_stored_slots_(cache);
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    n_pages +=
+        lattn_held_blocks_(cache, lattn_cache_rule_(cache, i), slots, &sinks, &first, &end);
+  own = lattn_checkpoint_make_(cache, cache->n_holes, n_pages);
+  if (!own) return LATTN_E_FULL;
+  own->n_tokens = cache->n_tokens;
+  own->removed = cache->removed;
+  LATTN_MEMCPY_(lattn_checkpoint_holes_(own), lattn_holes_(cache),
+                (size_t)cache->n_holes * sizeof(lattn_hole_));
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    lattn_kept_ *kept = lattn_checkpoint_heads_(own) + i;
+    kept->first_block = rule->first_block;
+    end = lattn_blocks_(slots);
+    for (int64_t b = lattn_first_held_(cache, rule); b < end;
+         b = lattn_next_held_(cache, rule, b)) {
+      uint32_t number = *lattn_page_entry_(cache, rule, b);
+      lattn_pool_share_(lattn_cache_pool_(cache), number);
+      lattn_checkpoint_pages_(own)[own->n_pages++] = number;
+      kept->count++;
+    }
+  }
+  *checkpoint = own;
+  return LATTN_OK;
+}
+
+/* Puts the pages of one head of a checkpoint into the cache's empty tables; those that another
+   config's ring has no room for are let go. */
+LATTN_FN_ void lattn_restore_head_(lattn_cache *cache, lattn_rule_ *rule, const lattn_kept_ *kept,
+                                   const uint32_t *pages) {
+  int64_t end = lattn_blocks_(lattn_stored_slots_(cache)), from, sinks, last, b, keep;
+  rule->first_block = kept->first_block;
+  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &from, &last);
+  if (end - lattn_gone_before_(cache, end) - from + lattn_gone_before_(cache, from) > rule->ring)
+    from = lattn_max_(from, lattn_keep_from_(cache, rule, cache->n_tokens));
+  keep = from;
+  for (b = lattn_first_held_(cache, rule); b < end; b = lattn_next_held_(cache, rule, b), pages++)
+    if (b < sinks || b >= keep)
+      *lattn_page_entry_(cache, rule, b) = *pages;
+    else
+      lattn_pool_return_(lattn_cache_pool_(cache), cache->page_size, *pages);
+  rule->first_block = lattn_max_(rule->first_block, keep);
+}
+
+LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
+                                            const lattn_checkpoint *checkpoint) {
+  const lattn_checkpoint *c = checkpoint;
+  lattn_pool *pool;
+  const uint32_t *pages;
+  if (!cache || !c) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  pool = lattn_cache_pool_(cache);
+  if (pool != lattn_checkpoint_pool_(c) || c->fingerprint != cache->fingerprint ||
+      c->page_bytes != cache->page_bytes || c->n_kv != cache->n_kv)
+    return LATTN_E_CONFIG;
+  if (c->n_tokens > cache->capacity || c->n_holes > cache->max_holes) return LATTN_E_FULL;
+  pages = lattn_checkpoint_pages_(c);
+  for (int64_t i = 0; i < c->n_pages; i++) lattn_pool_share_(pool, pages[i]);
+  lattn_cut_(cache, 0);
+  LATTN_MEMCPY_(lattn_holes_(cache), lattn_checkpoint_holes_(c),
+                (size_t)c->n_holes * sizeof(lattn_hole_));
+  cache->n_holes = c->n_holes;
+  cache->n_tokens = c->n_tokens;
+  lattn_sum_holes_(cache);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_kept_ *kept = lattn_checkpoint_heads_(c) + i;
+    lattn_restore_head_(cache, lattn_rules_(cache) + i, kept, pages);
+    pages += kept->count;
+  }
+  lattn_pool_settle_(pool);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_checkpoint_release(lattn_checkpoint *checkpoint) {
+  lattn_pool *pool;
+  if (!checkpoint) return LATTN_E_NULL;
+  pool = lattn_checkpoint_pool_(checkpoint);
+  for (int64_t i = 0; i < checkpoint->n_pages; i++)
+    lattn_pool_return_(pool, checkpoint->page_size, lattn_checkpoint_pages_(checkpoint)[i]);
+  pool->n_checkpoints--;
+  lattn_pool_return_table_(pool, (uint64_t)checkpoint->from_pool, checkpoint->bytes);
+  lattn_pool_settle_(pool);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_checkpoint_stats_get(const lattn_checkpoint *checkpoint,
+                                                  lattn_checkpoint_stats *stats) {
+  lattn_checkpoint_stats s;
+  if (!checkpoint || !stats) return LATTN_E_NULL;
+  LATTN_MEMSET_(&s, 0, sizeof s);
+  s.n_tokens = checkpoint->n_tokens;
+  s.table_bytes = (int64_t)checkpoint->bytes;
+  for (int64_t i = 0; i < checkpoint->n_pages; i++) {
+    uint32_t number = lattn_checkpoint_pages_(checkpoint)[i];
+    s.page_bytes += (int64_t)checkpoint->page_bytes;
+    if (lattn_page_of_(lattn_checkpoint_pool_(checkpoint), number)->holders == 1)
+      s.own_bytes += (int64_t)checkpoint->page_bytes;
+  }
+  return lattn_export_(stats, &s, sizeof s);
+}
+
+/* ---- remove ---- */
+
+/* Reverses entries [a, b). */
+LATTN_FN_ void lattn_reverse_(uint32_t *x, int64_t a, int64_t b) {
+  for (b--; a < b; a++, b--) {
+    uint32_t y = x[a];
+    x[a] = x[b];
+    x[b] = y;
+  }
+}
+
+/* Blocks [from, to), wholly in a hole to be, are `more` blocks that were not yet gone: lets go of
+   those that the head holds, and moves the entries behind them down. Holes are as before. */
+LATTN_FN_ void lattn_close_up_(lattn_cache *cache, lattn_rule_ *rule, int64_t from, int64_t to,
+                               int64_t more) {
+  uint32_t *ring = (uint32_t *)(void *)((char *)cache + rule->pages) + rule->sink_blocks;
+  int64_t end = lattn_blocks_(lattn_stored_slots_(cache)), by = more % rule->ring;
+  lattn_drop_blocks_(cache, rule, from, to);
+  if (rule->first_block > from) { /* all held blocks are behind: the ring turns */
+    lattn_reverse_(ring, 0, by);
+    lattn_reverse_(ring, by, rule->ring);
+    lattn_reverse_(ring, 0, rule->ring);
+    return;
+  }
+  for (int64_t b = lattn_next_held_(cache, rule, to - 1); b < end;
+       b = lattn_next_held_(cache, rule, b)) {
+    int64_t place = b - lattn_gone_before_(cache, b);
+    ring[(place - more) % rule->ring] = ring[place % rule->ring];
+  }
+}
+
+/* May positions [from, to) go, which leaves that hole? */
+LATTN_FN_ lattn_status lattn_check_remove_(const lattn_cache *cache, int64_t from, int64_t to,
+                                           const lattn_hole_ *hole) {
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    int64_t always = rule->sink_blocks * LATTN_BLOCK_, start, end;
+    if (rule->policy != LATTN_HEAD_STREAMING) continue;
+    if (from < rule->sinks) return LATTN_E_CONFIG;
+    if (rule->window == 1 || lattn_stored_slots_(cache) <= always) continue;
+    start = lattn_max_(0, cache->n_tokens - (to - from) - rule->window + 1);
+    if (start >= from) start += to - from;
+    start = lattn_max_(lattn_slot_of_(cache, start), always);
+    if (lattn_in_hole_(cache, start, &end)) start = end;
+    if (start >= hole->from && start < hole->to) start = hole->to;
+    if (start < rule->first_block * LATTN_BLOCK_) return LATTN_E_EVICTED;
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int64_t to) {
+  lattn_hole_ *h, hole;
+  int32_t first = 0, end;
+  int64_t more;
+  lattn_status s;
+  if (!cache) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  if (from < 0 || from > to || to > cache->n_tokens) return LATTN_E_SHAPE;
+  if (to == cache->n_tokens) return lattn_cache_truncate(cache, from);
+  if (from == to) return LATTN_OK;
+  h = lattn_holes_(cache);
+  LATTN_MEMSET_(&hole, 0, sizeof hole);
+  hole.from = lattn_slot_of_(cache, from);
+  hole.to = lattn_slot_of_(cache, to - 1) + 1;
+  while (first < cache->n_holes && h[first].to < hole.from) first++;
+  for (end = first; end < cache->n_holes && h[end].from <= hole.to; end++) {
+    hole.from = lattn_min_(hole.from, h[end].from); /* they touch: one hole */
+    hole.to = lattn_max_(hole.to, h[end].to);
+  }
+  s = lattn_check_remove_(cache, from, to, &hole);
+  if (s) return s;
+  if (end == first && cache->n_holes == cache->max_holes) return LATTN_E_FULL;
+  more = lattn_max_(0, hole.to / LATTN_BLOCK_ - lattn_blocks_(hole.from));
+  for (int32_t i = first; i < end; i++)
+    more -= lattn_max_(0, h[i].to / LATTN_BLOCK_ - lattn_blocks_(h[i].from));
+  for (int32_t i = 0; i < cache->n_kv && more > 0; i++)
+    lattn_close_up_(cache, lattn_rules_(cache) + i, lattn_blocks_(hole.from),
+                    hole.to / LATTN_BLOCK_, more);
+  if (end == first)
+    for (int32_t i = cache->n_holes++; i > first; i--) h[i] = h[i - 1];
+  else
+    for (int32_t i = end; i < cache->n_holes; i++) h[i - (end - first) + 1] = h[i];
+  if (end > first) cache->n_holes -= end - first - 1;
+  h[first] = hole;
+  lattn_sum_holes_(cache);
+  cache->n_tokens -= to - from;
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return LATTN_OK;
+}
+
+/* ---- release, statistics, sizes ---- */
 
 LATTN_API lattn_status lattn_cache_release(lattn_cache *cache) {
   lattn_pool *pool;
@@ -4520,27 +6659,42 @@ LATTN_API lattn_status lattn_cache_release(lattn_cache *cache) {
   return LATTN_OK;
 }
 
+/* Tokens stored before a slot: the position of the first at or behind it. */
+LATTN_FN_ int64_t lattn_position_from_(const lattn_cache *cache, int64_t slot) {
+  int64_t end;
+  if (slot >= lattn_stored_slots_(cache)) return cache->n_tokens;
+  if (lattn_in_hole_(cache, slot, &end)) slot = end;
+  return slot - lattn_removed_before_(cache, slot);
+}
+
 LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int32_t kv_head,
                                                   lattn_cache_head_stats *stats) {
   lattn_cache_head_stats s;
   const lattn_rule_ *rule;
-  int64_t sinks, first, end;
+  int64_t sinks, first, end, held;
   if (!cache || !stats) return LATTN_E_NULL;
   if (kv_head < 0 || kv_head >= cache->n_kv) return LATTN_E_SHAPE;
   rule = lattn_cache_rule_(cache, kv_head);
   LATTN_MEMSET_(&s, 0, sizeof s);
-  lattn_held_blocks_(rule, cache->n_tokens, &sinks, &first, &end);
+  held = lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
   s.policy = rule->policy;
   s.positions = rule->in_cache ? LATTN_POSITIONS_IN_CACHE : LATTN_POSITIONS_ABSOLUTE;
   s.sinks = rule->sinks;
   s.window = rule->window;
   s.slack = rule->slack;
-  s.n_sink_tokens = lattn_min_(sinks * LATTN_BLOCK_, cache->n_tokens);
-  s.first_token = lattn_min_(first * LATTN_BLOCK_, cache->n_tokens);
+  s.n_sink_tokens = lattn_position_from_(cache, sinks * LATTN_BLOCK_);
+  s.first_token = lattn_position_from_(cache, first * LATTN_BLOCK_);
   if (first == sinks) s.n_sink_tokens = s.first_token = 0;
   s.n_tokens_held = s.n_sink_tokens + cache->n_tokens - s.first_token;
-  s.page_bytes = (sinks + end - first) * (int64_t)cache->page_bytes;
+  s.page_bytes = held * (int64_t)cache->page_bytes;
   return lattn_export_(stats, &s, sizeof s);
+}
+
+/* Pages of the head that others hold too. */
+LATTN_FN_ int64_t lattn_shared_pages_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t sinks, first, end;
+  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+  return lattn_shared_count_(cache, rule, 0, sinks) + lattn_shared_count_(cache, rule, first, end);
 }
 
 LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cache_stats *stats) {
@@ -4553,6 +6707,8 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
   s.n_tokens = cache->n_tokens;
   s.capacity = cache->capacity == LATTN_MAX_POSITION_ ? INT64_MAX : cache->capacity;
   s.table_bytes = (int64_t)cache->bytes;
+  s.n_drafts = cache->n_drafts;
+  s.n_holes = cache->n_holes;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_cache_head_stats h;
     h.size = sizeof h;
@@ -4565,11 +6721,543 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
       s.streaming_bytes += h.page_bytes;
     }
     s.token_bytes += h.n_tokens_held * token;
+    s.shared_bytes += lattn_shared_pages_(cache, lattn_cache_rule_(cache, i)) *
+                      (int64_t)cache->page_bytes;
   }
   return lattn_export_(stats, &s, sizeof s);
 }
 
-/* ==== §8 merge ===================================================================================
+/* ==== §8 read back, save, load ===================================================================
+   A saved cache, all little-endian:
+     0   the characters LATTNKVC; u32 version = 1; u32 bytes of the header, with its checksum
+     16  u64 fingerprint of the config; u64 n_tokens; u64 n_slots; u64 bytes of the whole
+     48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type; 24 bytes of zero
+     96  removed ranges of slots, rising: u64 first, u64 one past the last, for each
+         for each KV head: u64 sink_end, u64 first: it holds the slots [0, sink_end) and [first,
+         n_slots), less the holes
+         checksum of all before
+     The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
+     word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
+     Then, for each KV head, of its tokens in order: keys [count][key_dim] as stored (rotated, if
+     the cache rotates), then values [count][value_dim]; at the end, a checksum of all before.
+   A checksum is two u64, s1 = 1 and s2 = 0 to begin with: for each 32-bit word (the last filled up
+   with zeros) s1 += word, s2 += s1. */
+
+enum { LATTN_SAVED_FIXED_ = 96, LATTN_SAVED_CHECK_ = 16, LATTN_STREAM_ = 4096 };
+
+/* Bytes on their way to or from the caller, and their checksum. */
+typedef struct lattn_stream_ {
+  lattn_write_function write; /* NULL and no read: only counted */
+  lattn_read_function read;
+  void *user;
+  uint64_t s1, s2, bytes; /* of all whole buffers so far */
+  uint64_t left;          /* reading: bytes that may still be fetched */
+  uint32_t n, at, failed; /* in the buffer; reading: taken from it */
+  unsigned char buffer[LATTN_STREAM_];
+} lattn_stream_;
+
+LATTN_FN_ void lattn_put_bytes_(unsigned char *to, uint64_t x, int n) {
+  for (int i = 0; i < n; i++) to[i] = (unsigned char)(x >> 8 * i);
+}
+
+LATTN_FN_ uint64_t lattn_get_bytes_(const unsigned char *from, int n) {
+  uint64_t x = 0;
+  for (int i = 0; i < n; i++) x |= (uint64_t)from[i] << 8 * i;
+  return x;
+}
+
+/* Adds n bytes to a checksum; all but the last call bring a multiple of 4. */
+LATTN_FN_ void lattn_sum_bytes_(uint64_t *s1, uint64_t *s2, const unsigned char *p, uint32_t n) {
+  uint64_t a = *s1, b = *s2;
+  for (; n >= 4; n -= 4, p += 4) {
+    a += (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    b += a;
+  }
+  if (n) {
+    a += lattn_get_bytes_(p, (int)n);
+    b += a;
+  }
+  *s1 = a;
+  *s2 = b;
+}
+
+LATTN_FN_ void lattn_stream_init_(lattn_stream_ *st, lattn_write_function write,
+                                  lattn_read_function read, void *user) {
+  LATTN_MEMSET_(st, 0, sizeof *st);
+  st->write = write;
+  st->read = read;
+  st->user = user;
+  st->s1 = 1;
+}
+
+/* Hands the buffer on. */
+LATTN_FN_ void lattn_stream_flush_(lattn_stream_ *st) {
+  if (st->n && st->write && !st->failed && st->write(st->user, st->buffer, st->n)) st->failed = 1;
+  lattn_sum_bytes_(&st->s1, &st->s2, st->buffer, st->n);
+  st->bytes += st->n;
+  st->n = 0;
+}
+
+/* Fetches the next buffer. */
+LATTN_FN_ void lattn_stream_fill_(lattn_stream_ *st) {
+  uint32_t n = st->left < LATTN_STREAM_ ? (uint32_t)st->left : (uint32_t)LATTN_STREAM_;
+  lattn_sum_bytes_(&st->s1, &st->s2, st->buffer, st->n);
+  if (!n || st->read(st->user, st->buffer, n)) {
+    st->failed = 1;
+    n = LATTN_STREAM_;
+    LATTN_MEMSET_(st->buffer, 0, n);
+  } else {
+    st->left -= n;
+  }
+  st->n = n;
+  st->at = 0;
+}
+
+LATTN_FN_ void lattn_stream_put_(lattn_stream_ *st, uint64_t x, uint32_t n) {
+  unsigned char bytes[8];
+  lattn_put_bytes_(bytes, x, (int)n);
+  for (uint32_t i = 0; i < n; i++) {
+    if (st->n == LATTN_STREAM_) lattn_stream_flush_(st);
+    st->buffer[st->n++] = bytes[i];
+  }
+}
+
+LATTN_FN_ uint64_t lattn_stream_get_(lattn_stream_ *st, uint32_t n) {
+  unsigned char bytes[8];
+  for (uint32_t i = 0; i < n; i++) {
+    if (st->at == st->n && !st->failed) lattn_stream_fill_(st);
+    bytes[i] = st->failed ? 0 : st->buffer[st->at++];
+  }
+  return lattn_get_bytes_(bytes, (int)n);
+}
+
+/* The checksum of all that was put, or taken, so far. */
+LATTN_FN_ void lattn_stream_sum_(const lattn_stream_ *st, uint64_t *s1, uint64_t *s2) {
+  *s1 = st->s1;
+  *s2 = st->s2;
+  lattn_sum_bytes_(s1, s2, st->buffer, st->read ? st->at : st->n);
+}
+
+LATTN_FN_ void lattn_stream_put_sum_(lattn_stream_ *st) {
+  uint64_t s1, s2;
+  lattn_stream_sum_(st, &s1, &s2);
+  lattn_stream_put_(st, s1, 8);
+  lattn_stream_put_(st, s2, 8);
+}
+
+/* Takes a checksum, and tells whether it is that of all before it. */
+LATTN_FN_ int lattn_stream_check_(lattn_stream_ *st) {
+  uint64_t s1, s2, a, b;
+  lattn_stream_sum_(st, &s1, &s2);
+  a = lattn_stream_get_(st, 8);
+  b = lattn_stream_get_(st, 8);
+  return a == s1 && b == s2;
+}
+
+/* One element between memory, in the machine's order, and the stream. p NULL: it is read past. */
+LATTN_FN_ void lattn_stream_element_(lattn_stream_ *st, char *p, uint32_t size) {
+  uint32_t x = 0;
+  uint16_t half;
+  if (st->read) {
+    x = (uint32_t)lattn_stream_get_(st, size);
+    half = (uint16_t)x;
+    if (p) LATTN_MEMCPY_(p, size == 4 ? (const void *)&x : (const void *)&half, size);
+  } else {
+    if (size == 4) {
+      LATTN_MEMCPY_(&x, p, 4);
+    } else {
+      LATTN_MEMCPY_(&half, p, 2);
+      x = half;
+    }
+    lattn_stream_put_(st, x, size);
+  }
+}
+
+/* n elements, `stride` apart. Whole ones in the buffer are copied; one that straddles its end, or
+   that the machine keeps in another order, goes by bytes. */
+LATTN_FN_ void lattn_stream_row_(lattn_stream_ *st, char *p, uint32_t size, int64_t n,
+                                 int64_t stride) {
+  int64_t step = p ? stride * (int64_t)size : 0;
+  while (n > 0 && !(st->read && st->failed)) {
+    uint32_t *at = st->read ? &st->at : &st->n;
+    int64_t count = lattn_min_(n, ((st->read ? st->n : (uint32_t)LATTN_STREAM_) - *at) / size);
+    unsigned char *b = st->buffer + *at;
+    if (LATTN_BIG_ENDIAN_ || !p || !count) {
+      lattn_stream_element_(st, p, size);
+      p += step;
+      n--;
+      continue;
+    }
+    if (stride == 1)
+      LATTN_MEMCPY_(st->read ? (void *)p : (void *)b, st->read ? (void *)b : (void *)p,
+                    (size_t)count * size);
+    else
+      for (int64_t i = 0; i < count; i++) {
+        char *element = p + i * step;
+        unsigned char *byte = b + i * size;
+        if (st->read)
+          LATTN_MEMCPY_(element, byte, size);
+        else
+          LATTN_MEMCPY_(byte, element, size);
+      }
+    p += count * step;
+    n -= count;
+    *at += (uint32_t)count * size;
+  }
+}
+
+/* The keys or values of a head's held tokens, in order. Blocks before `keep` that are no sink
+   blocks are read past. */
+LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
+                                  const lattn_rule_ *rule, int values, int64_t keep) {
+  int64_t slots = lattn_stored_slots_(cache), end = lattn_blocks_(slots);
+  int64_t b = lattn_first_held_(cache, rule);
+  for (; b < end && !st->failed; b = lattn_next_held_(cache, rule, b)) {
+    int64_t stop = lattn_min_(slots, (b + 1) * LATTN_BLOCK_);
+    char *page = 0;
+    if (b < rule->sink_blocks || b >= keep)
+      page = lattn_page_at_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, b));
+    for (int64_t slot = b * LATTN_BLOCK_; slot < stop; slot++) {
+      int64_t lane = slot % LATTN_BLOCK_;
+      uint32_t size = (uint32_t)lattn_type_size_(values ? cache->value_type : cache->key_type);
+      char *p = page + (values ? (int64_t)cache->value_at + lane * cache->dv * size
+                               : (lane / 16 * 16 * cache->dk + lane % 16) * size);
+      if (cache->n_holes && lattn_in_hole_(cache, slot, 0)) continue;
+      lattn_stream_row_(st, page ? p : 0, size, values ? cache->dv : cache->dk, values ? 1 : 16);
+    }
+  }
+}
+
+/* The rule as it is saved: what it would hold after an extend. */
+LATTN_FN_ lattn_rule_ lattn_saved_rule_(const lattn_cache *cache, int32_t kv) {
+  lattn_rule_ rule = *lattn_cache_rule_(cache, kv);
+  rule.first_block =
+      lattn_max_(rule.first_block, lattn_keep_from_(cache, &rule, cache->n_tokens));
+  return rule;
+}
+
+/* Slots [0, *sink_end) and [*first, n_slots) of a head; returns how many tokens those are. */
+LATTN_FN_ int64_t lattn_saved_range_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                     int64_t *sink_end, int64_t *first) {
+  int64_t slots = lattn_stored_slots_(cache), sinks, begin, end;
+  lattn_held_blocks_(cache, rule, slots, &sinks, &begin, &end);
+  while (begin > sinks && lattn_is_gone_(cache, begin - 1)) begin--; /* gone, or evicted before */
+  *sink_end = lattn_min_(sinks * LATTN_BLOCK_, slots);
+  *first = lattn_min_(begin * LATTN_BLOCK_, slots);
+  return lattn_position_from_(cache, *sink_end) + cache->n_tokens -
+         lattn_position_from_(cache, *first);
+}
+
+LATTN_FN_ uint64_t lattn_saved_header_(const lattn_cache *cache) {
+  return LATTN_SAVED_FIXED_ + 16 * ((uint64_t)cache->n_holes + (uint64_t)cache->n_kv) +
+         LATTN_SAVED_CHECK_;
+}
+
+/* Bytes of the whole saved cache. */
+LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
+  uint64_t bytes = lattn_saved_header_(cache) + LATTN_SAVED_CHECK_;
+  uint64_t token = (uint64_t)cache->dk * lattn_type_size_(cache->key_type) +
+                   (uint64_t)cache->dv * lattn_type_size_(cache->value_type);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_rule_ rule = lattn_saved_rule_(cache, i);
+    int64_t sink_end, first;
+    bytes += (uint64_t)lattn_saved_range_(cache, &rule, &sink_end, &first) * token;
+  }
+  return bytes;
+}
+
+LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
+  const char *magic = "LATTNKVC";
+  const int64_t small[6] = {cache->n_kv, cache->n_holes,  cache->dk,
+                            cache->dv,   cache->key_type, cache->value_type};
+  for (int i = 0; i < 8; i++) lattn_stream_put_(st, (uint64_t)(unsigned char)magic[i], 1);
+  lattn_stream_put_(st, 1, 4);
+  lattn_stream_put_(st, lattn_saved_header_(cache), 4);
+  lattn_stream_put_(st, cache->fingerprint, 8);
+  lattn_stream_put_(st, (uint64_t)cache->n_tokens, 8);
+  lattn_stream_put_(st, (uint64_t)lattn_stored_slots_(cache), 8);
+  lattn_stream_put_(st, lattn_saved_bytes_(cache), 8);
+  for (int i = 0; i < 6; i++) lattn_stream_put_(st, (uint64_t)small[i], 4);
+  for (int i = 0; i < 3; i++) lattn_stream_put_(st, 0, 8);
+  for (int32_t i = 0; i < cache->n_holes; i++) {
+    lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].from, 8);
+    lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].to, 8);
+  }
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_rule_ rule = lattn_saved_rule_(cache, i);
+    int64_t sink_end, first;
+    lattn_saved_range_(cache, &rule, &sink_end, &first);
+    lattn_stream_put_(st, (uint64_t)sink_end, 8);
+    lattn_stream_put_(st, (uint64_t)first, 8);
+  }
+  lattn_stream_put_sum_(st);
+}
+
+LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_function write,
+                                        void *user, uint64_t *bytes) {
+  lattn_stream_ st;
+  if (!cache || (!write && !bytes)) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  if (write) {
+    lattn_stream_init_(&st, write, 0, user);
+    lattn_save_header_(&st, cache);
+    for (int32_t i = 0; i < cache->n_kv && !st.failed; i++) {
+      lattn_rule_ rule = lattn_saved_rule_(cache, i);
+      lattn_stream_head_(&st, cache, &rule, 0, 0);
+      lattn_stream_head_(&st, cache, &rule, 1, 0);
+    }
+    lattn_stream_put_sum_(&st);
+    lattn_stream_flush_(&st);
+    if (st.failed) return LATTN_E_IO;
+  }
+  if (bytes) *bytes = lattn_saved_bytes_(cache);
+  return LATTN_OK;
+}
+
+/* What a loading reads before it believes the rest. */
+typedef struct lattn_saved_ {
+  uint64_t header, fingerprint, n_tokens, n_slots, bytes;
+  int64_t small[6];
+  int zeros;
+} lattn_saved_;
+
+/* The fixed part of the header. */
+LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
+  const char *magic = "LATTNKVC";
+  int known = 1;
+  st->left = LATTN_SAVED_FIXED_;
+  for (int i = 0; i < 8; i++)
+    if (lattn_stream_get_(st, 1) != (uint64_t)(unsigned char)magic[i]) known = 0;
+  if (lattn_stream_get_(st, 4) != 1) known = 0;
+  h->header = lattn_stream_get_(st, 4);
+  h->fingerprint = lattn_stream_get_(st, 8);
+  h->n_tokens = lattn_stream_get_(st, 8);
+  h->n_slots = lattn_stream_get_(st, 8);
+  h->bytes = lattn_stream_get_(st, 8);
+  for (int i = 0; i < 6; i++) h->small[i] = (int64_t)lattn_stream_get_(st, 4);
+  for (int i = 0; i < 3; i++)
+    if (lattn_stream_get_(st, 8)) known = 0;
+  if (st->failed) return LATTN_E_IO;
+  if (!known || h->n_tokens > h->n_slots || h->n_slots > (uint64_t)LATTN_MAX_POSITION_)
+    return LATTN_E_FORMAT;
+  return h->header == LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_ +
+                          16 * ((uint64_t)h->small[0] + (uint64_t)h->small[1])
+             ? LATTN_OK
+             : LATTN_E_FORMAT;
+}
+
+/* Does what the header says go with the cache? If not, the ranges are only read past, so that the
+   checksum decides first. */
+LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *cache,
+                                         const lattn_saved_ *h) {
+  lattn_status s = LATTN_OK;
+  if (h->n_tokens > (uint64_t)cache->capacity || h->small[1] > cache->max_holes) s = LATTN_E_FULL;
+  if (h->fingerprint != cache->fingerprint || h->small[0] != cache->n_kv ||
+      h->small[2] != cache->dk || h->small[3] != cache->dv || h->small[4] != cache->key_type ||
+      h->small[5] != cache->value_type)
+    s = LATTN_E_CONFIG;
+  if (!s) return s;
+  for (uint64_t i = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_; i < h->header && !st->failed; i += 8)
+    lattn_stream_get_(st, 8);
+  if (!lattn_stream_check_(st)) s = LATTN_E_FORMAT;
+  return st->failed ? LATTN_E_IO : s;
+}
+
+/* Holes and ranges, into a cache that is to hold them; its rules then begin where the file does. */
+LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
+                                          const lattn_saved_ *h) {
+  int64_t slots = (int64_t)h->n_slots, last = -1;
+  int right = 1;
+  own->n_holes = (int32_t)h->small[1];
+  for (int32_t i = 0; i < own->n_holes; i++) {
+    lattn_hole_ *hole = lattn_holes_(own) + i;
+    uint64_t from = lattn_stream_get_(st, 8), to = lattn_stream_get_(st, 8);
+    if (from >= to || to >= h->n_slots || (int64_t)from <= last) right = 0;
+    if (!right) from = to = 0;
+    hole->from = (int64_t)from;
+    hole->to = last = (int64_t)to;
+  }
+  lattn_sum_holes_(own);
+  own->n_tokens = slots - own->removed;
+  if (own->n_tokens != (int64_t)h->n_tokens) right = 0;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(own) + i;
+    uint64_t sink_end = lattn_stream_get_(st, 8), first = lattn_stream_get_(st, 8);
+    int64_t expected, begin;
+    if (first > h->n_slots || (rule->policy == LATTN_HEAD_FULL && first)) right = 0;
+    rule->first_block = right ? lattn_blocks_((int64_t)first) : 0;
+    if (right) lattn_saved_range_(own, rule, &expected, &begin);
+    if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;
+    if (right && !lattn_resident_(own, rule, own->n_tokens - rule->window + 1, own->n_tokens))
+      right = 0;
+    if (own->n_holes && lattn_holes_(own)->from < rule->sinks) right = 0;
+  }
+  if (!lattn_stream_check_(st)) right = 0;
+  if (st->failed) return LATTN_E_IO;
+  return right && lattn_saved_bytes_(own) <= h->bytes ? LATTN_OK : LATTN_E_FORMAT;
+}
+
+/* Takes the pages of what the cache is to hold: of what is in the file, what its slack wants. */
+LATTN_FN_ lattn_status lattn_load_pages_(lattn_cache *own) {
+  lattn_pool *pool = lattn_cache_pool_(own);
+  int64_t slots = lattn_stored_slots_(own), n = 0, sinks, first, end;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ rule = lattn_saved_rule_(own, i);
+    n += lattn_held_blocks_(own, &rule, slots, &sinks, &first, &end);
+  }
+  if (!lattn_pool_reserve_(pool, own->page_size, (uint64_t)n)) return LATTN_E_FULL;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ rule = lattn_saved_rule_(own, i);
+    for (int64_t b = lattn_first_held_(own, &rule); b < lattn_blocks_(slots);
+         b = lattn_next_held_(own, &rule, b))
+      *lattn_page_entry_(own, &rule, b) = lattn_pool_take_(pool, own->page_size);
+  }
+  return LATTN_OK;
+}
+
+/* Fills a cache with empty tables; on an error it may hold pages, if *taken. */
+LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *taken) {
+  lattn_saved_ h;
+  uint64_t bytes;
+  lattn_status s = lattn_load_fixed_(st, &h);
+  if (s) return s;
+  st->left = h.header - LATTN_SAVED_FIXED_;
+  s = lattn_load_suits_(st, own, &h);
+  if (!s) s = lattn_load_ranges_(st, own, &h);
+  if (s) return s;
+  bytes = lattn_saved_header_(own) + LATTN_SAVED_CHECK_;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    int64_t sink_end, first;
+    bytes += (uint64_t)lattn_saved_range_(own, lattn_cache_rule_(own, i), &sink_end, &first) *
+             ((uint64_t)own->dk * lattn_type_size_(own->key_type) +
+              (uint64_t)own->dv * lattn_type_size_(own->value_type));
+  }
+  if (bytes != h.bytes) return LATTN_E_FORMAT;
+  s = lattn_load_pages_(own);
+  if (s) return s;
+  *taken = 1;
+  st->left = h.bytes - h.header;
+  for (int32_t i = 0; i < own->n_kv && !st->failed; i++) {
+    lattn_rule_ *rule = lattn_rules_(own) + i, kept = lattn_saved_rule_(own, i);
+    lattn_stream_head_(st, own, rule, 0, kept.first_block);
+    lattn_stream_head_(st, own, rule, 1, kept.first_block);
+  }
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ kept = lattn_saved_rule_(own, i);
+    lattn_rules_(own)[i].first_block = kept.first_block;
+  }
+  if (!lattn_stream_check_(st)) s = LATTN_E_FORMAT;
+  return st->failed ? LATTN_E_IO : s;
+}
+
+LATTN_API lattn_status lattn_cache_load(lattn_cache *cache, lattn_read_function read, void *user) {
+  lattn_stream_ st;
+  lattn_pool *pool;
+  lattn_cache *own; /* built beside the cache, then put in its place */
+  int64_t at;
+  int taken = 0;
+  lattn_status s;
+  if (!cache || !read) return LATTN_E_NULL;
+  if (cache->n_drafts) return LATTN_E_STATE;
+  pool = lattn_cache_pool_(cache);
+  at = (int64_t)lattn_pool_take_table_(pool, cache->bytes);
+  if (!at) return LATTN_E_FULL;
+  own = (lattn_cache *)(void *)((char *)pool + at);
+  LATTN_MEMCPY_(own, cache, (size_t)cache->bytes);
+  own->from_pool = at;
+  own->n_tokens = own->removed = own->n_holes = 0;
+  lattn_stream_init_(&st, 0, read, user);
+  s = lattn_load_(&st, own, &taken);
+  if (s && taken) lattn_cut_(own, 0);
+  if (!s) {
+    lattn_cut_(cache, 0);
+    own->from_pool = cache->from_pool;
+    LATTN_MEMCPY_(cache, own, (size_t)cache->bytes);
+  }
+  lattn_pool_return_table_(pool, (uint64_t)at, cache->bytes);
+  lattn_pool_settle_(pool);
+  return s;
+}
+
+/* The key of one slot, turned back, into row `to` of k. */
+LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const char *page, int64_t slot,
+                              const lattn_tensor *k, int64_t to, float *angles) {
+  int64_t lane = slot % LATTN_BLOCK_, at = lane / 16 * 16 * cache->dk + lane % 16;
+  int64_t pairs = angles ? cache->n_dims / 2 : 0, d0 = cache->first_dim;
+  int64_t step = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int64_t other = cache->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+  void *out = (void *)(uintptr_t)k->data;
+  int lost = 0;
+  if (angles) {
+    lattn_turning_ turning = lattn_cache_turning_(cache);
+    lattn_angles_(angles, &turning, slot);
+  }
+  to *= k->stride_token;
+  for (int64_t d = 0; d < cache->dk; d++)
+    if (!pairs || d < d0 || d >= d0 + 2 * pairs)
+      lost |= lattn_put_(out, k->type, to + d, lattn_get_(page, cache->key_type, at + d * 16));
+  for (int64_t f = 0; f < pairs; f++) { /* the inverse of (c, s): (c, -s) / (c^2 + s^2) */
+    int64_t d = d0 + f * step;
+    float c = angles[f], s = angles[pairs + f], size = lattn_fma_(c, c, lattn_fma_(s, s, 0.0f));
+    float x = lattn_get_(page, cache->key_type, at + d * 16);
+    float y = lattn_get_(page, cache->key_type, at + (d + other) * 16);
+    lattn_turn_pair_(&x, &y, c / size, -s / size);
+    lost |= lattn_put_(out, k->type, to + d, x);
+    lost |= lattn_put_(out, k->type, to + d + other, y);
+  }
+  return lost;
+}
+
+/* Reads tokens whose pages are there. */
+LATTN_NOINLINE_ int lattn_read_tokens_(const lattn_cache *cache, int32_t kv, int64_t first,
+                                       int64_t n, const lattn_tensor *k, const lattn_tensor *v,
+                                       int unrotated) {
+  float angles[2 * LATTN_MAX_PAIRS_];
+  int lost = 0;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t slot = lattn_slot_of_(cache, first + i);
+    const char *page = lattn_cache_page_(cache, kv, slot / LATTN_BLOCK_);
+    if (k->data) lost |= lattn_read_key_(cache, page, slot, k, i, unrotated ? angles : 0);
+    for (int64_t d = 0; v->data && d < cache->dv; d++)
+      lost |= lattn_put_((void *)(uintptr_t)v->data, v->type, i * v->stride_token + d,
+                         lattn_get_(page + cache->value_at, cache->value_type,
+                                    slot % LATTN_BLOCK_ * cache->dv + d));
+  }
+  return lost;
+}
+
+LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_head, int64_t first,
+                                        lattn_tensor k, lattn_tensor v, int32_t flags) {
+  static const lattn_names_ kn = LATTN_NAMES_("k"), vn = LATTN_NAMES_("v");
+  const lattn_rule_ *rule;
+  lattn_status s = LATTN_OK;
+  lattn_fpenv_ saved;
+  int64_t n;
+  int lost;
+  if (!cache || (!k.data && !v.data)) return LATTN_E_NULL;
+  if (flags & ~LATTN_READ_UNROTATED) return LATTN_E_FIELD;
+  if (kv_head < 0 || kv_head >= cache->n_kv) return LATTN_E_SHAPE;
+  if (k.data) s = lattn_view_(&k, 1, 1, &kn, 0);
+  if (!s && v.data) s = lattn_view_(&v, 1, 1, &vn, 0);
+  if (s) return s;
+  n = k.data ? k.n_tokens : v.n_tokens;
+  if (k.data && (k.n_heads != 1 || k.dim != cache->dk)) return LATTN_E_SHAPE;
+  if (v.data && (v.n_heads != 1 || v.dim != cache->dv || v.n_tokens != n)) return LATTN_E_SHAPE;
+  if (first < 0 || first > cache->n_tokens || n > cache->n_tokens - first) return LATTN_E_SHAPE;
+  if (k.data && v.data && lattn_overlap_(&k, &v)) return LATTN_E_ALIAS;
+  rule = lattn_cache_rule_(cache, kv_head);
+  for (int64_t i = first; i < first + n; i++) {
+    int64_t block = lattn_slot_of_(cache, i) / LATTN_BLOCK_;
+    if (block >= rule->sink_blocks && block < rule->first_block) return LATTN_E_EVICTED;
+  }
+  lattn_fpenv_enter_(&saved);
+  lost = lattn_read_tokens_(cache, kv_head, first, n, &k, &v,
+                            cache->rotates && (flags & LATTN_READ_UNROTATED));
+  lattn_fpenv_leave_(&saved);
+  return lost ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+/* ==== §9 merge ===================================================================================
    Partials of one row, folded by the segment tree (heads.md 9.3; the rule of lattn_height_),
    whatever the order of the list; those outside of the order come last, in the order given. A
    row is folded in strips of 64 columns, so a stack of subtrees fits in 8 KiB. */
@@ -4689,7 +7377,8 @@ LATTN_NOINLINE_ void lattn_fold_rows_(lattn_fold_ *fold, int64_t from, int64_t t
         if (gate.dim > 1)
           gate.data = (const char *)gate.data + (size_t)c * lattn_type_size_(gate.type);
       }
-      if (lattn_finish_row_(m, l, strip, z, n, fold->gate ? &gate : 0, &out, token, head, &lse))
+      if (lattn_finish_row_(m, l, strip, z, n, fold->gate ? &gate : 0, &out, token, head, &lse,
+                            0))
         lattn_raise_(&fold->overflowed);
       if (fold->lse) fold->lse[row] = fold->mode == LATTN_MERGE_LINEAR ? LATTN_NAN_ : lse;
     }
@@ -4863,7 +7552,7 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
   return LATTN_OK;
 }
 
-/* ==== §9 rotary positions ========================================================================
+/* ==== §10 rotary positions =======================================================================
    A frequency is kept as *turns a position*, theta/(2 pi), in units of 2^-64 turn. Then the
    angle at a position is one wrapping 64-bit product: exact range reduction, for any position,
    on any machine. What the rounding of a frequency costs is half a unit a position: 2^-65 turn,
@@ -5595,7 +8284,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
   for (int32_t i = 0; i < n_tasks; i++) task(context, i);
 }
 
-/* ==== §10 clean up, licence ================================================================== */
+/* ==== §11 clean up, licence ================================================================== */
 
 #if defined(__clang__)
 #pragma clang diagnostic pop

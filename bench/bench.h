@@ -62,10 +62,12 @@ typedef struct bench_shape {
   int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32 */
   int32_t streaming_heads; /* KV heads 0 ... streaming_heads - 1 see `sinks` and `window` only */
   int64_t sinks, window;
-  int32_t layers; /* decode: caches worked on in turn, as the layers of a model are: a step
+  int32_t layers;    /* decode: caches worked on in turn, as the layers of a model are: a step
                               then finds its keys in memory, not in the processor's cache */
-  int32_t quick;  /* part of a QUICK run */
-  double goal;    /* fraction of the limit to reach; 0 = none set */
+  int32_t sequences; /* caches in one call, each with `queries` and `keys`; 0 = one */
+  int64_t shared;    /* of the keys, those at the start that all sequences share */
+  int32_t quick;     /* part of a QUICK run */
+  double goal;       /* fraction of the limit to reach; of a pair: ratio; 0 = none set */
 } bench_shape;
 
 /* Key and value dims alike, every head full, one layer, no goal. */
@@ -107,6 +109,33 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
 /* A row about memory: bytes held at rest, at most while appending, and what the tokens need. */
 void bench_report_memory(const bench_options *options, const bench_shape *shape, double bytes,
                          double peak, double least);
+
+/* Two ways to the same end, run in turn; each gives the seconds it took, negative: failed. */
+typedef struct bench_pair {
+  const char *other_name; /* printed is the other's time over ours */
+  double (*ours)(void *state, int32_t n_threads);
+  double (*other)(void *state, int32_t n_threads);
+  int (*same)(void *state); /* NULL, or whether both gave the same */
+  double bytes;             /* what ours reads or writes, to print GB/s; 0: print its FLOP */
+  int32_t one_thread;       /* the number of threads changes nothing */
+} bench_pair;
+void bench_report_pair(const bench_options *options, const bench_shape *shape,
+                       const bench_pair *pair, void *state);
+
+/* What one operation takes: time, and bytes where they are the question. */
+enum { BENCH_COST_TIMES = 25 };
+typedef struct bench_cost {
+  const char *name;
+  int32_t n; /* times taken so far */
+  double seconds[BENCH_COST_TIMES];
+  double bytes; /* negative: not asked */
+} bench_cost;
+/* A row of operations: the median time of each, and its bytes. */
+void bench_report_costs(const bench_options *options, const bench_shape *shape, int32_t n,
+                        const bench_cost *costs);
+/* A row that could not be measured. */
+void bench_report_failed(const bench_shape *shape);
+
 /* Whether a row is asked for. */
 int bench_wanted(const bench_options *options, const char *bench, int32_t quick);
 /* Prints the limits and what is missing; returns the number of rows whose output was wrong. */
@@ -116,6 +145,11 @@ int bench_report_end(const bench_options *options);
 
 void bench_prefill(const bench_options *options);
 void bench_decode(const bench_options *options);
+void bench_batch(const bench_options *options);
+void bench_draft(const bench_options *options);
+void bench_weights(const bench_options *options);
 void bench_memory(const bench_options *options);
+void bench_cost_of_caches(const bench_options *options);
+void bench_save(const bench_options *options);
 
 #endif /* BENCH_H_INCLUDED */

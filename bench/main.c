@@ -28,7 +28,12 @@ int main(void) {
   bench_report_begin(&options);
   bench_prefill(&options);
   bench_decode(&options);
+  bench_batch(&options);
+  bench_draft(&options);
+  bench_weights(&options);
   bench_memory(&options);
+  bench_cost_of_caches(&options);
+  bench_save(&options);
   int bad = bench_report_end(&options);
   bench_limits_free();
   return bad != 0;

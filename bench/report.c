@@ -151,6 +151,7 @@ static void print_json_shape(const bench_shape *s, int32_t n_threads) {
     printf(",\"streaming_heads\":%d,\"sinks\":%lld,\"window\":%lld", s->streaming_heads,
            (long long)s->sinks, (long long)s->window);
   if (s->layers) printf(",\"layers\":%d", s->layers);
+  if (s->sequences) printf(",\"sequences\":%d,\"shared\":%lld", s->sequences, (long long)s->shared);
 }
 
 static void print_json(const row *r) {
@@ -178,8 +179,9 @@ static void print_table_shape(const bench_shape *s, int32_t n_threads) {
   snprintf(heads, sizeof heads, "%d/%d", s->heads, s->kv_heads);
   snprintf(dims, sizeof dims, "%d", s->key_dim);
   if (s->key_dim != s->value_dim) snprintf(dims, sizeof dims, "%d/%d", s->key_dim, s->value_dim);
-  printf("%-17s %6s %4s %6lld %7lld %-4s %3d", s->bench, heads, dims, (long long)s->queries,
-         (long long)s->keys, bench_type_name(s->type), n_threads);
+  long long rows = (long long)s->queries * (s->sequences ? s->sequences : 1);
+  printf("%-17s %6s %4s %6lld %7lld %-4s %3d", s->bench, heads, dims, rows, (long long)s->keys,
+         bench_type_name(s->type), n_threads);
 }
 
 static void print_table(const row *r) {
@@ -216,6 +218,11 @@ void bench_report_begin(const bench_options *options) {
   printf(" %8s\n", "error");
 }
 
+void bench_report_failed(const bench_shape *shape) {
+  n_failed++;
+  fprintf(stderr, "bench: %s failed\n", shape->bench);
+}
+
 void bench_report_rows(const bench_options *options, const bench_shape *shape,
                        const bench_peer *ours) {
   if (!bench_wanted(options, shape->bench, shape->quick)) return;
@@ -230,8 +237,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
     r->n_threads = options->thread_counts[i];
     double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
     if (!our_state || !measure(r, budget, ours, our_state, states)) {
-      n_failed++;
-      fprintf(stderr, "bench: %s failed\n", shape->bench);
+      bench_report_failed(shape);
     } else if (options->json) {
       print_json(r);
     } else {
@@ -258,6 +264,113 @@ void bench_report_memory(const bench_options *options, const bench_shape *shape,
   print_table_shape(shape, 1);
   printf(" %10.0f bytes, %.4f of its tokens'; %.0f while appending\n", bytes, bytes / least, peak);
 }
+
+/* ---- pairs and costs ---- */
+
+typedef struct pair_row {
+  series ours, other, flops;
+  int same;
+} pair_row;
+
+/* Turn i: both, the other first in odd turns, as who runs second may find its keys in a cache. */
+static int measure_turn(pair_row *r, int32_t i, const bench_pair *pair, void *state,
+                        int32_t n_threads) {
+  double other = i & 1 ? pair->other(state, n_threads) : 0, ours = pair->ours(state, n_threads);
+  if (!(i & 1)) other = pair->other(state, n_threads);
+  add(&r->ours, ours);
+  add(&r->other, other);
+  if (pair->same && !pair->same(state)) r->same = 0;
+  return ours >= 0 && other >= 0;
+}
+
+static int measure_pair(pair_row *r, double budget, const bench_pair *pair, void *state,
+                        int32_t n_threads) {
+  if (!measure_turn(r, 0, pair, state, n_threads)) return 0; /* warms up */
+  r->ours.n = r->other.n = 0;
+  r->same = 1;
+  double start = bench_seconds();
+  for (int32_t i = 0; i < MAX_REPETITIONS - 1; i++) { /* an even number of turns */
+    if (i >= 4 && !(i & 1) && bench_seconds() - start > budget) break;
+    if (!(pair->bytes > 0)) add(&r->flops, bench_limit_flops(n_threads));
+    if (!measure_turn(r, i, pair, state, n_threads)) return 0;
+  }
+  if (r->flops.n) add(&all_flops[n_threads > 1], median(&r->flops));
+  return 1;
+}
+
+/* The median of the repetitions' own ratios: both of a repetition met the same machine. */
+static double ratio_of(const pair_row *r) {
+  series ratios = r->ours;
+  for (int32_t i = 0; i < ratios.n; i++) ratios.value[i] = r->other.value[i] / r->ours.value[i];
+  return median(&ratios);
+}
+
+static void print_pair(const bench_options *options, const bench_shape *shape,
+                       const bench_pair *pair, const pair_row *r, int32_t n_threads) {
+  double ours = median(&r->ours), ratio = ratio_of(r), flops = bench_shape_flops(shape);
+  if (options->json) {
+    print_json_shape(shape, n_threads);
+    printf(",\"ms\":%.4f,\"ms_best\":%.4f,\"noise\":%.4f,\"repetitions\":%d", ours * 1e3,
+           extreme(&r->ours, -1) * 1e3, noise(&r->ours), r->ours.n);
+    if (pair->bytes > 0)
+      printf(",\"bytes\":%.0f,\"gbs\":%.3f", pair->bytes, pair->bytes / ours * 1e-9);
+    else
+      printf(",\"gflops\":%.3f,\"fraction_of_gflops\":%.4f", flops / ours * 1e-9,
+             flops / ours / median(&r->flops));
+    printf(",\"%s_ms\":%.4f,\"vs_%s\":%.3f", pair->other_name, median(&r->other) * 1e3,
+           pair->other_name, ratio);
+    if (shape->goal > 0) printf(",\"goal\":%.2f", shape->goal);
+    if (pair->same) printf(",\"same\":%s", r->same ? "true" : "false");
+    printf("}\n");
+    return;
+  }
+  print_table_shape(shape, n_threads);
+  printf(" %9.3f %3.0f%%", ours * 1e3, noise(&r->ours) * 100);
+  if (pair->bytes > 0) printf(" %8s %7.2f %11s", "", pair->bytes / ours * 1e-9, "");
+  else printf(" %8.1f %7s %5.2f fma  ", flops / ours * 1e-9, "", flops / ours / median(&r->flops));
+  if (shape->goal > 0) printf(" %.2f", shape->goal);
+  else printf("     ");
+  printf(" %7.2fx %s%s\n", ratio, pair->other_name, r->same ? "" : "  WRONG");
+}
+
+void bench_report_pair(const bench_options *options, const bench_shape *shape,
+                       const bench_pair *pair, void *state) {
+  int32_t n = pair->one_thread ? 1 : options->n_thread_counts;
+  double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
+  for (int32_t i = 0; i < n; i++) {
+    pair_row r = {0};
+    if (!measure_pair(&r, budget, pair, state, options->thread_counts[i])) {
+      bench_report_failed(shape);
+      return;
+    }
+    print_pair(options, shape, pair, &r, options->thread_counts[i]);
+    if (!r.same) n_wrong++;
+    fflush(stdout);
+  }
+}
+
+static double cost_median(const bench_cost *cost) {
+  series s = {0};
+  for (int32_t i = 0; i < cost->n; i++) add(&s, cost->seconds[i]);
+  return median(&s);
+}
+
+void bench_report_costs(const bench_options *options, const bench_shape *shape, int32_t n,
+                        const bench_cost *costs) {
+  if (options->json) print_json_shape(shape, 1);
+  else print_table_shape(shape, 1);
+  for (int32_t i = 0; i < n; i++) {
+    double us = cost_median(&costs[i]) * 1e6, bytes = costs[i].bytes;
+    if (options->json) printf(",\"%s_us\":%.2f", costs[i].name, us);
+    else printf("%s %s %.1f us", i ? ";" : "", costs[i].name, us);
+    if (bytes >= 0 && options->json) printf(",\"%s_bytes\":%.0f", costs[i].name, bytes);
+    else if (bytes >= 0) printf(", %.1f KiB", bytes / 1024);
+  }
+  printf(options->json ? "}\n" : "\n");
+  fflush(stdout);
+}
+
+/* ---- the end ---- */
 
 int bench_report_end(const bench_options *options) {
   double busy = 0;

@@ -38,14 +38,16 @@ double bench_shape_flops(const bench_shape *shape) {
     pairs += queries * seen;
   }
   double rows_per_key = (double)shape->heads / shape->kv_heads;
+  if (shape->sequences) pairs *= shape->sequences;
   return 2.0 * (shape->key_dim + shape->value_dim) * rows_per_key * pairs;
 }
 
 double bench_shape_bytes(const bench_shape *shape) {
-  double keys = 0;
+  double keys = 0, sequences = shape->sequences ? shape->sequences : 1;
   for (int32_t g = 0; g < shape->kv_heads; g++) {
     double held = (double)shape->keys, most = (double)(shape->sinks + shape->window);
-    keys += g < shape->streaming_heads && held > most ? most : held;
+    if (g < shape->streaming_heads && held > most) keys += sequences * most;
+    else keys += sequences * (held - (double)shape->shared) + (double)shape->shared;
   }
   return keys * (shape->key_dim + shape->value_dim) * (double)bench_type_bytes(shape->type);
 }

@@ -69,7 +69,8 @@ typedef struct ref_call {
   const lattn_rotary *rotary; /* NULL, or q and k are rotated here, at their positions */
   int32_t in_cache; /* positions inside the cache: a streaming head of options.sinks, .window */
   int32_t key_type, value_type; /* storage that rounds keys (after rotation) and values; 0 = f32 */
-  double *table;                /* cos, sin of positions below REF_TABLE, made when needed */
+  const int64_t *slots; /* NULL = absolute indices, or [n_keys]: where keys lie in the blocks */
+  double *table;        /* cos, sin of positions below REF_TABLE, made when needed */
   double *scores, *errors, *weights, *query, *key, *absolute; /* of one row */
   int64_t *visible;                                           /* keys that the row sees, rising */
 } ref_call;
@@ -342,10 +343,11 @@ static inline int64_t ref_scores(ref_call *c, int64_t row, int64_t head, int *fo
   for (int64_t t = p.first_key; t < p.end_key; t++) {
     int64_t index = p.key_position + t - p.first_key;
     if (!ref_sees(c, &p, row, index, a->key_positions ? a->key_positions[t] : index)) continue;
-    blocks += index / REF_BLOCK != last_block;
-    segments += index / REF_SEGMENT != last_segment;
-    last_block = index / REF_BLOCK;
-    last_segment = index / REF_SEGMENT;
+    int64_t slot = c->slots ? c->slots[t] : index;
+    blocks += slot / REF_BLOCK != last_block;
+    segments += slot / REF_SEGMENT != last_segment;
+    last_block = slot / REF_BLOCK;
+    last_segment = slot / REF_SEGMENT;
     c->visible[n] = t;
     c->scores[n] = ref_score_of(c, &p, row, head, t, &c->errors[n]);
     n++;

@@ -89,10 +89,11 @@ typedef struct token_list {
   float *q, *k, *v; /* [capacity][heads][dim] */
   int64_t n, capacity;
   int64_t q_row, k_row, v_row; /* floats a token */
+  int64_t *slots; /* NULL = positions, or [capacity]: where the tokens lie, after removals */
 } token_list;
 
 static inline token_list tokens_new(const setup *s, int64_t capacity) {
-  token_list t = {NULL, NULL, NULL, 0, capacity, 0, 0, 0};
+  token_list t = {NULL, NULL, NULL, 0, capacity, 0, 0, 0, NULL};
   t.q_row = setup_heads(s) * s->config.key_dim;
   t.k_row = s->config.n_kv_heads * s->config.key_dim;
   t.v_row = s->config.n_kv_heads * setup_value_dim(s);
@@ -106,6 +107,7 @@ static inline void tokens_free(token_list *t) {
   free(t->q);
   free(t->k);
   free(t->v);
+  free(t->slots);
 }
 
 /* Makes `count` new tokens behind the n that there are; does not change n. */
@@ -137,7 +139,8 @@ static inline float ref_rounded(int32_t type, float x) {
 /* What 16-bit storage makes of rotated keys: the rotation in float32 (lattn_rotate: tested
    alone, and shown to give the cache's own bits in test_absolute_mode), each number to nearest,
    and turned back in double for a reference that rotates for itself. That last number is a float
-   again: one u of the 16u that ref.h allows for the rotation, which is now the query's alone. */
+   again: one u of the 16u that ref.h allows for the rotation, which is now the query's alone. Keys
+   are stored turned by their slots. */
 static inline void ref_store_keys(ref_call *c, const setup *s) {
   int32_t type = s->config.key_type;
   int64_t row = c->kv_heads * c->key_dim;
@@ -145,7 +148,7 @@ static inline void ref_store_keys(ref_call *c, const setup *s) {
   lattn_rotary back;
   if (s->config.rotary) {
     lattn_tensor k = tensor_of(c->k, LATTN_F32, c->n_keys, c->kv_heads, c->key_dim);
-    CHECK_STATUS(lattn_rotate(s->config.rotary, k, 0, NULL), LATTN_OK);
+    CHECK_STATUS(lattn_rotate(s->config.rotary, k, 0, c->slots), LATTN_OK);
   }
   for (int64_t i = 0; i < c->n_keys * row; i++) c->k[i] = ref_rounded(type, c->k[i]);
   if (!s->config.rotary) return;
@@ -154,12 +157,14 @@ static inline void ref_store_keys(ref_call *c, const setup *s) {
   for (int64_t i = 0; i < c->n_keys * c->kv_heads; i++) {
     float *k = c->k + i * c->key_dim;
     for (int64_t d = 0; d < c->key_dim; d++) x[d] = (double)k[d];
-    ref_rotate(x, &back, -(i / c->kv_heads), NULL);
+    int64_t token = i / c->kv_heads;
+    ref_rotate(x, &back, -(c->slots ? c->slots[token] : token), NULL);
     for (int64_t d = 0; d < c->key_dim; d++) k[d] = (float)x[d];
   }
 }
 
-/* The reference of all tokens of the list; close with ref_close. Then ref_cache_attend. */
+/* The reference of all tokens of the list, which must outlive it; close with ref_close. Then
+   ref_cache_attend. Removed tokens are not in the list: positions close up over them. */
 static inline void ref_cache_open(ref_call *c, const setup *s, const token_list *t) {
   lattn_attn a;
   memset(&a, 0, sizeof a);
@@ -171,6 +176,7 @@ static inline void ref_cache_open(ref_call *c, const setup *s, const token_list 
   ref_open(c, &a, tokens_q(t, s, 0, t->n), tokens_k(t, s, 0, t->n), tokens_v(t, s, 0, t->n),
            LATTN_F32);
   c->rotary = s->config.rotary;
+  c->slots = t->slots;
   if (s->config.key_type > LATTN_F32) ref_store_keys(c, s);
   for (int64_t i = 0; i < t->n * t->v_row; i++)
     c->v[i] = ref_rounded(s->config.value_type, c->v[i]);

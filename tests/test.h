@@ -240,19 +240,19 @@ static inline const char *type_name(int32_t type) {
 static inline float element_get(const void *data, int32_t type, int64_t index) {
   const char *at = (const char *)data + index * (int64_t)type_bytes(type);
   uint32_t u = 0;
-  memcpy(&u, at, type_bytes(type)); /* little-endian, as every target of the tests */
-  if (type == LATTN_F16) return f32_of_f16((uint16_t)u);
-  if (type == LATTN_BF16) return f32_of_bf16((uint16_t)u);
-  return f32_of_bits(u);
+  uint16_t h = 0;
+  if (type_bytes(type) == 4) memcpy(&u, at, sizeof u);
+  else memcpy(&h, at, sizeof h);
+  return type == LATTN_F16 ? f32_of_f16(h) : type == LATTN_BF16 ? f32_of_bf16(h) : f32_of_bits(u);
 }
 
 /* Writes x rounded to `type`. */
 static inline void element_set(void *data, int32_t type, int64_t index, float x) {
   char *at = (char *)data + index * (int64_t)type_bytes(type);
-  uint32_t u = type == LATTN_F16    ? f16_of_f32(x)
-               : type == LATTN_BF16 ? bf16_of_f32(x)
-                                    : bits_of_f32(x);
-  memcpy(at, &u, type_bytes(type));
+  uint32_t u = bits_of_f32(x);
+  uint16_t h = type == LATTN_F16 ? f16_of_f32(x) : bf16_of_f32(x);
+  if (type_bytes(type) == 4) memcpy(at, &u, sizeof u);
+  else memcpy(at, &h, sizeof h);
 }
 
 /* ---- views ---- */
@@ -393,6 +393,12 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
   return hash;
 }
 
+/* The four bytes of u, lowest first: the same hash on every machine. */
+static inline uint64_t hash_u32(uint64_t hash, uint32_t u) {
+  for (int i = 0; i < 4; i++) hash = (hash ^ ((u >> 8 * i) & 255)) * 0x100000001b3u;
+  return hash;
+}
+
 /* The rows of a view, element by element; all NaNs count as one (their bits are not promised). */
 static inline uint64_t hash_tensor(uint64_t hash, const lattn_tensor *t) {
   for (int64_t i = 0; i < t->n_tokens; i++)
@@ -401,7 +407,7 @@ static inline uint64_t hash_tensor(uint64_t hash, const lattn_tensor *t) {
         float x = tensor_get(t, i, h, d);
         uint32_t u = bits_of_f32(x);
         if ((u & 0x7fffffffu) > 0x7f800000u) u = 0x7fc00000u;
-        hash = hash_bytes(hash, &u, 4);
+        hash = hash_u32(hash, u);
       }
   return hash;
 }

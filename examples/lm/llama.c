@@ -77,6 +77,15 @@ static inline void tile(float *y, int64_t y_stride, const float *x, int64_t x_st
     memcpy(y + r * y_stride, sums[r], (size_t)n_out * sizeof(float));
 }
 
+/* Up to TILE_ROWS rows, each number a loop of its own: few rows (drafts) are worth it too. */
+static void some_rows(float *y, int64_t y_stride, const float *x, int64_t x_stride, const float *w,
+                      int64_t n_in, int64_t n_rows, int32_t n_out) {
+  if (n_rows >= TILE_ROWS) tile(y, y_stride, x, x_stride, w, n_in, TILE_ROWS, n_out);
+  else if (n_rows == 3) tile(y, y_stride, x, x_stride, w, n_in, 3, n_out);
+  else if (n_rows == 2) tile(y, y_stride, x, x_stride, w, n_in, 2, n_out);
+  else tile(y, y_stride, x, x_stride, w, n_in, 1, n_out);
+}
+
 typedef struct matmul_job {
   const llama_matrix *matrix;
   const float *x;
@@ -92,10 +101,9 @@ static void matmul_panels(void *context, int64_t begin, int64_t end) {
     int32_t n_out = rest < LLAMA_PANEL ? (int32_t)rest : LLAMA_PANEL;
     const float *w = m->panels + panel * LLAMA_PANEL * m->n_in, *x = job->x;
     float *y = job->y + panel * LLAMA_PANEL;
-    for (; row + TILE_ROWS <= job->n_rows; row += TILE_ROWS)
-      tile(y + row * m->n_out, m->n_out, x + row * m->n_in, m->n_in, w, m->n_in, TILE_ROWS, n_out);
-    for (; row < job->n_rows; row++)
-      tile(y + row * m->n_out, m->n_out, x + row * m->n_in, m->n_in, w, m->n_in, 1, n_out);
+    for (; row < job->n_rows; row += TILE_ROWS)
+      some_rows(y + row * m->n_out, m->n_out, x + row * m->n_in, m->n_in, w, m->n_in,
+                job->n_rows - row, n_out);
   }
 }
 
@@ -366,7 +374,7 @@ void llama_model_free(llama_model *model) {
 struct llama_session {
   const llama_model *model;
   int64_t length, capacity;
-  int32_t n_threads;
+  int32_t n_threads, n_drafts;
   int (*progress)(void *user, int64_t done, int64_t total);
   void *user;
   lattn_cache **caches; /* [n_layers] */
@@ -392,6 +400,7 @@ static lattn_cache_config cache_config(const llama_model *m, const llama_options
   c.key_dim = m->head_dim;
   c.key_type = c.value_type = options->kv_type;
   c.max_append = LLAMA_BLOCK;
+  c.max_drafts = LLAMA_DRAFTS;
   c.rotary = rotary;
   int any_full = !options->heads;
   if (options->heads) c.heads = options->heads + (int64_t)layer * m->n_kv_heads;
@@ -516,8 +525,9 @@ lattn_cache_stats llama_stats(const llama_session *s) {
 
 /* ---- the forward pass ---- */
 
-/* Attention of one layer over a block: queries, keys and values lie side by side in `wide`. */
-static lattn_status attend(llama_session *s, int32_t layer, int64_t n) {
+/* Attention of one layer over a block: queries, keys and values lie side by side in `wide`. With
+   parents, the block is of drafts. */
+static lattn_status attend(llama_session *s, int32_t layer, int64_t n, const int32_t *parents) {
   const llama_model *m = s->model;
   int64_t stride = m->layers[layer].qkv.n_out, kv_dim = (int64_t)m->n_kv_heads * m->head_dim;
   lattn_tensor q = {s->wide, LATTN_F32, 0, n, m->n_heads, m->head_dim, stride, m->head_dim};
@@ -533,7 +543,9 @@ static lattn_status attend(llama_session *s, int32_t layer, int64_t n) {
   k.n_heads = m->n_kv_heads;
   v = k;
   v.data = s->wide + m->dim + kv_dim;
-  return lattn_cache_extend(s->caches[layer], NULL, q, k, v, out, NULL, &exec);
+  lattn_cache *cache = s->caches[layer];
+  if (parents) return lattn_cache_draft(cache, NULL, parents, q, k, v, out, NULL, &exec);
+  return lattn_cache_extend(cache, NULL, q, k, v, out, NULL, &exec);
 }
 
 /* What the threads do with a block; each takes some groups of TILE_ROWS rows through several
@@ -596,10 +608,10 @@ static void classify(void *context, int64_t begin, int64_t end) {
          job->n_threads);
 }
 
-/* Takes a block of at most LLAMA_BLOCK tokens through the layers; logits gets the last n_logits
-   rows. */
-static lattn_status forward(llama_session *s, const int32_t *tokens, int64_t n, int64_t n_logits,
-                            float *logits) {
+/* Takes a block of at most LLAMA_BLOCK tokens, or of drafts if there are parents, through the
+   layers; logits gets the last n_logits rows. */
+static lattn_status forward(llama_session *s, const int32_t *tokens, const int32_t *parents,
+                            int64_t n, int64_t n_logits, float *logits) {
   const llama_model *m = s->model;
   block_job job = {s, NULL, 0, n, 1, logits};
   for (int64_t t = 0; t < n; t++)
@@ -608,37 +620,123 @@ static lattn_status forward(llama_session *s, const int32_t *tokens, int64_t n, 
   for (int32_t l = 0; l < m->n_layers; l++) {
     job.layer = &m->layers[l];
     run_rows(&job, before_attention);
-    lattn_status status = attend(s, l, n);
+    lattn_status status = attend(s, l, n, parents);
     if (status < 0) return status;
     run_rows(&job, after_attention);
   }
-  s->length += n;
   job.first_row = n - n_logits;
   job.n_rows = n_logits;
   if (n_logits) run_rows(&job, classify);
   return LATTN_OK;
 }
 
+static int are_tokens(const llama_model *m, const int32_t *tokens, int64_t n) {
+  for (int64_t t = 0; t < n; t++)
+    if (tokens[t] < 0 || tokens[t] >= m->vocab_size) return 0;
+  return 1;
+}
+
 lattn_status llama_extend(llama_session *s, const int32_t *tokens, int64_t n, int64_t n_logits,
                           float *logits) {
   const llama_model *m = s->model;
   if (n < 0 || n_logits < 0 || n_logits > n) return LATTN_E_SHAPE;
+  if (s->n_drafts) return LATTN_E_STATE;
   if (n > s->capacity - s->length) return LATTN_E_FULL;
-  for (int64_t t = 0; t < n; t++)
-    if (tokens[t] < 0 || tokens[t] >= m->vocab_size) return LATTN_E_VALUE;
+  if (!are_tokens(m, tokens, n)) return LATTN_E_VALUE;
   for (int64_t done = 0; done < n;) {
     int64_t block = n - done < LLAMA_BLOCK ? n - done : LLAMA_BLOCK;
     int64_t first = n - n_logits > done ? n - n_logits : done; /* of this block, with logits */
     int64_t wanted = first < done + block ? done + block - first : 0;
     float *rows = wanted ? logits + (first - (n - n_logits)) * m->vocab_size : NULL;
-    lattn_status status = forward(s, tokens + done, block, wanted, rows);
+    lattn_status status = forward(s, tokens + done, NULL, block, wanted, rows);
     if (status) return status;
+    s->length += block;
     done += block;
     if (s->progress && n > LLAMA_BLOCK && s->progress(s->user, done, n) && done < n)
       return LATTN_CANCELLED;
   }
   return LATTN_OK;
 }
+
+/* ---- drafts ---- */
+
+lattn_status llama_draft(llama_session *s, const int32_t *tokens, const int32_t *parents, int32_t n,
+                         float *logits) {
+  int32_t chain[LLAMA_DRAFTS];
+  if (n < 0 || n > LLAMA_DRAFTS - s->n_drafts) return LATTN_E_SHAPE;
+  if (!n) return LATTN_OK;
+  if (!are_tokens(s->model, tokens, n)) return LATTN_E_VALUE;
+  for (int32_t i = 0; i < n; i++) chain[i] = s->n_drafts + i - 1;
+  lattn_status status = forward(s, tokens, parents ? parents : chain, n, n, logits);
+  s->n_drafts += n;
+  if (status) llama_accept(s, 0, NULL); /* some layers have them, some do not: none shall */
+  return status;
+}
+
+lattn_status llama_accept(llama_session *s, int32_t n, const int32_t *path) {
+  lattn_status status = LATTN_OK;
+  if (n < 0 || n > s->n_drafts) return LATTN_E_SHAPE;
+  if (n > s->capacity - s->length) return LATTN_E_FULL; /* before any layer has them */
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++)
+    status = lattn_cache_accept(s->caches[l], n, path);
+  if (status) return status;
+  s->length += n;
+  s->n_drafts = 0;
+  return LATTN_OK;
+}
+
+/* ---- to a file and back ---- */
+
+/* Before the layers' caches, each of which checks itself: a name and the number of layers. */
+enum { SAVED_BYTES = 12 };
+
+static void saved_header(unsigned char header[SAVED_BYTES], int32_t n_layers) {
+  memcpy(header, "llama kv", 8);
+  for (int i = 0; i < 4; i++) header[8 + i] = (unsigned char)((uint32_t)n_layers >> 8 * i);
+}
+
+lattn_status llama_save(const llama_session *s, lattn_write_function write, void *user) {
+  unsigned char header[SAVED_BYTES];
+  if (s->n_drafts) return LATTN_E_STATE;
+  saved_header(header, s->model->n_layers);
+  lattn_status status = write(user, header, SAVED_BYTES) ? LATTN_E_IO : LATTN_OK;
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++)
+    status = lattn_cache_save(s->caches[l], write, user, NULL);
+  return status;
+}
+
+static lattn_status load_layers(llama_session *s, lattn_read_function read, void *user) {
+  unsigned char header[SAVED_BYTES], wanted[SAVED_BYTES];
+  lattn_cache_stats stats;
+  if (read(user, header, SAVED_BYTES)) return LATTN_E_IO;
+  saved_header(wanted, s->model->n_layers);
+  if (memcmp(header, wanted, SAVED_BYTES)) return LATTN_E_FORMAT;
+  for (int32_t l = 0; l < s->model->n_layers; l++) {
+    lattn_status status = lattn_cache_load(s->caches[l], read, user);
+    if (status) return status;
+    memset(&stats, 0, sizeof stats);
+    stats.size = sizeof stats;
+    status = lattn_cache_stats_get(s->caches[l], &stats);
+    if (status) return status;
+    if (l && stats.n_tokens != s->length) return LATTN_E_FORMAT; /* layers of two sessions */
+    s->length = stats.n_tokens;
+  }
+  return LATTN_OK;
+}
+
+lattn_status llama_load(llama_session *s, lattn_read_function read, void *user) {
+  /* Empty first: the pool has pages for one sequence, not for the old and the new one. */
+  for (int32_t l = 0; l < s->model->n_layers; l++) lattn_cache_clear(s->caches[l]);
+  s->n_drafts = 0;
+  s->length = 0;
+  lattn_status status = load_layers(s, read, user);
+  if (!status) return LATTN_OK;
+  for (int32_t l = 0; l < s->model->n_layers; l++) lattn_cache_clear(s->caches[l]);
+  s->length = 0;
+  return status;
+}
+
+/* ---- for the programs ---- */
 
 int32_t llama_argmax(const float *values, int32_t n) {
   int32_t best = 0;

@@ -16,6 +16,7 @@ enum {
   LLAMA_EOS = 2,     /* ends a sequence, except in byte vocabularies, where it is a byte */
   LLAMA_PANEL = 32,  /* outputs of a matrix that are computed together */
   LLAMA_BLOCK = 256, /* tokens that pass through the layers together */
+  LLAMA_DRAFTS = 32, /* draft tokens a session has room for */
   LLAMA_ERROR = 256  /* bytes of an error text */
 };
 
@@ -75,6 +76,23 @@ lattn_status llama_extend(llama_session *session, const int32_t *tokens, int64_t
 
 /* Forgets the tokens from position n on; as far back as the slack of the streaming heads allows. */
 lattn_status llama_truncate(llama_session *session, int64_t n);
+
+/* Speculative decoding. llama_draft takes n draft tokens through the layers together: a tree, where
+   parents[i] is the number of draft i's parent, or -1 for what may follow the newest token; parents
+   NULL = a chain. Drafts are numbered over all calls until llama_accept. Row i of logits
+   [n][vocab_size] is what plain decoding gives after the path that ends in draft i, bit for bit.
+   llama_accept appends the drafts of a path from the root (none: n = 0) and drops all others. While
+   drafts are pending, the session takes no other change. */
+lattn_status llama_draft(llama_session *session, const int32_t *tokens, const int32_t *parents,
+                         int32_t n, float *logits);
+lattn_status llama_accept(llama_session *session, int32_t n, const int32_t *path);
+
+/* Writes what the session holds, and reads it back into a session of the same model and policies,
+   of any capacity that has the room: the logits that follow have the bits of a session that never
+   stopped. llama_length tells the number of its tokens. A load that fails leaves the session empty.
+   */
+lattn_status llama_save(const llama_session *session, lattn_write_function write, void *user);
+lattn_status llama_load(llama_session *session, lattn_read_function read, void *user);
 
 int64_t llama_length(const llama_session *session);
 

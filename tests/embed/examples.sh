@@ -2,12 +2,13 @@
 # say.
 . tests/embed/common
 
-# says NAME FILE COMMAND...: the program prints the first line of FILE.
+# says NAME FILE COMMAND...: the program prints the one line of FILE, on any number of lines.
 says() {
   title=$1
   wanted=$2
   shift 2
-  "$@" 2>&1 | head -n 1 >"$work/printed"
+  "$@" 2>&1 | tr '\n' ' ' | sed 's/ *$//' >"$work/printed"
+  echo >>"$work/printed"
   quiet "$title" diff "$wanted" "$work/printed"
 }
 
@@ -49,4 +50,55 @@ for source in examples/[0-9]*.c; do
   fi
 done
 quiet 'the first example has 30 lines at most' [ "$(wc -l <examples/01-attention.c)" -le 30 ]
+
+# examples/lm/speculate.c and resume.c: the comment has the command that builds them in their
+# folder. (The engine, which all share, is compiled once.) On an emulator they take minutes.
+if [ -n "$RUN" ]; then
+  finish
+  exit
+fi
+lm=$work/examples/lm
+mkdir -p "$lm"
+cp examples/lm/*.[ch] "$lm"
+quiet 'lm: the engine' $CC -std=c11 -O3 $NATIVE $WARNINGS -I. -c examples/lm/llama.c \
+  -o "$lm/llama.o"
+for title in speculate resume; do
+  command=$(sed -n '/cc -O3/,/\*\//p' "$lm/$title.c" | tr '\n' ' ' |
+    sed 's/.*cc -O3 //; s/ *\*\/.*//; s/llama\.c/llama.o/' | sed "s/-march=native/$NATIVE/")
+  (cd "$lm" && $compiler -O3 $command $WARNINGS $LDFLAGS) >"$work/output" 2>&1
+  if [ -s "$work/output" ] || [ ! -x "$lm/$title" ]; then
+    fail "lm: cc -O3 $command" "$work/output"
+  else
+    pass
+  fi
+done
+
+# Speculation: the text of plain decode, under three policies.
+$RUN "$lm/speculate" examples/lm 1 1 >"$work/speculate.txt" 2>&1
+quiet 'speculate: exit status' [ $? -eq 0 ]
+quiet 'speculate: three times the same text' [ "$(grep -c ' yes$' "$work/speculate.txt")" -eq 3 ]
+
+# A conversation: the second process says what the first one said after it had saved.
+$RUN "$lm/resume" "$work/conversation" >"$work/resume.txt" 2>&1
+quiet 'resume: exit status of the first run' [ $? -eq 0 ]
+$RUN "$lm/resume" --resume "$work/conversation" >"$work/resumed.txt" 2>&1
+quiet 'resume: exit status of the second run' [ $? -eq 0 ]
+grep -v '^\[' "$work/resume.txt" >"$work/never_stopped"
+grep -v '^\[' "$work/resumed.txt" >"$work/restarted"
+quiet 'resume: something was said' [ "$(wc -l <"$work/never_stopped")" -gt 6 ]
+quiet 'resume: the text of one that never stopped' diff "$work/never_stopped" "$work/restarted"
+quiet 'resume: the text of one that reads again' [ "$(grep -c 'the same text: yes' \
+  "$work/resumed.txt")" -eq 3 ]
+
+# refuses NAME TEXT: the second run fails on build/.../conversation, and says why.
+refuses() {
+  $RUN "$lm/resume" --resume "$work/conversation" >"$work/resumed.txt" 2>&1
+  quiet "resume: $1: exit status" [ $? -eq 1 ]
+  quiet "resume: $1: what it says" grep -q "$2" "$work/resumed.txt"
+}
+echo 'another number' | dd of="$work/conversation" bs=1 seek=3000 conv=notrunc 2>"$work/output"
+refuses 'a damaged file' 'or damaged'
+head -c 5000 "$work/conversation" >"$work/half"
+mv "$work/half" "$work/conversation"
+refuses 'half a file' 'function failed'
 finish

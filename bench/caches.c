@@ -1,0 +1,87 @@
+/* caches.c - a pool of filled caches, for the questions about them.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#include "caches.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+int bench_failed(const char *what, lattn_status status) {
+  if (status) fprintf(stderr, "bench: %s: %s\n", what, lattn_status_text(status));
+  return status != 0;
+}
+
+lattn_tensor bench_rows(lattn_tensor t, int64_t first, int64_t n) {
+  size_t offset = (size_t)(first * t.n_heads * t.dim) * bench_type_bytes(t.type);
+  t.data = (const char *)t.data + offset;
+  t.n_tokens = n;
+  return t;
+}
+
+bench_caches bench_caches_make(const bench_shape *shape, int64_t slack) {
+  bench_caches c = {0};
+  c.shape = *shape;
+  c.heads = calloc((size_t)shape->kv_heads, sizeof *c.heads);
+  if (!c.heads) exit(1);
+  for (int32_t g = 0; g < shape->streaming_heads; g++) {
+    c.heads[g].policy = LATTN_HEAD_STREAMING;
+    c.heads[g].sinks = shape->sinks;
+    c.heads[g].window = shape->window;
+    c.heads[g].slack = slack;
+  }
+  c.config.size = sizeof c.config;
+  c.config.head_size = sizeof *c.heads;
+  c.config.n_heads = shape->heads;
+  c.config.n_kv_heads = shape->kv_heads;
+  c.config.key_dim = shape->key_dim;
+  c.config.value_dim = shape->value_dim;
+  c.config.key_type = c.config.value_type = shape->type;
+  c.config.capacity = shape->keys;
+  c.config.heads = c.heads;
+  size_t elements = BENCH_CHUNK * (size_t)shape->kv_heads * (size_t)shape->key_dim;
+  c.chunk = bench_buffer_make(elements * bench_type_bytes(shape->type));
+  return c;
+}
+
+int bench_caches_pool(bench_caches *c, size_t bytes, size_t scratch_bytes) {
+  lattn_pool_config config = {0};
+  config.size = sizeof config;
+  c->arena = bench_buffer_make(bytes ? bytes : 1);
+  c->scratch = bench_buffer_make(scratch_bytes ? scratch_bytes : 1);
+  return !bench_failed("lattn_pool_init", lattn_pool_init(&c->pool, c->arena.data, bytes, &config));
+}
+
+void bench_caches_free(bench_caches *c) {
+  bench_buffer_free(&c->chunk);
+  bench_buffer_free(&c->scratch);
+  bench_buffer_free(&c->arena);
+  free(c->heads);
+}
+
+lattn_cache *bench_caches_new(bench_caches *c) {
+  lattn_cache *cache = NULL;
+  return bench_failed("lattn_cache_init", lattn_cache_init(&cache, c->pool, &c->config)) ? NULL
+                                                                                         : cache;
+}
+
+int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n) {
+  const bench_shape *s = &c->shape;
+  for (int64_t left = n, some; left; left -= some) {
+    some = left < BENCH_CHUNK ? left : BENCH_CHUNK;
+    size_t elements = (size_t)some * (size_t)s->kv_heads * (size_t)s->key_dim;
+    bench_fill(c->chunk.data, s->type, elements, c->seed++);
+    lattn_tensor k = bench_view(c->chunk.data, s->type, some, s->kv_heads, s->key_dim);
+    if (bench_failed("lattn_cache_append", lattn_cache_append(cache, k, k, NULL))) return 0;
+  }
+  return 1;
+}
+
+lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads) {
+  lattn_exec exec = {0};
+  exec.size = sizeof exec;
+  exec.n_threads = n_threads;
+  exec.scratch = c->scratch.data;
+  exec.scratch_bytes = c->scratch.bytes;
+  exec.parallel_for = bench_parallel_for;
+  bench_threads_set(n_threads);
+  return exec;
+}

@@ -1,0 +1,317 @@
+/* stack.c - how much stack a call takes without scratch: 24 KiB at most, at the largest dims that
+ * are promised. Each call runs on a thread of its own whose stack was painted.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#include "test.h"
+
+#define LONGATTN_IMPLEMENTATION
+#include "longattn.h"
+
+/* Sanitizers put their own things on the stack; without optimisation, everything is there. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
+#define STACK_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(STACK_SANITIZED) || \
+    !defined(__OPTIMIZE__)
+enum { STACK_MEASURED = 0 };
+#else
+enum { STACK_MEASURED = 1 };
+#endif
+
+enum {
+  LIMIT = 24576,
+  STACK = 1 << 20,
+  PAINT = 0xa7,
+  HEADS = 2,
+  KEY_DIM = 256,
+  VALUE_DIM = 160,
+  TOKENS = 300,
+  ROWS = 3,
+  DRAFTS = 8,
+  CAPACITY = 400
+};
+
+/* ---- what every call works on: nothing of it is on a stack ---- */
+
+static float q[TOKENS * HEADS * KEY_DIM], k[TOKENS * KEY_DIM], v[TOKENS * VALUE_DIM];
+static float out[TOKENS * HEADS * VALUE_DIM], lse[TOKENS * HEADS], low[TOKENS * HEADS];
+static float weights[ROWS * HEADS * CAPACITY], top_weights[ROWS * HEADS * 4];
+static float maximum[2][ROWS * HEADS], sums[2][ROWS * HEADS], sums_out[2][ROWS * HEADS * VALUE_DIM];
+static float key_out[ROWS * KEY_DIM], value_out[ROWS * VALUE_DIM];
+static float slopes[HEADS] = {0.5f, 0.25f}, sinks[HEADS] = {1, 2};
+static int64_t argmax[ROWS * HEADS], top_keys[ROWS * HEADS * 4];
+static double mass[HEADS * CAPACITY];
+static unsigned char file[1 << 21];
+static size_t file_bytes, file_at;
+static uint64_t turns[KEY_DIM / 2];
+static lattn_rotary rotary;
+static lattn_head head;
+static lattn_cache_config config;
+static lattn_cache *cache, *other;
+static lattn_checkpoint *checkpoint;
+static lattn_call call;
+static lattn_attn attn;
+static lattn_weights wanted;
+static lattn_partial parts[2];
+static lattn_sequence sequences[2];
+static lattn_status status;
+
+static lattn_tensor rows_of(const float *data, int64_t n, int64_t heads, int64_t dim) {
+  return tensor_of(data, LATTN_F32, n, heads, dim);
+}
+
+#define Q rows_of(q, ROWS, HEADS, KEY_DIM)
+#define K rows_of(k, ROWS, 1, KEY_DIM)
+#define V rows_of(v, ROWS, 1, VALUE_DIM)
+#define OUT rows_of(out, ROWS, HEADS, VALUE_DIM)
+#define ALL_K rows_of(k, TOKENS, 1, KEY_DIM)
+#define ALL_V rows_of(v, TOKENS, 1, VALUE_DIM)
+
+static int32_t file_write(void *user, const void *data, size_t bytes) {
+  (void)user;
+  if (bytes > sizeof file - file_bytes) return 1;
+  memcpy(file + file_bytes, data, bytes);
+  file_bytes += bytes;
+  return 0;
+}
+
+static int32_t file_read(void *user, void *data, size_t bytes) {
+  (void)user;
+  if (bytes > file_bytes - file_at) return 1;
+  memcpy(data, file + file_at, bytes);
+  file_at += bytes;
+  return 0;
+}
+
+static void score_same(void *user, int64_t sequence, int64_t row, int64_t query, int32_t h,
+                       int64_t first_key, float scores[16]) {
+  (void)user, (void)sequence, (void)row, (void)query, (void)h, (void)first_key;
+  scores[0] *= 1;
+}
+
+/* ---- the calls: each leaves its status in `status`, and the caches as they were ---- */
+
+static void call_extend(void) {
+  status = lattn_cache_extend(cache, &call, Q, K, V, OUT, lse, NULL);
+}
+static void call_append(void) { status = lattn_cache_append(cache, K, V, NULL); }
+static void call_attend(void) { status = lattn_cache_attend(cache, &call, Q, OUT, lse, NULL); }
+static void call_draft(void) {
+  status = lattn_cache_draft(cache, &call, NULL, Q, K, V, OUT, lse, NULL);
+}
+static void call_accept(void) {
+  static const int32_t path[2] = {0, 1};
+  status = lattn_cache_accept(cache, 2, path);
+}
+static void call_truncate(void) { status = lattn_cache_truncate(cache, TOKENS); }
+static void call_remove(void) { status = lattn_cache_remove(other, 20, 40); }
+static void call_checkpoint(void) { status = lattn_cache_checkpoint(&checkpoint, cache); }
+static void call_rollback(void) { status = lattn_cache_rollback(cache, checkpoint); }
+static void call_release(void) { status = lattn_checkpoint_release(checkpoint); }
+static void call_batch_extend(void) {
+  status = lattn_batch_extend(2, sequences, &call, Q, K, V, OUT, lse, NULL);
+}
+static void call_batch_attend(void) {
+  status = lattn_batch_attend(2, sequences, &call, Q, OUT, lse, NULL);
+}
+static void call_weights(void) { status = lattn_cache_weights(cache, &call, Q, &wanted, NULL); }
+static void call_attention(void) {
+  status = lattn_attention(&attn, Q, ALL_K, ALL_V, OUT, lse, NULL);
+}
+static void call_attention_weights(void) {
+  status = lattn_attention_weights(&attn, Q, ALL_K, &wanted, NULL);
+}
+static void call_merge(void) { status = lattn_merge(NULL, 2, parts, OUT, lse, NULL); }
+static void call_read(void) {
+  status = lattn_cache_read(cache, 0, TOKENS - ROWS, rows_of(key_out, ROWS, 1, KEY_DIM),
+                            rows_of(value_out, ROWS, 1, VALUE_DIM), LATTN_READ_UNROTATED);
+}
+static void call_rotate(void) { status = lattn_rotate(&rotary, Q, 1000000, NULL); }
+static void call_turns(void) {
+  lattn_rotary_scaling scaling = {
+      sizeof scaling, LATTN_ROTARY_PLAIN, KEY_DIM, 0, 0, 0, 0, 0, 0, 0, 0};
+  status = lattn_rotary_turns(turns, &scaling);
+}
+static void call_save(void) {
+  file_bytes = 0;
+  status = lattn_cache_save(cache, file_write, NULL, NULL);
+}
+static void call_load(void) {
+  file_at = 0;
+  status = lattn_cache_load(other, file_read, NULL);
+}
+
+/* ---- measuring ---- */
+
+static size_t most; /* of all calls */
+static const char *most_name;
+
+/* Where the call's frame begins, as an offset into the painted stack. */
+static unsigned char *painted;
+static size_t call_top;
+
+/* One frame of our own between the thread and the call. */
+static void *run_on_thread(void *argument) {
+  void (**run)(void) = (void (**)(void))argument;
+  volatile unsigned char here = 0;
+  call_top = (size_t)((uintptr_t)&here - (uintptr_t)painted) + here;
+  (*run)();
+  return NULL;
+}
+
+/* Bytes from there to the lowest that changed. (What starts and ends a thread takes some too: a call
+   that takes less is seen to take that.) */
+static size_t stack_used(void (*run)(void)) {
+  pthread_attr_t attributes;
+  pthread_t thread;
+  size_t untouched = 0;
+  if (!painted)
+    painted = (unsigned char *)mmap(NULL, STACK, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  memset(painted, PAINT, STACK);
+  CHECK(!pthread_attr_init(&attributes));
+  CHECK(!pthread_attr_setstack(&attributes, painted, STACK));
+  if (!CHECK(!pthread_create(&thread, &attributes, run_on_thread, (void *)&run))) return 0;
+  pthread_join(thread, NULL);
+  pthread_attr_destroy(&attributes);
+  while (untouched < STACK && painted[untouched] == PAINT) untouched++;
+  return untouched < call_top ? call_top - untouched : 0;
+}
+
+/* Each call was made once before, on the caller's stack: what a dynamic linker does when memcpy is
+   first called is not ours. */
+static void measure(const char *name, void (*run)(void)) {
+  check_case("stack of %s", name);
+  size_t used = stack_used(run);
+  CHECK_STATUS(status, LATTN_OK);
+  if (used > most) most = used, most_name = name;
+  if (getenv("STACK_ALL")) printf("stack of %s: %zu bytes\n", name, used);
+  if (STACK_MEASURED && used > LIMIT) FAIL("%s takes %zu bytes of stack", name, used);
+}
+
+enum { KNOWN = 30000 };
+
+static void use_known_bytes(void) {
+  volatile unsigned char bytes[KNOWN];
+  for (int i = 0; i < KNOWN; i++) bytes[i] = (unsigned char)i;
+  status = bytes[KNOWN / 2] != (unsigned char)(KNOWN / 2);
+}
+
+static void test_harness(void) {
+  check_case("harness: a function that takes %d bytes is seen to", KNOWN);
+  size_t used = stack_used(use_known_bytes);
+  CHECK(status == LATTN_OK);
+  if (STACK_MEASURED) CHECK(used >= KNOWN && used < KNOWN + 1024);
+}
+
+/* ---- setting up ---- */
+
+static void fill(float *x, int64_t n, test_rng *rng) {
+  for (int64_t i = 0; i < n; i++) x[i] = rng_normal(rng);
+}
+
+static void set_options(void) {
+  rotary.size = sizeof rotary;
+  rotary.n_dims = KEY_DIM;
+  rotary.turns = turns;
+  head.policy = LATTN_HEAD_STREAMING;
+  head.sinks = 4, head.window = 200, head.slack = 50;
+  config.size = sizeof config, config.head_size = sizeof head;
+  config.n_heads = HEADS, config.n_kv_heads = 1;
+  config.key_dim = KEY_DIM, config.value_dim = VALUE_DIM;
+  config.capacity = CAPACITY, config.max_drafts = DRAFTS;
+  config.rotary = &rotary;
+  config.alibi_slopes = slopes, config.sink_logits = sinks;
+  call.size = sizeof call;
+  call.lse_low = low, call.score = score_same;
+  attn.size = sizeof attn;
+  attn.mask = LATTN_CAUSAL, attn.softcap = 5;
+  attn.alibi_slopes = slopes, attn.sink_logits = sinks;
+  attn.score = score_same;
+  wanted.size = sizeof wanted;
+  wanted.lse = lse, wanted.lse_low = low;
+  wanted.stride = CAPACITY;
+  wanted.weights = weights, wanted.argmax = argmax, wanted.mass = mass;
+  wanted.top_k = 4, wanted.top_keys = top_keys, wanted.top_weights = top_weights;
+}
+
+static void set_arrays(void) {
+  test_rng rng = rng_seed(1);
+  fill(q, TOKENS * HEADS * KEY_DIM, &rng);
+  fill(k, TOKENS * KEY_DIM, &rng);
+  fill(v, TOKENS * VALUE_DIM, &rng);
+  for (int p = 0; p < 2; p++) {
+    fill(maximum[p], ROWS * HEADS, &rng);
+    fill(sums_out[p], ROWS * HEADS * VALUE_DIM, &rng);
+    for (int i = 0; i < ROWS * HEADS; i++) sums[p][i] = 1;
+    parts[p].size = sizeof parts[p];
+    parts[p].n_rows = ROWS * HEADS, parts[p].value_dim = VALUE_DIM;
+    parts[p].maximum = maximum[p], parts[p].sum = sums[p], parts[p].output = sums_out[p];
+  }
+}
+
+/* Two caches of TOKENS tokens: full, or streaming with its sinks at in-cache positions. */
+static lattn_pool *make_caches(test_guard *arena, int streaming) {
+  lattn_pool *pool = NULL;
+  config.heads = streaming ? &head : NULL;
+  size_t bytes = lattn_pool_bytes(NULL, &config, 6);
+  *arena = guard_alloc(bytes, 1);
+  CHECK_STATUS(lattn_pool_init(&pool, arena->data, bytes, NULL), LATTN_OK);
+  CHECK_STATUS(lattn_cache_init(&cache, pool, &config), LATTN_OK);
+  CHECK_STATUS(lattn_cache_append(cache, ALL_K, ALL_V, NULL), LATTN_OK);
+  CHECK_STATUS(lattn_cache_fork(&other, cache), LATTN_OK);
+  sequences[0].cache = cache, sequences[1].cache = other;
+  sequences[0].n_tokens = ROWS - 1, sequences[1].n_tokens = 1;
+  return pool;
+}
+
+/* Everything once: each call leaves room for the next. */
+static void run_all(void (*each)(const char *name, void (*run)(void))) {
+  each("lattn_rotary_turns", call_turns);
+  each("lattn_cache_checkpoint", call_checkpoint);
+  each("lattn_cache_extend", call_extend);
+  each("lattn_cache_attend", call_attend);
+  each("lattn_cache_weights", call_weights);
+  each("lattn_cache_truncate", call_truncate);
+  each("lattn_cache_draft", call_draft);
+  each("lattn_cache_accept", call_accept);
+  each("lattn_cache_rollback", call_rollback);
+  each("lattn_checkpoint_release", call_release);
+  each("lattn_batch_extend", call_batch_extend);
+  each("lattn_batch_attend", call_batch_attend);
+  each("lattn_cache_remove", call_remove);
+  each("lattn_batch_extend over a hole", call_batch_extend);
+  each("lattn_cache_truncate", call_truncate);
+  each("lattn_cache_append", call_append);
+  each("lattn_cache_read", call_read);
+  each("lattn_cache_save", call_save);
+  each("lattn_cache_load", call_load);
+  each("lattn_attention", call_attention);
+  each("lattn_attention_weights", call_attention_weights);
+  each("lattn_merge", call_merge);
+  each("lattn_rotate", call_rotate);
+}
+
+static void run_plainly(const char *name, void (*run)(void)) {
+  check_case("%s, once", name);
+  run();
+  CHECK_STATUS(status, LATTN_OK);
+}
+
+int main(void) {
+  set_arrays();
+  call_turns();
+  set_options();
+  test_harness();
+  for (int streaming = 0; streaming < 2; streaming++)
+    for (int measured = 0; measured < 2; measured++) {
+      test_guard arena;
+      make_caches(&arena, streaming);
+      run_all(measured ? measure : run_plainly);
+      CHECK(guard_free(&arena));
+    }
+  printf("stack %s: the most is %zu bytes, of %s\n", lattn_simd_name(), most, most_name);
+  return test_summary();
+}
