@@ -86,8 +86,9 @@ heads: $(BUILD)/lm/heads ## measures again which heads of the demo's model retri
 speculate: $(BUILD)/lm/speculate ## speculative decoding: the same text, how much faster
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
-resume: $(BUILD)/lm/resume ## saves a conversation, and goes on after a restart
-	OMP_WAIT_POLICY=passive $(RUN) $<
+resume: $(BUILD)/lm/resume ## saves a conversation, and goes on in a second process
+	$(RUN) $< $(BUILD)/conversation
+	$(RUN) $< --resume $(BUILD)/conversation
 
 soak: $(BUILD)/lm/soak ## ten million tokens through sinks and a window: SOAK_TOKENS=100000
 	OMP_WAIT_POLICY=passive $(RUN) $<

@@ -2291,6 +2291,7 @@ typedef struct lattn_names_ {
         t ".stride_token", t ".stride_head"                                                   \
   }
 
+LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
 LATTN_FN_ size_t lattn_type_size_(int32_t type) { return type == LATTN_F32 ? 4 : 2; }
 
 /* a * b, or -1 beyond PTRDIFF_MAX / 8 (so that a count of elements is a count of bytes too). */
@@ -2481,6 +2482,7 @@ typedef struct lattn_job_ {
   size_t worker_bytes, keys_at; /* of a worker; its packed keys, which an append borrows */
   float *shared;            /* partials of split items */
   float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
+  int32_t stopped;          /* the progress callback said so */
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
 
@@ -3006,9 +3008,9 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
 
 /* Scores of the lanes [16 * first, 16 * end), each zone with its query; of a panel that two zones
    share, which is scored twice, lanes are selected. */
-LATTN_FN_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                                  const lattn_block_ *b, int64_t base, int64_t r, int m, int first,
-                                  int end, float *s) {
+LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_ *it,
+                                        lattn_space_ *sp, const lattn_block_ *b, int64_t base,
+                                        int64_t r, int m, int first, int end, float *s) {
   float kept[LATTN_TILE_ROWS_][16];
   for (int lane = 16 * first, stop; lane < 16 * end; lane = stop) {
     int64_t zone = lattn_zone_(job, it, sp, base, lane, &stop);
@@ -3684,6 +3686,9 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
       lattn_slot_ to = lattn_space_slot_(&sp, slot);
       lattn_slot_ from = lattn_slot_at_(job->shared + (size_t)(it.slot + u) * floats, job->rows);
       if (run >= it.run_end[0]) run += it.run[1] - it.run_end[0];
+      int64_t r = 0;
+      while (r < it.rows && lattn_is_empty_(from.m[r])) r++;
+      if (r == it.rows) continue; /* nobody saw anything: no subtree */
       LATTN_MEMCPY_(to.m, from.m, (size_t)it.rows * sizeof(float));
       LATTN_MEMCPY_(to.l, from.l, (size_t)it.rows * sizeof(float));
       LATTN_MEMCPY_(to.acc, from.acc, (size_t)(it.rows * job->columns) * sizeof(float));
@@ -3784,12 +3789,13 @@ LATTN_FN_ int lattn_depth_(int64_t segments) {
   return lattn_height_(0, lattn_max_(segments - 1, 0)) + 1;
 }
 
-/* Of a batched call: the sequences, and what groups of them share. */
-LATTN_FN_ size_t lattn_sequence_bytes_(lattn_job_ *job, int64_t tokens) {
-  size_t seqs = ((size_t)job->o.n_sequences * sizeof(lattn_seq_) + 63) / 64 * 64;
+/* Of a batched call: the sequences, and what groups of them share; -1: too much. */
+LATTN_FN_ int64_t lattn_sequence_bytes_(lattn_job_ *job, int64_t tokens) {
+  int64_t seqs = (int64_t)lattn_round64_((uint64_t)job->o.n_sequences * sizeof(lattn_seq_));
+  int64_t row = lattn_times_(job->n_kv * job->group, (job->columns + 16) * 4 * LATTN_PIECES_);
+  if (!job->of_caches || job->o.n_sequences <= 1) return 0;
   job->most_grouped = lattn_min_(tokens, LATTN_GROUP_TOKENS_ * job->o.n_sequences);
-  return seqs + (size_t)(LATTN_PIECES_ * job->most_grouped * job->n_kv * job->group *
-                         (job->columns + 16)) * sizeof(float);
+  return lattn_plus_(seqs, lattn_times_(job->most_grouped, row));
 }
 
 /* Sizes of a worker: rows, slots, bytes; returns those of all scratch, 0 if they are beyond
@@ -3798,16 +3804,14 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
                                     int64_t most_rows) {
   uint64_t most;
   size_t bytes;
+  int64_t sequences = lattn_sequence_bytes_(job, total_rows / job->group);
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
   if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
   job->depth = depth;
   most = (uint64_t)job->n_workers *
          (uint64_t)(512 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
-  most += (uint64_t)job->o.n_sequences *
-          (sizeof(lattn_seq_) + 64 + 16 * LATTN_GROUP_TOKENS_ * (uint64_t)(job->columns + 16) *
-                                         (uint64_t)(job->n_kv * job->group));
-  if (most > SIZE_MAX / 4) return 0;
+  if (most > SIZE_MAX / 4 || sequences < 0) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
   bytes = job->worker_bytes * (size_t)job->n_workers +
           sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
@@ -3815,9 +3819,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
                            lattn_pass_angles_(job, total_rows / job->group)) + 64;
   bytes = (bytes + 63) / 64 * 64;
   job->seqs_at = bytes - 64; /* from where scratch is aligned */
-  if (job->of_caches && job->o.n_sequences > 1)
-    bytes += lattn_sequence_bytes_(job, total_rows / job->group);
-  return bytes;
+  return bytes + (size_t)sequences;
 }
 
 /* Chooses the length of runs: one unit an item unless there are too few items for the threads. */
@@ -3982,7 +3984,7 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
     job->angles = job->shared + (size_t)lattn_max_shared_(job->n_workers) *
                                     lattn_slot_floats_(job->rows, job->columns);
   if (job->of_caches && job->o.n_sequences > 1) {
-    size_t seqs = ((size_t)job->o.n_sequences * sizeof(lattn_seq_) + 63) / 64 * 64;
+    size_t seqs = (size_t)lattn_round64_((uint64_t)job->o.n_sequences * sizeof(lattn_seq_));
     job->own_seqs = (lattn_seq_ *)(void *)(job->scratch + job->seqs_at);
     job->grouped = (float *)(void *)(job->scratch + job->seqs_at + seqs);
   }
@@ -4259,8 +4261,8 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   return s;
 }
 
-/* Runs rows [at, end); with progress, in ranges of about 2^32 multiply-adds. Returns where a
-   cancelled call stopped. */
+/* Runs rows [at, end); with progress, in ranges of about 2^32 multiply-adds. Returns the end, or
+   where a cancelled call stopped. */
 LATTN_FN_ int64_t lattn_run_rows_(lattn_job_ *job, const lattn_exec *ex, int64_t at, int64_t end) {
   int64_t n = job->q.n_tokens, step = end - at;
   if (ex->progress) {
@@ -4269,12 +4271,12 @@ LATTN_FN_ int64_t lattn_run_rows_(lattn_job_ *job, const lattn_exec *ex, int64_t
     step = lattn_max_(step, job->rows / job->group + 1);
   }
   if (job->angles) step = lattn_min_(step, LATTN_PASS_ROWS_);
-  while (at < end) {
+  while (at < end && !job->stopped) {
     job->from_token = at;
     job->to_token = at = lattn_min_(end, at + step);
     lattn_begin_pass_(job);
     lattn_run_pass_(job, ex);
-    if (ex->progress && at < n && ex->progress(ex->user, at, n)) break;
+    if (ex->progress && at < n && ex->progress(ex->user, at, n)) job->stopped = 1;
   }
   return at;
 }
@@ -4503,7 +4505,8 @@ LATTN_FN_ lattn_status lattn_check_weights_(lattn_job_ *job, const lattn_weights
     return lattn_fail_(f, LATTN_E_CONFIG, "weights.top_weights");
   job->weights = own;
   rows = lattn_times_(lattn_chosen_count_(job, 1), lattn_chosen_count_(job, 0));
-  if (lattn_times_(rows, lattn_plus_(lattn_times_(own->stride, 8), 8 * own->top_k + 8)) < 0)
+  if (lattn_times_(rows, lattn_plus_(lattn_times_(own->stride, 8), 8 * own->top_k + 8)) < 0 ||
+      lattn_times_(lattn_chosen_count_(job, 0), lattn_times_(own->stride, 8)) < 0)
     return lattn_fail_(f, LATTN_E_OVERFLOW, "weights.stride");
   return lattn_check_weights_apart_(job, own, rows, f);
 }
@@ -4690,7 +4693,6 @@ typedef struct lattn_kept_ {
   int64_t first_block, count;
 } lattn_kept_;
 
-LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
 LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) {
   return (tokens + LATTN_BLOCK_ - 1) / LATTN_BLOCK_;
 }
@@ -5801,8 +5803,9 @@ LATTN_FN_ lattn_status lattn_check_room_(const lattn_cache *cache, int64_t n, la
 }
 
 /* Promises the pages of appending n tokens in steps. */
-LATTN_FN_ lattn_status lattn_reserve_(const lattn_cache *cache, int64_t n, lattn_fault *f) {
-  int64_t peak = lattn_peak_pages_(cache, n, cache->max_append);
+LATTN_FN_ lattn_status lattn_reserve_(const lattn_cache *cache, int64_t n, int64_t step,
+                                      lattn_fault *f) {
+  int64_t peak = lattn_peak_pages_(cache, n, step);
   if (peak > 0 && !lattn_pool_reserve_(lattn_cache_pool_(cache), cache->page_size, (uint64_t)peak))
     return lattn_fail_(f, LATTN_E_FULL, "pool");
   return LATTN_OK;
@@ -5833,7 +5836,7 @@ LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, la
   if (!s) s = lattn_check_room_(cache, k.n_tokens, ex.fault);
   if (s) return s;
   if (k.n_tokens > cache->max_append) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "k.n_tokens");
-  s = lattn_reserve_(cache, k.n_tokens, ex.fault);
+  s = lattn_reserve_(cache, k.n_tokens, cache->max_append, ex.fault);
   if (!s) {
     lattn_evict_(cache);
     lattn_grow_(cache, k.n_tokens);
@@ -6043,17 +6046,25 @@ LATTN_FN_ void lattn_batch_seq_(const lattn_batch_ *b, int64_t i, int64_t q0, la
   if (e->parents && e->n_tokens > 0) lattn_note_parents_(e, seq);
 }
 
-/* Where a pass over appended tokens from `at` on ends: no cache gets more than max_append of them
-   at once, and the angles of no more than LATTN_PASS_ROWS_ are kept. */
-LATTN_FN_ int64_t lattn_pass_end_(const lattn_job_ *job, int64_t at, int64_t end) {
-  if (job->angles) end = lattn_min_(end, at + LATTN_PASS_ROWS_);
+/* Tokens that a cache gets in one pass, which are what their pages were promised for. */
+LATTN_FN_ int64_t lattn_step_(const lattn_cache *cache) {
+  return lattn_min_(cache->max_append, LATTN_PASS_ROWS_);
+}
+
+/* Where a pass over new tokens from `at` on ends: before LATTN_PASS_ROWS_ tokens are exceeded, and
+   behind a step of a sequence that goes on; so each sequence is cut into steps from its first. */
+LATTN_FN_ int64_t lattn_pass_end_(const lattn_job_ *job, int64_t at) {
+  int64_t begin = at;
   for (int64_t s = 0; s < job->o.n_sequences; s++) {
     const lattn_seq_ *seq = job->seqs + s;
-    int64_t from = lattn_max_(at, seq->q0), to = lattn_min_(end, seq->q0 + seq->nq);
-    if (from < to && !seq->depth) end = lattn_min_(end, from + seq->cache->max_append) >= to
-                                            ? end : from + seq->cache->max_append;
+    int64_t left = seq->q0 + seq->nq - at;
+    int64_t n = seq->depth ? left : lattn_min_(left, lattn_step_(seq->cache));
+    if (left <= 0) continue;
+    if (at + n - begin > LATTN_PASS_ROWS_) return at;
+    at += n;
+    if (n < left) return at;
   }
-  return end;
+  return at;
 }
 
 /* Gives the tokens of a pass their pages. */
@@ -6092,16 +6103,16 @@ LATTN_FN_ void lattn_write_pass_(lattn_batch_ *b) {
 /* Rows [at, end) of the job's sequences; returns where a cancelled call stopped. */
 LATTN_FN_ int64_t lattn_extend_rows_(lattn_batch_ *b, int64_t at, int64_t end) {
   lattn_job_ *job = &b->job;
-  while (at < end) {
+  while (at < end && !job->stopped) {
     job->from_token = at;
-    job->to_token = at = lattn_pass_end_(job, at, end);
+    job->to_token = at = lattn_pass_end_(job, at);
     lattn_grow_pass_(job);
     lattn_begin_pass_(job);
     lattn_write_pass_(b);
     lattn_run_pass_(job, &b->ex);
     if (b->ex.progress && at < job->q.n_tokens &&
         b->ex.progress(b->ex.user, at, job->q.n_tokens))
-      break;
+      job->stopped = 1;
   }
   return at;
 }
@@ -6110,7 +6121,7 @@ LATTN_FN_ int64_t lattn_extend_rows_(lattn_batch_ *b, int64_t at, int64_t end) {
 LATTN_FN_ lattn_status lattn_batch_run_(lattn_batch_ *b) {
   lattn_job_ *job = &b->job;
   int64_t at = 0, q0 = 0, n = job->q.n_tokens, each = job->own_seqs ? b->n : 1;
-  for (int64_t i = 0; i < b->n; i += each) {
+  for (int64_t i = 0; i < b->n && !job->stopped; i += each) {
     lattn_seq_ *seqs = job->own_seqs ? job->own_seqs : &b->one;
     for (int64_t j = 0; j < each; j++) {
       lattn_batch_seq_(b, i + j, q0, seqs + j);
@@ -6120,7 +6131,6 @@ LATTN_FN_ lattn_status lattn_batch_run_(lattn_batch_ *b) {
     job->first_sequence = (int32_t)i;
     job->o.n_sequences = each;
     at = b->appends ? lattn_extend_rows_(b, at, q0) : lattn_run_rows_(job, &b->ex, at, q0);
-    if (at < q0) break;
   }
   for (int64_t i = 0; b->appends && i < b->n; i++) {
     if (!b->list[i].parents) lattn_evict_(b->list[i].cache);
@@ -6148,14 +6158,18 @@ LATTN_FN_ lattn_status lattn_batch_check_(lattn_batch_ *b, const lattn_call *cal
   s = lattn_check_outputs_(job, job->partial, 0, 0, f);
   if (s) return s;
   rows = job->q.n_tokens;
-  if (b->appends && b->n == 1) rows = lattn_min_(rows, b->list[0].cache->max_append);
+  if (b->appends && b->n == 1 && !b->list[0].parents)
+    rows = lattn_min_(rows, lattn_step_(b->list[0].cache));
   depth = lattn_depth_(lattn_segments_(slots));
-  if (slots > keys) /* holes: fewer segments than slots say, but far apart */
-    depth = (int)lattn_min_(depth, lattn_depth_(lattn_segments_(keys)) + 2 + holes);
+  /* With holes there are fewer segments than slots say, but far apart: neighbours on the stack have
+     strictly falling heights, so beyond those of an undivided run each hole has room for two. */
+  if (slots > keys)
+    depth = (int)lattn_min_(depth, lattn_depth_(lattn_segments_(keys)) + 2 + 2 * holes);
   s = lattn_place_(job, &b->ex, rows * job->group, depth, slots > keys, f);
   job->k.n_tokens = keys;
   for (int64_t i = 0; !s && b->appends && i < b->n; i++)
-    if (!b->list[i].parents) s = lattn_reserve_(b->list[i].cache, b->list[i].n_tokens, f);
+    if (!b->list[i].parents)
+      s = lattn_reserve_(b->list[i].cache, b->list[i].n_tokens, lattn_step_(b->list[i].cache), f);
   for (int64_t i = 0; s && b->appends && i < b->n; i++)
     lattn_pool_settle_(lattn_cache_pool_(b->list[i].cache));
   return s;
@@ -6178,7 +6192,11 @@ LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, 
   if (n < 0 || n >= LATTN_MAX_POSITION_ / 4)
     return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "n");
   if (n > 0 && !list) return lattn_fail_(b.ex.fault, LATTN_E_NULL, "sequences");
-  if (n == 0) return q.n_tokens ? lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens") : LATTN_OK;
+  if (n == 0 && q.n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
+  if (n == 0) {
+    if (b.ex.tokens_done) *b.ex.tokens_done = 0;
+    return LATTN_OK;
+  }
   if (!list[0].cache) return lattn_fail_(b.ex.fault, LATTN_E_NULL, "cache");
   if (appends) {
     s = lattn_check_tokens_(list[0].cache, k, v, b.ex.fault);
@@ -6256,7 +6274,7 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   job.n_workers = n_threads > 0 ? n_threads : 1;
   job.o.n_sequences = n_sequences;
   job.of_caches = 1;
-  depth = lattn_depth_(lattn_segments_(p.header.capacity)) + 3; /* a removed range may need it */
+  depth = lattn_depth_(lattn_segments_(p.header.capacity)) + 4; /* one removed range needs it */
   return lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group,
                             depth < LATTN_MAX_DEPTH_ ? depth : (int)LATTN_MAX_DEPTH_, 0);
 }
@@ -6366,7 +6384,7 @@ LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const i
     if (path[i] < 0 || path[i] >= cache->n_drafts) return LATTN_E_VALUE;
     if (cache->parent[path[i]] != (i ? path[i - 1] : -1)) return LATTN_E_VALUE;
   }
-  if (n > 0) s = lattn_reserve_(cache, n, 0);
+  if (n > 0) s = lattn_reserve_(cache, n, cache->max_append, 0);
   for (int32_t at = 0; !s && at < n;) {
     int32_t to = (int32_t)lattn_min_(n, at + cache->max_append);
     lattn_evict_(cache);

@@ -355,18 +355,39 @@ static double cost_median(const bench_cost *cost) {
   return median(&s);
 }
 
+static void print_json_costs(int32_t n, const bench_cost *costs) {
+  for (int32_t i = 0; i < n; i++) {
+    printf(",\"%s_us\":%.2f", costs[i].name, cost_median(&costs[i]) * 1e6);
+    if (costs[i].bytes >= 0) printf(",\"%s_bytes\":%.0f", costs[i].name, costs[i].bytes);
+  }
+  printf("}\n");
+}
+
+/* Names of the operations above the first row, then a line of times and one of bytes. */
+static void print_table_costs(const bench_shape *shape, int32_t n, const bench_cost *costs) {
+  static int begun;
+  const int width = 53; /* of a row's shape */
+  if (!begun) printf("%*s", width + 4, "");
+  for (int32_t i = 0; i < n && !begun; i++) printf(" %10s", costs[i].name);
+  if (!begun++) printf("\n");
+  print_table_shape(shape, 1);
+  printf(" us ");
+  for (int32_t i = 0; i < n; i++) printf(" %10.1f", cost_median(&costs[i]) * 1e6);
+  printf("\n%*s KiB", width, "");
+  for (int32_t i = 0; i < n; i++)
+    if (costs[i].bytes >= 0) printf(" %10.1f", costs[i].bytes / 1024);
+    else printf(" %10s", "");
+  printf("\n");
+}
+
 void bench_report_costs(const bench_options *options, const bench_shape *shape, int32_t n,
                         const bench_cost *costs) {
-  if (options->json) print_json_shape(shape, 1);
-  else print_table_shape(shape, 1);
-  for (int32_t i = 0; i < n; i++) {
-    double us = cost_median(&costs[i]) * 1e6, bytes = costs[i].bytes;
-    if (options->json) printf(",\"%s_us\":%.2f", costs[i].name, us);
-    else printf("%s %s %.1f us", i ? ";" : "", costs[i].name, us);
-    if (bytes >= 0 && options->json) printf(",\"%s_bytes\":%.0f", costs[i].name, bytes);
-    else if (bytes >= 0) printf(", %.1f KiB", bytes / 1024);
+  if (options->json) {
+    print_json_shape(shape, 1);
+    print_json_costs(n, costs);
+  } else {
+    print_table_costs(shape, n, costs);
   }
-  printf(options->json ? "}\n" : "\n");
   fflush(stdout);
 }
 

@@ -476,26 +476,34 @@ static uint64_t state_of(const lattn_cache *cache) {
   return hash_bytes(hash, &stats.n_holes, sizeof stats.n_holes);
 }
 
-/* How many of the newest rows every cache of this setup can attend, after an extend. */
-static int64_t attendable(const world *w, int64_t n) {
-  int64_t most = n < 5 ? n : 5;
-  for (int64_t g = 0; g < w->s.config.n_kv_heads; g++)
-    if (w->s.heads[g].policy == LATTN_HEAD_STREAMING && w->s.heads[g].slack + 1 < most)
-      most = w->s.heads[g].slack + 1;
-  return most;
-}
-
-/* Whether the newest row's whole window is held. After a removal (or truncation) only the next
-   token's must be: one token less. */
-static int holds_newest(const world *w, const lattn_cache *cache) {
-  int64_t n = cache_stats(cache).n_tokens;
+/* How many of the newest rows, up to `most`, have their whole windows held. As many as the slack,
+   unless something was truncated or removed: then only the next token's window must be. */
+static int64_t attendable(const world *w, const lattn_cache *cache, int64_t most) {
+  int64_t n = cache_stats(cache).n_tokens, rows = n < most ? n : most;
   for (int64_t g = 0; g < w->s.config.n_kv_heads; g++) {
     lattn_cache_head_stats stats = head_stats(cache, g);
-    int64_t begin = n - w->s.heads[g].window;
-    if (begin < stats.n_sink_tokens) begin = stats.n_sink_tokens;
-    if (w->s.heads[g].policy == LATTN_HEAD_STREAMING && begin < stats.first_token) return 0;
+    int64_t window = w->s.heads[g].window;
+    if (w->s.heads[g].policy != LATTN_HEAD_STREAMING) continue;
+    while (rows > 0) {
+      int64_t begin = n - rows - window + 1;
+      if (begin < stats.n_sink_tokens) begin = stats.n_sink_tokens;
+      if (begin >= stats.first_token) break;
+      rows--;
+    }
   }
-  return 1;
+  return rows;
+}
+
+static int holds_newest(const world *w, const lattn_cache *cache) {
+  return attendable(w, cache, 1) == 1;
+}
+
+/* The least slack of the streaming heads, at most `most`. */
+static int64_t least_slack(const world *w, int64_t most) {
+  for (int64_t g = 0; g < w->s.config.n_kv_heads; g++)
+    if (w->s.heads[g].policy == LATTN_HEAD_STREAMING && w->s.heads[g].slack < most)
+      most = w->s.heads[g].slack;
+  return most;
 }
 
 /* The cache is, bit for bit, one that was only ever given this line: its newest rows, what it saves
@@ -504,10 +512,11 @@ static int holds_newest(const world *w, const lattn_cache *cache) {
 static void check_equals_as(const world *w, const lattn_cache *cache, const line *l, int saves,
                             test_rng *rng) {
   lattn_cache *fresh = cache_of(w->pool, &w->s), *fork = fork_of(cache);
-  int64_t n = l->n, seen = saves ? attendable(w, n) : 0, more = rng_range(rng, 1, 3);
+  int64_t n = l->n, seen = attendable(w, cache, 5), more = rng_range(rng, 1, 3);
   call_rows all = rows_new(w, l->tokens, n), newest = rows_new(w, l->tokens + n - seen, seen);
   int32_t next[3];
   CHECK_I64(cache_stats(cache).n_tokens, n);
+  if (saves) CHECK(seen >= least_slack(w, n < 5 ? n : 5));
   CHECK_STATUS(extend_rows(w, fresh, NULL, 0, &all, 0, n, RUN_1), LATTN_OK);
   if (saves) CHECK(saved(cache) == saved(fresh));
   if (CHECK_STATUS(attend_rows(w, cache, NULL, 0, &newest, 0, seen, (int)rng_below(rng, RUN_KINDS)),
@@ -1979,24 +1988,32 @@ static void check_drafts(const world *w, lattn_cache *cache, const line *l, test
   release(before);
 }
 
-/* What a removal of from ... to - 1 must say. The next token, at position n - m then, needs its
-   window: the tokens before the range at their places, those behind it m further. */
-static lattn_status remove_status(const world *w, const lattn_cache *cache, int64_t from,
-                                  int64_t to) {
+/* Whether tokens from ... to - 1 are held by the head of these statistics. */
+static int holds_range(const lattn_cache_head_stats *stats, int64_t from, int64_t to) {
+  if (from < stats->n_sink_tokens) from = stats->n_sink_tokens;
+  return from >= to || from >= stats->first_token;
+}
+
+/* Whether a removal of from ... to - 1 must say so: CONFIG, EVICTED, or OK when neither must. The
+   next token, at position n - m then, needs its window: the tokens before the range at their
+   places, those behind it m further. Heads may differ: either status is then right. */
+static int remove_must(const world *w, const lattn_cache *cache, int64_t from, int64_t to,
+                       lattn_status status) {
   int64_t n = cache_stats(cache).n_tokens, m = to - from;
-  lattn_status status = LATTN_OK;
-  if (from == to) return LATTN_OK;
-  for (int64_t g = 0; g < w->s.config.n_kv_heads; g++) {
+  int sinks = 0, evicted = 0;
+  for (int64_t g = 0; g < w->s.config.n_kv_heads && m; g++) {
     const lattn_head *head = &w->s.heads[g];
     lattn_cache_head_stats stats = head_stats(cache, g);
     int64_t begin = n - m - head->window + 1;
     if (head->policy != LATTN_HEAD_STREAMING) continue;
-    if (to < n && from < head->sinks) return LATTN_E_CONFIG;
-    if (begin >= from) begin += m;
-    if (begin < stats.n_sink_tokens) begin = stats.n_sink_tokens;
-    if (begin < stats.first_token) status = LATTN_E_EVICTED;
+    sinks |= to < n && from < head->sinks;
+    if (begin < 0) begin = 0;
+    if (!holds_range(&stats, begin, from)) evicted = 1;
+    if (!holds_range(&stats, begin < from ? to : begin + m, n)) evicted = 1;
   }
-  return status;
+  if (status == LATTN_E_CONFIG) return sinks;
+  if (status == LATTN_E_EVICTED) return evicted;
+  return status == LATTN_OK && !sinks && !evicted;
 }
 
 /* Ranges at the beginning, inside a page, over pages and segments, that touch one another. */
@@ -2139,11 +2156,15 @@ static void remove_random(uint64_t seed) {
     int64_t from = rng_below(&rng, l.n + 1), most = rng_chance(&rng, 70) ? 30 : l.n;
     int64_t to = from + rng_below(&rng, most + 1), holes = cache_stats(cache).n_holes;
     if (to >= l.n) to = from;
-    lattn_status want = remove_status(&w, cache, from, to);
     uint64_t before = state_of(cache);
+    int fine = remove_must(&w, cache, from, to, LATTN_OK);
+    int sinks = remove_must(&w, cache, from, to, LATTN_E_CONFIG);
+    int evicted = remove_must(&w, cache, from, to, LATTN_E_EVICTED);
     lattn_status got = lattn_cache_remove(cache, from, to);
-    if (got == LATTN_E_FULL) CHECK_I64(holes, 5); /* unless the range touches a hole: not known */
-    else CHECK_STATUS(got, want);
+    if (got == LATTN_OK) CHECK(fine);
+    else if (got == LATTN_E_CONFIG) CHECK(sinks);
+    else if (got == LATTN_E_EVICTED) CHECK(evicted);
+    else CHECK(got == LATTN_E_FULL && holes == 5);
     if (got == LATTN_OK) line_remove(&l, from, to);
     else CHECK(state_of(cache) == before);
     CHECK(cache_stats(cache).n_holes <= holes + (got == LATTN_OK && from < to));

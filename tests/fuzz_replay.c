@@ -54,6 +54,7 @@ static void replay(const target *t, const char *path, int64_t n_mutants) {
   size_t n = file_get(path, bytes);
   check_case("%s", path);
   t->run(bytes, n);
+  if (strstr(path, "/config-")) CHECK_STATUS(load_status, LATTN_OK); /* else: --make them again */
   for (int64_t i = 0; i < n_mutants; i++) {
     size_t size;
     memcpy(mutant, bytes, n);

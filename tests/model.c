@@ -90,7 +90,7 @@ typedef struct world {
   test_guard arena;
   lattn_pool *pool;
   page_source source;
-  int allocates;
+  int allocates, is_long;
   live *caches[MAX_CACHES];
   point *points[MAX_POINTS];
   file files[MAX_FILES];
@@ -863,10 +863,6 @@ static live *op_truncate(live *c) {
   int removes = rng_chance(&w.rng, 20); /* to the end: the same */
   lattn_status got =
       removes ? lattn_cache_remove(c->cache, to, n) : lattn_cache_truncate(c->cache, to);
-  if (removes && to < n)
-    for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++)
-      if (to < setup_of(c->v)->heads[g].sinks && got == LATTN_E_CONFIG)
-        refusals |= REFUSES(LATTN_E_CONFIG);
   if (settle(&p, got, refusals, TAKES_NOTHING)) state_truncate(c->v, &c->st, to);
   return c;
 }
@@ -1104,20 +1100,19 @@ static live *op_draft(live *c) {
 }
 
 static live *op_accept(live *c) {
-  int32_t path[MAX_DRAFTS + 1] = {0}, n = 0, least = 0;
+  int32_t path[MAX_DRAFTS + 1] = {0}, n = 0;
   uint32_t ids[MAX_DRAFTS], refusals = 0;
   if (!c->n_drafts && rng_chance(&w.rng, 50)) return c;
   if (c->n_drafts) n = draft_path(c, (int32_t)rng_below(&w.rng, c->n_drafts), path, ids);
-  if (rng_chance(&w.rng, 10)) n = 0;
-  if (c->n_drafts && rng_chance(&w.rng, 5)) { /* no path: its first is nobody's root, or nobody */
+  if (rng_chance(&w.rng, 10) || c->st.n_slots + n > MAX_SLOTS) n = 0;
+  if (n && rng_chance(&w.rng, 5)) { /* any number alone: a path only if it is a root's */
     path[0] = (int32_t)rng_range(&w.rng, -1, c->n_drafts);
-    n = 1;
-    least = path[0] >= 0 && path[0] < c->n_drafts ? c->parents[path[0]] : 0;
-    if (least != -1) refusals |= REFUSES(LATTN_E_VALUE);
+    int is_root = path[0] >= 0 && path[0] < c->n_drafts && c->parents[path[0]] < 0;
+    if (!is_root) refusals |= REFUSES(LATTN_E_VALUE);
     else ids[0] = c->drafts[path[0]];
+    n = 1;
   }
   if (beyond(c->v, c->st.n_tokens + n)) refusals |= REFUSES(LATTN_E_FULL);
-  if (c->st.n_slots + n > MAX_SLOTS) n = 0;
   probe p = probe_begin(c, 0);
   int takes = needs_pages(c->v, &c->st, n) ? TAKES_PAGES : TAKES_NOTHING;
   if (!settle(&p, lattn_cache_accept(c->cache, n, path), refusals, takes)) return c;
@@ -1166,9 +1161,10 @@ static live *op_load(live *c) {
   if (!same_config(c->v, f->v)) refusals |= REFUSES(LATTN_E_CONFIG);
   else if (beyond(c->v, f->st.n_tokens) || f->st.n_holes > max_holes(c->v))
     refusals |= REFUSES(LATTN_E_FULL);
-  if (spoilt && bit < 4) r.end = at; /* too short */
-  if (spoilt && bit < 4) refusals |= REFUSES(LATTN_E_IO);
-  if (spoilt && bit >= 4) { /* damaged: any number in it may be another */
+  if (spoilt && bit < 4) { /* too short */
+    r.end = at;
+    refusals |= REFUSES(LATTN_E_IO);
+  } else if (spoilt) { /* damaged: any number in it may be another */
     f->bytes[at] ^= (unsigned char)(1 << bit);
     refusals |= REFUSES(LATTN_E_IO) | REFUSES(LATTN_E_FORMAT) | REFUSES(LATTN_E_CONFIG);
   }
@@ -1414,13 +1410,19 @@ static const operation operations[] = {
     {"twin", op_twin, 12, 0},
     {"move", op_move, 2, 0},
 };
-enum { INIT = 0, ACCEPT = 11, N_OPERATIONS = (int)(sizeof operations / sizeof *operations) };
+enum {
+  INIT = 0,
+  ACCEPT = 11,
+  BATCH_ATTEND = 17,
+  N_OPERATIONS = (int)(sizeof operations / sizeof *operations)
+};
 
 static void run_operation(void) {
   int64_t ticket = rng_below(&w.rng, 1000);
   int i = INIT;
   live *c = NULL;
   while (ticket >= operations[i].chance) ticket -= operations[i++].chance;
+  if (w.is_long && rng_chance(&w.rng, 20)) i = BATCH_ATTEND; /* what long rounds are for */
   w.operation = INIT;
   if (w.n_caches == 0 || rng_chance(&w.rng, w.n_caches < 4 ? 4 : 1)) c = op_init(NULL);
   if (!c && w.n_caches) c = random_live();
@@ -1492,8 +1494,9 @@ static void random_variants(int is_long) {
     if (i % 4 == 0) random_base(&v->s, v->base, is_long);
     else setup_copy(&v->s, &w.variants[i - 1].s);
     if (i % 2 == 0) random_heads(&v->s);
+    if (is_long && v->base == 0) memset(v->s.heads, 0, sizeof *v->s.heads); /* the first is full */
     random_sizes(&v->s);
-    if (is_long && v->base == 0) v->s.config.capacity = rng_range(&w.rng, 2300, 2600);
+    if (is_long && v->base == 0) v->s.config.capacity = rng_range(&w.rng, 4300, 4600);
     for (int t = 0; t < 2; t++) {
       size_t one = lattn_cache_scratch(&v->s.config, MAX_ROWS, t ? 3 : 1);
       size_t all = lattn_batch_scratch(&v->s.config, MAX_CACHES, MAX_ROWS, t ? 3 : 1);
@@ -1525,7 +1528,7 @@ static void pool_open(uint64_t seed, int is_long) {
     tables = table > tables ? table : tables;
     page = bytes > page ? bytes : page;
   }
-  int64_t pages = is_long ? rng_range(&w.rng, 60, 100) : rng_range(&w.rng, 10, 40);
+  int64_t pages = is_long ? rng_range(&w.rng, 90, 130) : rng_range(&w.rng, 10, 40);
   w.allocates = rng_chance(&w.rng, 35);
   w.source.rng = rng_seed(seed + 77);
   w.source.percent = (int)rng_range(&w.rng, 0, 8);
@@ -1568,22 +1571,32 @@ static void round_drop(void) {
   guard_free(&w.arena);
 }
 
-/* Caches that share more than a segment, for the batches. */
-static void share_prefix(void) {
+/* Appends n tokens. */
+static void grow_by(live *c, int64_t n) {
+  const setup *s = setup_of(c->v);
   uint32_t ids[MAX_ROWS];
-  live *c = live_new();
-  const setup *s = setup_of(0);
-  int64_t n = rng_range(&w.rng, REF_SEGMENT, REF_SEGMENT + 200), step;
-  w.source.percent = 0;
-  CHECK_STATUS(lattn_cache_init(&c->cache, w.pool, &s->config), LATTN_OK);
-  for (; n > 0 && c->cache; n -= step) {
+  for (int64_t step; n > 0; n -= step) {
     step = n < setup_max_append(s) ? n : setup_max_append(s);
     ids_new(ids, step);
     tokens_fill(s, ids, 0, step);
     CHECK_STATUS(lattn_cache_append(c->cache, view_k(s, step), view_v(s, step), NULL), LATTN_OK);
-    state_grow(0, &c->st, ids, step, 0);
+    state_grow(c->v, &c->st, ids, step, 0);
   }
+}
+
+/* Caches for the batches: some share one segment or two, one shares a block less, or a segment
+   less, and then goes its own way. */
+static void share_prefix(void) {
+  live *c = live_new();
+  int64_t n = REF_SEGMENT * rng_range(&w.rng, 1, 2);
+  int64_t less = rng_chance(&w.rng, 50) ? REF_BLOCK : n - REF_SEGMENT + 1;
+  w.source.percent = 0;
+  CHECK_STATUS(lattn_cache_init(&c->cache, w.pool, &setup_of(0)->config), LATTN_OK);
   if (!c->cache) exit(test_summary());
+  grow_by(c, n - rng_range(&w.rng, 1, less > 1 ? less - 1 : REF_BLOCK));
+  live *other = op_fork(c);
+  grow_by(c, n + rng_range(&w.rng, 0, 60) - c->st.n_tokens);
+  grow_by(other, n + rng_range(&w.rng, 0, 60) - other->st.n_tokens);
   check_cache(c);
   for (int i = 0; i < 3; i++) op_fork(c);
   op_checkpoint(c);
@@ -1591,7 +1604,7 @@ static void share_prefix(void) {
 
 /* One in ten is long: fewer operations, on more tokens. */
 static int64_t random_round(uint64_t seed) {
-  int is_long = seed % 10 == 5;
+  int is_long = w.is_long = seed % 10 == 5;
   int64_t done = 0, n = is_long ? ROUND_OPS / 7 : ROUND_OPS;
   check_case("random operations: SEED=%" PRIu64, seed);
   w.rng = rng_seed(seed);

@@ -183,6 +183,8 @@ static uint64_t hash_heads(uint64_t hash, const lattn_cache *cache) {
     memset(&head, 0, sizeof head);
     head.size = sizeof head;
     CHECK_STATUS(lattn_cache_head_stats_get(cache, g, &head), LATTN_OK);
+    if (head.first_token <= head.n_sink_tokens) /* one run of tokens, cut anywhere */
+      head.first_token = head.n_sink_tokens = 0;
     hash = hash_bytes(hash, &head, sizeof head);
   }
   return hash;
@@ -899,8 +901,8 @@ static void small_close(small *t) {
   world_close(&t->w);
 }
 
-/* The target must refuse the file, with that status or (LATTN_OK) as damaged, and stay what `before`
-   says. A count that grew is found by its checksum, or by the reader at the end of the file. */
+/* The target must refuse the file, with that status or (LATTN_OK) as damaged, and stay what
+   `before` says. A count that grew is found by its checksum, or by the reader at the file's end. */
 static int refuses(small *t, stream *f, lattn_status status, uint64_t before) {
   lattn_status got = load_all(t->target.cache, f);
   int ok =

@@ -161,8 +161,8 @@ static void *run_on_thread(void *argument) {
   return NULL;
 }
 
-/* Bytes from there to the lowest that changed. (What starts and ends a thread takes some too: a call
-   that takes less is seen to take that.) */
+/* Bytes from there to the lowest that changed. (What starts and ends a thread takes some too: a
+   call that takes less is seen to take that.) */
 static size_t stack_used(void (*run)(void)) {
   pthread_attr_t attributes;
   pthread_t thread;
@@ -252,10 +252,13 @@ static void set_arrays(void) {
   }
 }
 
-/* Two caches of TOKENS tokens: full, or streaming with its sinks at in-cache positions. */
-static lattn_pool *make_caches(test_guard *arena, int streaming) {
+/* Two caches of TOKENS tokens: full, streaming with its sinks at in-cache positions, or of 16-bit
+   types. */
+static void make_caches(test_guard *arena, int kind) {
   lattn_pool *pool = NULL;
-  config.heads = streaming ? &head : NULL;
+  config.heads = kind ? &head : NULL;
+  config.key_type = kind == 2 ? LATTN_BF16 : LATTN_F32;
+  config.value_type = kind == 2 ? LATTN_F16 : LATTN_F32;
   size_t bytes = lattn_pool_bytes(NULL, &config, 6);
   *arena = guard_alloc(bytes, 1);
   CHECK_STATUS(lattn_pool_init(&pool, arena->data, bytes, NULL), LATTN_OK);
@@ -264,7 +267,6 @@ static lattn_pool *make_caches(test_guard *arena, int streaming) {
   CHECK_STATUS(lattn_cache_fork(&other, cache), LATTN_OK);
   sequences[0].cache = cache, sequences[1].cache = other;
   sequences[0].n_tokens = ROWS - 1, sequences[1].n_tokens = 1;
-  return pool;
 }
 
 /* Everything once: each call leaves room for the next. */
@@ -305,10 +307,10 @@ int main(void) {
   call_turns();
   set_options();
   test_harness();
-  for (int streaming = 0; streaming < 2; streaming++)
+  for (int kind = 0; kind < 3; kind++)
     for (int measured = 0; measured < 2; measured++) {
       test_guard arena;
-      make_caches(&arena, streaming);
+      make_caches(&arena, kind);
       run_all(measured ? measure : run_plainly);
       CHECK(guard_free(&arena));
     }

@@ -758,6 +758,15 @@ uint64_t llama_random(uint64_t *state) {
   return z ^ (z >> 31);
 }
 
+uint64_t llama_hash(uint64_t hash, const float *values, int32_t n) {
+  for (int32_t i = 0; i < n; i++) {
+    uint32_t word;
+    memcpy(&word, &values[i], sizeof word);
+    hash = (hash ^ word) * 0x100000001b3u;
+  }
+  return hash;
+}
+
 double llama_seconds(void) {
   struct timespec t;
   timespec_get(&t, TIME_UTC);

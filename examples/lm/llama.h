@@ -105,8 +105,10 @@ int32_t llama_argmax(const float *values, int32_t n);
 /* -ln softmax(logits)[token], in nats. */
 double llama_loss(const float *logits, int32_t n, int32_t token);
 
-/* For the programs: 64 random bits (splitmix64: Steele, Lea, Flood), and a clock. */
+/* For the programs: 64 random bits (splitmix64: Steele, Lea, Flood), the hash of more floats' bits
+   (FNV-1a, word by word), and a clock. */
 uint64_t llama_random(uint64_t *state);
+uint64_t llama_hash(uint64_t hash, const float *values, int32_t n);
 double llama_seconds(void);
 
 #endif /* LLAMA_H */

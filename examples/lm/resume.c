@@ -7,9 +7,9 @@
    again. The file holds what the policy holds: of a streaming head its sinks and window. To
    copy: save and load below; llama_save and llama_load in llama.c.
 
-   resume FILE [FOLDER], then resume --resume FILE [FOLDER]; build: make resume (which runs
-   both), or in this folder: cc -O3 -march=native -I../.. resume.c choices.c demo_input.c llama.c
-   policy.c -lm -o resume */
+   resume FILE [FOLDER], then resume --resume FILE [FOLDER]; without arguments: both, over a
+   temporary file. Build: make resume, or in this folder: cc -O3 -march=native -I../.. resume.c
+   choices.c demo_input.c llama.c policy.c -lm -o resume */
 #include "choices.h"
 
 #include <stdio.h>
@@ -27,6 +27,7 @@ enum {
 typedef struct talk {
   llama_session *session;
   int32_t tokens[ALL], n;
+  uint64_t bits; /* a hash of the logits of what was said last */
 } talk;
 
 static int fail(const char *what, const char *why) {
@@ -84,17 +85,20 @@ static int read_again(talk *t, const int32_t *tokens, int32_t n) {
 /* Says n tokens more, always the likeliest. */
 static int go_on(talk *t, const demo_input *in, int32_t n) {
   static float logits[256]; /* tokens are bytes */
+  t->bits = 0;
   for (int32_t end = t->n + n; t->n < end; t->n++) {
     lattn_status status = llama_extend(t->session, t->tokens + t->n - 1, 1, 1, logits);
     if (status) return fail("answer", lattn_status_text(status));
     t->tokens[t->n] = llama_argmax(logits, in->model.vocab_size);
+    t->bits = llama_hash(t->bits, logits, in->model.vocab_size);
   }
   return 0;
 }
 
 /* What was said after the restart, or where it would have been. */
 static void show_end(const talk *t, const char *name) {
-  printf("%s says:", name);
+  printf("%s says, from logits whose bits have the hash %016llx:", name,
+         (unsigned long long)t->bits);
   for (int32_t i = SAVED; i < t->n; i++) {
     if (i == SAVED || t->tokens[i - 1] == '\n') printf("\n    ");
     if (t->tokens[i] != '\n') putchar(t->tokens[i]);
@@ -135,12 +139,10 @@ static int second_run(const demo_input *in, const choice *policy, FILE *file) {
   double prefilled = llama_seconds() - start;
   if (!bad) bad = go_on(&again, in, ANSWER);
   if (!bad) {
-    int same = !memcmp(t.tokens, again.tokens, sizeof t.tokens);
+    int same = !memcmp(t.tokens, again.tokens, sizeof t.tokens) && t.bits == again.bits;
     show_end(&t, policy->name);
-    printf(
-        "[%d tokens loaded in %.2f ms, read again in %.2f ms; the same "
-        "text: %s]\n",
-        SAVED, 1e3 * loaded, 1e3 * prefilled, same ? "yes" : "no");
+    printf("[%d tokens loaded in %.2f ms, read again in %.2f ms; the same bits: %s]\n", SAVED,
+           1e3 * loaded, 1e3 * prefilled, same ? "yes" : "no");
     bad = same ? 0 : -1;
   }
   llama_session_close(t.session);
@@ -148,24 +150,33 @@ static int second_run(const demo_input *in, const choice *policy, FILE *file) {
   return bad;
 }
 
-int main(int argc, char **argv) {
-  demo_input in;
+static int run(const demo_input *in, FILE *file, int first, int second) {
   choice policies[CHOICES];
   char error[DEMO_ERROR];
-  int resume = argc > 1 && !strcmp(argv[1], "--resume");
-  argc -= 1 + resume, argv += 1 + resume; /* now FILE [FOLDER], as demo_open wants it */
-  if (argc < 1 || argc > 2) return fprintf(stderr, "usage: resume [--resume] FILE [FOLDER]\n"), 2;
+  int bad = 0;
+  if (choices_make(policies, in, error)) return fail("policies", error);
+  for (int i = 0; i < CHOICES && first && !bad; i++) bad = first_run(in, &policies[i], file);
+  if (first && second && !bad) {
+    printf("---- again, from the file ----\n");
+    rewind(file);
+  }
+  for (int i = 0; i < CHOICES && second && !bad; i++) bad = second_run(in, &policies[i], file);
+  choices_free(policies);
+  return bad;
+}
+
+int main(int argc, char **argv) {
+  demo_input in;
+  char error[DEMO_ERROR];
+  int both = argc == 1, resume = argc > 1 && !strcmp(argv[1], "--resume");
+  if (!both) argc -= 1 + resume, argv += 1 + resume; /* FILE [FOLDER], as demo_open wants it */
+  if (argc < 1 || argc > 2) return fprintf(stderr, "usage: resume [[--resume] FILE [FOLDER]]\n"), 2;
   if (demo_open(&in, argc, argv, error)) return fail("input", error), 1;
   in.n_threads = 1;
-  FILE *file = fopen(argv[0], resume ? "rb" : "wb");
-  int bad = file ? choices_make(policies, &in, error) : fail(argv[0], "cannot be opened");
-  if (file && bad) fail("policies", error);
-  if (!bad) {
-    for (int i = 0; i < CHOICES && !bad; i++)
-      bad = resume ? second_run(&in, &policies[i], file) : first_run(&in, &policies[i], file);
-    choices_free(policies);
-  }
-  if (file && fclose(file)) bad = fail(argv[0], "cannot be written");
+  const char *name = both ? "a temporary file" : argv[0];
+  FILE *file = both ? tmpfile() : fopen(name, resume ? "rb" : "wb");
+  int bad = file ? run(&in, file, !resume, resume || both) : fail(name, "cannot be opened");
+  if (file && fclose(file)) bad = fail(name, "cannot be written");
   demo_close(&in);
   return bad ? 1 : 0;
 }

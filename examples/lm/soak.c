@@ -41,7 +41,7 @@ static lattn_status feed(soak *s, int64_t n, int64_t block) {
   return LATTN_OK;
 }
 
-/* A tenth of the way: its last tokens one by one, on the clock. Returns its perplexity, 0 = failed. */
+/* A tenth of the way: its last tokens one by one, on the clock. Returns its perplexity; 0: failed. */
 static double part(soak *s, int64_t n) {
   s->nats = 0;
   if (feed(s, n - SINGLE, BLOCK) < 0) return 0;

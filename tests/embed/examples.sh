@@ -73,10 +73,10 @@ for title in speculate resume; do
   fi
 done
 
-# Speculation: the text of plain decode, under three policies.
+# Speculation: the text and the logits of plain decode, under three policies.
 $RUN "$lm/speculate" examples/lm 1 1 >"$work/speculate.txt" 2>&1
 quiet 'speculate: exit status' [ $? -eq 0 ]
-quiet 'speculate: three times the same text' [ "$(grep -c ' yes$' "$work/speculate.txt")" -eq 3 ]
+quiet 'speculate: three times the same bits' [ "$(grep -c ' yes$' "$work/speculate.txt")" -eq 3 ]
 
 # A conversation: the second process says what the first one said after it had saved.
 $RUN "$lm/resume" "$work/conversation" >"$work/resume.txt" 2>&1
@@ -87,7 +87,7 @@ grep -v '^\[' "$work/resume.txt" >"$work/never_stopped"
 grep -v '^\[' "$work/resumed.txt" >"$work/restarted"
 quiet 'resume: something was said' [ "$(wc -l <"$work/never_stopped")" -gt 6 ]
 quiet 'resume: the text of one that never stopped' diff "$work/never_stopped" "$work/restarted"
-quiet 'resume: the text of one that reads again' [ "$(grep -c 'the same text: yes' \
+quiet 'resume: the text of one that reads again' [ "$(grep -c 'the same bits: yes' \
   "$work/resumed.txt")" -eq 3 ]
 
 # refuses NAME TEXT: the second run fails on build/.../conversation, and says why.

@@ -89,8 +89,8 @@ typedef struct fuzz_config {
   float slopes[FUZZ_HEADS], sinks[FUZZ_HEADS];
 } fuzz_config;
 
-/* Full; full and streaming, rotated, 16 bits; two windows, ALiBi; one window without limit. All have
-   2 KV heads, dims of 4, and 2 or 4 query heads. Link: do not copy. */
+/* Full; full and streaming, rotated, 16 bits; two windows, ALiBi; two windows without limit. All
+   have 2 KV heads, dims of 4, and 2 or 4 query heads. It points into itself: do not copy. */
 static void fuzz_config_make(fuzz_config *c, int kind) {
   static const lattn_head heads[FUZZ_CONFIGS][2] = {
       {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},

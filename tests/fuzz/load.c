@@ -17,6 +17,7 @@
 enum { LOAD_ARENA = 256 * 1024 };
 
 static fuzz_config load_configs[FUZZ_CONFIGS];
+static lattn_status load_status; /* of the last input */
 static float load_out[FUZZ_ROWS * FUZZ_HEADS * FUZZ_DIM];
 
 static uint64_t load_number(const uint8_t *at, int n) {
@@ -40,8 +41,8 @@ static void load_checksum(uint8_t *bytes, size_t n) {
   load_put(bytes + n + 8, s2, 8);
 }
 
-/* Makes the checksums of a file right, where it is long enough to have them; and its two sizes, from
-   its counts and from how long it is. */
+/* Makes the checksums of a file right, where it is long enough to have them; and its two sizes,
+   from its counts and from how long it is. */
 static void load_repair(uint8_t *bytes, size_t n, int sizes) {
   uint64_t header, total;
   if (n < 128) return;
@@ -104,7 +105,7 @@ static void fuzz_load(const uint8_t *bytes, size_t n) {
   if (n && bytes[0] & 8) load_repair(copy, f.n, bytes[0] & 16);
   before = fuzz_pool_stats(pool);
   seen = fuzz_fingerprint(cache);
-  status = lattn_cache_load(cache, fuzz_read, &f);
+  status = load_status = lattn_cache_load(cache, fuzz_read, &f);
   MUST(status == LATTN_OK || status == LATTN_E_FORMAT || status == LATTN_E_IO ||
        status == LATTN_E_CONFIG || status == LATTN_E_FULL);
   after = fuzz_pool_stats(pool);
