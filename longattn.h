@@ -2412,6 +2412,7 @@ LATTN_FN_ int64_t lattn_slot_of_(const lattn_cache *cache, int64_t position);
 LATTN_FN_ int64_t lattn_removed_before_(const lattn_cache *cache, int64_t slot);
 LATTN_FN_ int lattn_in_hole_(const lattn_cache *cache, int64_t slot, int64_t *end);
 LATTN_FN_ int lattn_is_gone_(const lattn_cache *cache, int64_t block); /* wholly in a hole */
+LATTN_FN_ int lattn_adjacent_(const lattn_cache *cache, int64_t slot, int64_t n); /* no hole there */
 /* Of the head's first n pages, how many both caches, without holes, hold in common. */
 LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b, int32_t kv_head,
                                       int64_t n);
@@ -2664,16 +2665,16 @@ LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64
   lattn_row_join_(row);
 }
 
-/* Bit t: the row sees key base + t. */
+/* Bit t: the row sees key base + t. holes: some of these slots may be in one. */
 LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it,
-                                    const lattn_row_ *row, int64_t base) {
+                                    const lattn_row_ *row, int64_t base, int holes) {
   uint32_t bits = 0;
   for (int i = 0; i < 2; i++) {
     int64_t lo = lattn_max_(0, (i ? row->sink_lo : row->lo) - base);
     int64_t hi = lattn_min_(16, (i ? row->sink_hi : row->hi) - base);
     if (lo < hi) bits |= ((1u << hi) - 1u) & ~((1u << lo) - 1u);
   }
-  if (bits && it->cache && lattn_has_holes_(it->cache))
+  if (bits && holes)
     for (int t = 0; t < 16; t++)
       if (lattn_in_hole_(it->cache, base + t, 0)) bits &= ~(1u << t);
   if (bits && lattn_by_lane_(job))
@@ -2691,15 +2692,17 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
 /* Where 16 keys stand: their indices in biases, at[t], or -1 for lanes without a key; returns
    whether they are adjacent. */
 LATTN_FN_ int lattn_keys16_(const lattn_item_ *it, int64_t base, int64_t at[16]) {
-  int holes = it->cache && lattn_has_holes_(it->cache);
+  int holes = it->cache && !lattn_adjacent_(it->cache, base, LATTN_PANEL_);
+  int64_t removed =
+      it->cache && lattn_has_holes_(it->cache) ? lattn_removed_before_(it->cache, base) : 0;
   for (int t = 0; t < 16; t++) {
-    int64_t key = base + t - it->key_position;
+    int64_t key = base + t - it->key_position - removed;
     if (holes) key = lattn_in_hole_(it->cache, base + t, 0)
                          ? -1
-                         : key - lattn_removed_before_(it->cache, base + t);
+                         : base + t - lattn_removed_before_(it->cache, base + t);
     at[t] = key >= 0 && key < it->nk ? it->k0 + key : -1;
   }
-  return !holes;
+  return !holes && !removed;
 }
 
 /* 16 elements of one row of a bias; 0 for lanes without a key. */
@@ -2778,11 +2781,12 @@ LATTN_NOINLINE_ lattn_v16_ lattn_adjust_(const lattn_job_ *job, const lattn_item
    and returns their maximum: -infinity when the row sees none, or only scores of -infinity; NaN
    if only those and NaN. visible gets the bits of the 8 panels. */
 LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, const lattn_row_ *row,
-                                int64_t base, int first, int end, float *s, uint32_t visible[8]) {
+                                int64_t base, int holes, int first, int end, float *s,
+                                uint32_t visible[8]) {
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), top = least;
   float maximum;
   int whole = first == 0 && end == 8 && row->lo <= base && row->hi >= base + LATTN_BLOCK_ &&
-              !lattn_by_lane_(job) && !(it->cache && lattn_has_holes_(it->cache));
+              !lattn_by_lane_(job) && !holes;
   if (whole && job->plain) { /* four chains; NaN is never greater, so it never enters one */
     lattn_v16_ t[4];
     LATTN_UNROLL_
@@ -2796,7 +2800,7 @@ LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, co
       lattn_v16_ x = least;
       visible[p] = 0;
       if (p >= first && p < end) {
-        visible[p] = whole ? 0xffffu : lattn_visible16_(job, it, row, base + 16 * p);
+        visible[p] = whole ? 0xffffu : lattn_visible16_(job, it, row, base + 16 * p, holes);
         x = lattn_v_load_(s + 16 * p);
         if (visible[p] && !job->plain) x = lattn_adjust_(job, it, row, base + 16 * p, x);
         x = lattn_v_if_bits_(visible[p], x, least);
@@ -2825,6 +2829,7 @@ typedef struct lattn_block_ {
   const char *page;    /* that next block, if it is a page */
   int lo, hi;          /* lanes that any row of the item may see */
   int stored;          /* lanes below it are in k and v, the others are drafts */
+  int holes;           /* some of its slots are in one */
   int n_other;         /* zones besides the rows' own: 0, 1, 2 = more */
   int64_t other;       /* the one */
   int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
@@ -2960,6 +2965,7 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
   if (it->cache) {
     b->panels = 1;
     b->stored = (int)lattn_max_(0, lattn_min_(lattn_stored_slots_(it->cache) - base, LATTN_BLOCK_));
+    b->holes = !lattn_adjacent_(it->cache, base, LATTN_BLOCK_);
     lattn_find_zones_(job, it, sp, base, b);
     if (b->stored <= b->lo) return; /* drafts only */
     lattn_find_page_(job, it, base, b);
@@ -3136,7 +3142,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   drafts = hi > b->stored;
   for (int a = 0; a < m; a++) {
     float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a], top;
-    top = lattn_mask_row_(job, it, sp->rows + r + a, base, first, end, s, visible[a]);
+    top = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end, s, visible[a]);
     empty[a] = lattn_is_empty_(top);
     if (empty[a]) {
       LATTN_MEMSET_(s, 0, LATTN_BLOCK_ * sizeof *s);
@@ -3955,7 +3961,7 @@ LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
 }
 
 /* Places scratch, the shared partials, and what sequences need. thin: items may have fewer rows if
-   scratch is short. */
+   scratch is short (it has room for one row with the deepest stack). */
 LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64_t total_rows,
                                     int depth, int thin, lattn_fault *fault) {
   size_t need;
@@ -4337,6 +4343,21 @@ LATTN_FN_ void lattn_place_key_(int64_t *keys, float *scores, int64_t n, int64_t
   scores[i] = score;
 }
 
+/* Whether any of 16 scores may be among the best, if nothing else is asked. */
+LATTN_FN_ int lattn_weigh_matters_(const lattn_job_ *job, const lattn_weighed_ *to, const float *s,
+                                   float best) {
+  float least = best;
+  int matters = 0;
+  if (to->weights || to->mass) return 1;
+  if (to->top_keys) {
+    int64_t last = job->weights->top_k - 1;
+    if (to->top_keys[last] < 0) return 1;
+    least = to->top_weights[last]; /* not above best */
+  }
+  for (int t = 0; t < 16; t++) matters |= s[t] >= least;
+  return matters;
+}
+
 /* One row's scores of a block. best: the largest score so far. */
 LATTN_FN_ void lattn_weigh_row_(const lattn_job_ *job, const lattn_item_ *it,
                                 const lattn_weighed_ *to, int64_t base, int first, int end,
@@ -4344,14 +4365,20 @@ LATTN_FN_ void lattn_weigh_row_(const lattn_job_ *job, const lattn_item_ *it,
   for (int p = first; p < end; p++) {
     float weight[16];
     int64_t at[16];
-    if (!visible[p]) continue;
-    lattn_v_store_(weight, lattn_weight16_(lattn_v_load_(s + 16 * p), to->lse, to->lse_low));
+    int whole;
+    if (!visible[p] || !lattn_weigh_matters_(job, to, s + 16 * p, *best)) continue;
+    if (to->weights || to->mass)
+      lattn_v_store_(weight, lattn_weight16_(lattn_v_load_(s + 16 * p), to->lse, to->lse_low));
     lattn_keys16_(it, base + 16 * p, at);
+    whole = visible[p] == 0xffffu && at[15] - at[0] == 15;
+    for (int t = 0; whole && to->weights && t < 16; t++) to->weights[at[0] + t] = weight[t];
+    for (int t = 0; whole && to->mass && t < 16; t++) to->mass[at[0] + t] += (double)weight[t];
+    if (whole && !to->argmax && !to->top_keys) continue;
     for (int t = 0; t < 16; t++) {
       float score = s[16 * p + t];
       if (!(visible[p] >> t & 1u)) continue;
       if (to->weights) to->weights[at[t]] = weight[t];
-      if (to->mass) to->mass[at[t]] += (double)weight[t];
+      if (to->mass && !whole) to->mass[at[t]] += (double)weight[t];
       if (lattn_is_nan_(score) || lattn_is_empty_(score)) continue;
       if (to->argmax && score >= *best) *to->argmax = at[t];
       if (score >= *best) *best = score;
@@ -4396,7 +4423,7 @@ LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_s
         float *s = sp->s + a * LATTN_BLOCK_;
         uint32_t visible[8];
         lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r + a, it->row + r + a);
-        lattn_mask_row_(job, it, sp->rows + r + a, base, first, end, s, visible);
+        lattn_mask_row_(job, it, sp->rows + r + a, base, b.holes, first, end, s, visible);
         lattn_weigh_row_(job, it, &to, base, first, end, s, visible, best.m + r + a);
       }
     }
@@ -4756,6 +4783,11 @@ LATTN_FN_ int lattn_in_hole_(const lattn_cache *cache, int64_t slot, int64_t *en
     if (!inside && n < cache->n_holes) *end = lattn_holes_(cache)[n].from;
   }
   return inside;
+}
+
+LATTN_FN_ int lattn_adjacent_(const lattn_cache *cache, int64_t slot, int64_t n) {
+  int64_t end;
+  return !cache->n_holes || (!lattn_in_hole_(cache, slot, &end) && end >= slot + n);
 }
 
 LATTN_FN_ int lattn_is_gone_(const lattn_cache *cache, int64_t block) {
@@ -6259,6 +6291,7 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   lattn_plan_ p;
   lattn_job_ job;
   static const uint64_t some = 0;
+  size_t bytes, thin;
   int depth;
   if (n_tokens < 0 || n_tokens > LATTN_MAX_POSITION_ || n_threads < 0 || n_threads > 1024) return 0;
   if (n_sequences < 0 || n_sequences >= LATTN_MAX_POSITION_ / 4) return 0;
@@ -6275,8 +6308,10 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   job.o.n_sequences = n_sequences;
   job.of_caches = 1;
   depth = lattn_depth_(lattn_segments_(p.header.capacity)) + 4; /* one removed range needs it */
-  return lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group,
-                            depth < LATTN_MAX_DEPTH_ ? depth : (int)LATTN_MAX_DEPTH_, 0);
+  if (depth > LATTN_MAX_DEPTH_) depth = LATTN_MAX_DEPTH_;
+  bytes = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, depth, 0);
+  thin = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, LATTN_MAX_DEPTH_, 1);
+  return !bytes || !thin ? 0 : bytes > thin ? bytes : thin; /* any removed ranges, a row at a time */
 }
 
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
@@ -6910,13 +6945,15 @@ LATTN_FN_ void lattn_stream_row_(lattn_stream_ *st, char *p, uint32_t size, int6
       LATTN_MEMCPY_(st->read ? (void *)p : (void *)b, st->read ? (void *)b : (void *)p,
                     (size_t)count * size);
     else
-      for (int64_t i = 0; i < count; i++) {
+      for (int64_t i = 0; i < count; i++) { /* constant sizes: no call an element */
         char *element = p + i * step;
         unsigned char *byte = b + i * size;
-        if (st->read)
-          LATTN_MEMCPY_(element, byte, size);
+        char *to = st->read ? element : (char *)byte;
+        const char *from = st->read ? (const char *)byte : element;
+        if (size == 2)
+          LATTN_MEMCPY_(to, from, 2);
         else
-          LATTN_MEMCPY_(byte, element, size);
+          LATTN_MEMCPY_(to, from, 4);
       }
     p += count * step;
     n -= count;

@@ -1404,7 +1404,38 @@ static void draft_full(void) {
   world_close(&w);
 }
 
+/* More drafts in one call than max_append tokens. */
+static void draft_small_steps(void) {
+  world w;
+  draft_tree t;
+  line l;
+  test_rng rng = rng_seed(46);
+  line_clear(&l);
+  check_case("drafts: 64 at once, steps of 4");
+  plain_setup(&w.s, 300, 4, 50, 0);
+  w.s.config.max_drafts = DRAFTS;
+  w.s.config.max_append = 4;
+  world_open(&w, 300, 5, 46);
+  lattn_cache *cache = cache_of(w.pool, &w.s), *before;
+  grow_unseen(&w, cache, &l, 90, &rng);
+  draft_tree_make(&t, &w, DRAFTS, DRAFT_TREE, &rng);
+  call_rows r = rows_new(&w, t.tokens, DRAFTS), plain = rows_new(&w, t.tokens, DRAFTS);
+  for (int run = 0; run < RUN_KINDS; run++) {
+    CHECK_STATUS(draft_rows(&w, cache, NULL, &r, 0, DRAFTS, t.parents, run), LATTN_OK);
+    CHECK_STATUS(lattn_cache_accept(cache, 0, NULL), LATTN_OK);
+  }
+  before = fork_of(cache);
+  for (int32_t i = 0; i < DRAFTS; i++) draft_plainly(&w, before, NULL, &t, i, &plain);
+  CHECK(same_rows(&r, 0, &plain, 0, DRAFTS));
+  draft_all(&w, cache, before, NULL, &t, &rng);
+  draft_accept(&w, cache, &l, &t, &rng); /* appends the path in steps of 4 */
+  release(before), release(cache);
+  rows_free(&r), rows_free(&plain);
+  world_close(&w);
+}
+
 static void test_drafts(void) {
+  draft_small_steps();
   draft_borders();
   draft_nan(0);
   draft_nan(1);
@@ -1596,11 +1627,11 @@ static void batch_deep(int kind, int64_t most) {
   world_open(&w, 300, 4, 54);
   trunk = cache_of(w.pool, &w.s);
   for (int64_t i = 0; i < BATCH; i++) {
-    int64_t length = lengths[i * 6 / BATCH];
+    int64_t length = lengths[i * 6 / BATCH], at = kind % 3 ? BATCH - 1 - i : i; /* longest first */
     if (l->n < length) grow_unseen(&w, trunk, l, length - l->n, &rng);
-    b->caches[i] = fork_of(trunk);
-    b->lines[i] = *l;
-    if (i % 3) grow(&w, b->caches[i], &b->lines[i], i % 5, &rng);
+    b->caches[at] = fork_of(trunk);
+    b->lines[at] = *l;
+    if (i % 3) grow(&w, b->caches[at], &b->lines[at], i % 5, &rng);
   }
   release(trunk);
   b->n = BATCH;
@@ -1698,6 +1729,7 @@ static void batch_plain(batch *b, world *w, int64_t n, int64_t prefix, int64_t r
                         page_budget *budget, test_rng *rng) {
   plain_setup(&w->s, 1500, 4, 50, 0);
   w->s.config.max_drafts = 8;
+  w->s.config.max_append = 16;
   if (budget) world_open_budget(w, 300, 3 * SOME, 55, budget);
   else world_open(w, 300, 3 * SOME, 55);
   b->n = n;
@@ -1760,30 +1792,45 @@ static void batch_full(void) {
   CHECK_I64(budget.out, 0);
 }
 
+/* Stops at the call after so many; must not be asked again. */
+typedef struct stopper {
+  int32_t left, asked_again;
+  int64_t stopped_at; /* tokens done then; -1: not yet */
+} stopper;
+
 static int32_t stop_after(void *user, int64_t done, int64_t total) {
-  int32_t *left = (int32_t *)user;
-  (void)done, (void)total;
-  return (*left)-- <= 0;
+  stopper *s = (stopper *)user;
+  (void)total;
+  s->asked_again += s->stopped_at >= 0;
+  if (s->left-- > 0) return 0;
+  s->stopped_at = done;
+  return 1;
 }
 
 /* Stopped after any number of steps: so many rows are done in order, the others not begun; going on
    from there gives the rows of an undisturbed call. */
-static void batch_cancel(int32_t after) {
+static void batch_cancel(int32_t after, int run) {
   world w;
   batch *b = (batch *)ref_memory(1, sizeof *b);
   runner u;
+  stopper stop = {after, 0, -1};
   test_rng rng = rng_seed(52);
   int64_t done = -1, rest = 0;
-  check_case("batch: cancelled after %d steps", (int)after);
+  check_case("batch: cancelled after %d steps, run %d", (int)after, run);
   batch_plain(b, &w, 4, 200, 60, NULL, &rng);
   call_rows r = rows_new(&w, b->tokens, b->first[4]), alone = rows_new(&w, b->tokens, b->first[4]);
   for (int64_t i = 0; i < 4; i++) b->alone[i] = fork_of(b->caches[i]);
-  runner_open(&u, &w.s.config, 4, r.n, RUN_2);
-  u.exec.progress = stop_after, u.exec.user = &after, u.exec.tokens_done = &done;
+  runner_open(&u, &w.s.config, 4, r.n, run);
+  u.exec.progress = stop_after, u.exec.user = &stop, u.exec.tokens_done = &done;
   lattn_status status =
       lattn_batch_extend(4, b->sequences, NULL, r.q, r.k, r.v, r.out, r.lse, &u.exec);
+  CHECK(!stop.asked_again);
+  if (stop.stopped_at >= 0 && stop.stopped_at < r.n) CHECK_STATUS(status, LATTN_CANCELLED);
+  if (stop.stopped_at < 0) CHECK_STATUS(status, LATTN_OK);
+  if (stop.stopped_at >= 0) CHECK_I64(done, stop.stopped_at);
+  else CHECK_I64(done, r.n);
+  if (after == 0) CHECK(done < r.n); /* four caches are more than one step */
   runner_close(&u);
-  CHECK(status == LATTN_CANCELLED || (status == LATTN_OK && done == r.n));
   CHECK(done >= 0 && done <= r.n);
   batch_alone(b, &w, NULL, &alone);
   CHECK(same_rows(&r, 0, &alone, 0, 0) && done >= 0);
@@ -1800,6 +1847,20 @@ static void batch_cancel(int32_t after) {
   for (int64_t i = done * w.heads; i < r.n * w.heads; i++) CHECK(r.lse[i] == 12345.0f);
   rows_free(&r), rows_free(&alone);
   batch_close(b, &w);
+}
+
+/* Sizes beyond 64 bits are impossible, not small. */
+static void batch_huge(void) {
+  lattn_cache_config c;
+  memset(&c, 0, sizeof c);
+  c.size = sizeof c;
+  c.n_kv_heads = 1, c.n_heads = 1 << 30;
+  c.key_dim = 1, c.value_dim = 1 << 20;
+  c.capacity = 128;
+  check_case("batch: scratch beyond 64 bits");
+  CHECK(lattn_batch_scratch(&c, 1 << 28, INT64_C(1) << 31, 1) == 0);
+  CHECK(lattn_batch_scratch(&c, 1 << 28, INT64_C(1) << 30, 1024) == 0);
+  CHECK(lattn_batch_scratch(&c, -1, 1, 1) == 0 && lattn_batch_scratch(&c, 1, -1, 1) == 0);
 }
 
 /* What is refused, and that it changes nothing. */
@@ -1847,6 +1908,13 @@ static void batch_errors(void) {
   CHECK_STATUS(lattn_batch_extend(0, NULL, NULL, none.q, none.k, none.v, none.out, none.lse, NULL),
                LATTN_OK);
   CHECK_STATUS(lattn_batch_attend(0, NULL, NULL, none.q, none.out, none.lse, NULL), LATTN_OK);
+  int64_t done = -1;
+  lattn_exec exec;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec, exec.tokens_done = &done;
+  CHECK_STATUS(lattn_batch_extend(0, NULL, NULL, none.q, none.k, none.v, none.out, none.lse, &exec),
+               LATTN_OK);
+  CHECK_I64(done, 0);
   for (int i = 0; i < 3; i++) b->sequences[i].n_tokens = 0;
   CHECK_STATUS(batch_extend(&w, b, NULL, &none, RUN_1), LATTN_OK);
   CHECK_STATUS(batch_attend(&w, b, NULL, &none, RUN_1), LATTN_OK);
@@ -1855,11 +1923,70 @@ static void batch_errors(void) {
   batch_close(b, &w);
 }
 
+/* Pages are promised for just the steps that are taken: with any number of pages short of enough
+   the call is refused and nothing changed; with enough it never asks for one more. */
+static void pages_promised(const char *name, int64_t n, const int64_t *rows, int64_t window,
+                           int64_t max_append, int rotates) {
+  world w;
+  batch *b = (batch *)ref_memory(1, sizeof *b);
+  page_budget budget = {0, 0};
+  uint64_t states[BATCH];
+  test_rng rng = rng_seed(56);
+  check_case("pages: %s", name);
+  setup_init(&w.s, 1, 1, 4, 4, 0);
+  if (rotates) setup_rotate(&w.s, LATTN_ROTARY_INTERLEAVED, 0, 4);
+  setup_stream(&w.s, 0, 0, window, 0, 0);
+  w.s.config.max_append = max_append;
+  world_open_budget(&w, 300, 2 * SOME, 56, &budget);
+  b->n = n;
+  for (int64_t i = 0; i < n; i++) {
+    b->caches[i] = cache_of(w.pool, &w.s);
+    b->sequences[i].cache = b->caches[i];
+    b->sequences[i].n_tokens = rows[i];
+    b->first[i + 1] = b->first[i] + rows[i];
+    states[i] = state_of(b->caches[i]);
+  }
+  int32_t *tokens = (int32_t *)ref_memory(b->first[n], sizeof *tokens);
+  for (int64_t i = 0; i < b->first[n]; i++) tokens[i] = (int32_t)rng_below(&rng, 300);
+  call_rows r = rows_new(&w, tokens, b->first[n]);
+  for (int64_t left = 0; left < 100; left++) {
+    budget.left = left;
+    lattn_status status = batch_extend(&w, b, NULL, &r, RUN_1);
+    if (status == LATTN_OK) break;
+    if (!CHECK_STATUS(status, LATTN_E_FULL)) break;
+    CHECK_I64(budget.out, 0);
+    batch_untouched(b, &r, states);
+  }
+  budget.left = 1000;
+  for (int64_t i = 0; i < n; i++) {
+    line l;
+    line_clear(&l);
+    memcpy(l.tokens, tokens + b->first[i], (size_t)rows[i] * sizeof *tokens);
+    l.n = rows[i];
+    check_equals(&w, b->caches[i], &l, &rng);
+  }
+  rows_free(&r);
+  free(tokens);
+  batch_close(b, &w);
+}
+
+static void batch_pages(void) {
+  static const int64_t one[] = {1024}, two[] = {64, 1472}, three[] = {100, 700, 1300};
+  pages_promised("one cache, window 401, steps of 600", 1, one, 401, 600, 1);
+  pages_promised("one cache, window 401, steps of 600, no rotary", 1, one, 401, 600, 0);
+  pages_promised("64 and 1472 rows, window 1", 2, two, 1, 0, 1);
+  pages_promised("64 and 1472 rows, window 1, no rotary", 2, two, 1, 0, 0);
+  pages_promised("three caches, window 130, steps of 300", 3, three, 130, 300, 1);
+}
+
 static void test_batches(void) {
   static const int64_t prefixes[] = {0, 100, 2048, 2100, 4096, 6200, 10240};
   batch_errors();
+  batch_huge();
   batch_full();
-  for (int32_t after = 0; after < 6; after++) batch_cancel(after);
+  for (int32_t after = 0; after < 6; after++)
+    for (int run = RUN_NO_SCRATCH; run <= RUN_THREADS; run++) batch_cancel(after, run);
+  batch_pages();
   for (int kind = 0; kind < 4; kind++) batch_deep(kind, kind < 2 ? 1 : 16);
   for (int64_t i = 0; i < test_count(40); i++) {
     batch_shared(5100 + (uint64_t)i, prefixes[test_is_quick() ? 5 : i % 7]);
@@ -2331,7 +2458,82 @@ static void remove_shift(int kind) {
   world_close(&w);
 }
 
+/* Four runs of 6 tokens over borders of segments, all between them removed: more partial sums wait
+   for one another in the tree than these few tokens would have without holes. */
+static void remove_far_apart(void) {
+  enum { RUNS = 4, EACH = 6, CHUNK = 8192 };
+  static const int64_t borders[RUNS + 1] = {64 * 2048, 112 * 2048, 124 * 2048, 127 * 2048, 0};
+  world w;
+  line l;
+  test_rng rng = rng_seed(67);
+  int64_t n = borders[RUNS - 1] + EACH / 2;
+  line_clear(&l);
+  check_case("remove: 24 tokens left of 260099, four holes");
+  setup_init(&w.s, 2, 1, 2, 2, n + 100);
+  w.s.config.max_append = CHUNK;
+  world_open(&w, 300, 2, 67);
+  lattn_cache *cache = cache_of(w.pool, &w.s);
+  for (int64_t at = 0; at < n; at += CHUNK) {
+    int64_t count = n - at < CHUNK ? n - at : CHUNK;
+    for (int64_t i = 0; i < count; i++) l.tokens[i] = (int32_t)((at + i) % 300);
+    call_rows r = rows_new(&w, l.tokens, count);
+    CHECK_STATUS(lattn_cache_append(cache, r.k, r.v, NULL), LATTN_OK);
+    rows_free(&r);
+  }
+  for (int i = RUNS - 1; i >= 0; i--) { /* the newest first: positions are slots then */
+    int64_t from = i ? borders[i - 1] + EACH / 2 : 0, to = borders[i] - EACH / 2;
+    CHECK_STATUS(lattn_cache_remove(cache, from, to), LATTN_OK);
+  }
+  for (int i = 0; i < RUNS; i++)
+    for (int64_t t = 0; t < EACH; t++)
+      l.tokens[l.n++] = (int32_t)((borders[i] - EACH / 2 + t) % 300);
+  CHECK_I64(cache_stats(cache).n_holes, RUNS);
+  CHECK_I64(cache_stats(cache).n_tokens, l.n);
+  for (int run = 0; run < RUN_KINDS; run++) {
+    call_rows r = rows_new(&w, l.tokens, l.n);
+    CHECK_STATUS(attend_rows(&w, cache, NULL, 0, &r, 0, l.n, run), LATTN_OK);
+    check_reference(&w, &l, NULL, &r, RUNS, &rng);
+    rows_free(&r);
+  }
+  check_cuts(&w, cache, &l, 20, &rng);
+  release(cache);
+  world_close(&w);
+}
+
+/* A small cache whose slots run far ahead of its capacity, with two holes: the scratch that its
+   config names is enough for a row. */
+static void remove_ahead(void) {
+  enum { N = 1900, ROUNDS = 140 };
+  world w;
+  line l;
+  test_rng rng = rng_seed(68);
+  line_clear(&l);
+  check_case("remove: slots far ahead of the capacity, two holes");
+  setup_init(&w.s, 1, 1, 4, 4, 2048);
+  world_open(&w, 300, 2, 68);
+  lattn_cache *cache = cache_of(w.pool, &w.s);
+  for (int round = 0; round < ROUNDS; round++) {
+    grow_unseen(&w, cache, &l, N - l.n, &rng);
+    remove_range(cache, &l, 4, l.n - 8);
+    remove_range(cache, &l, 8, 9);
+    CHECK_I64(cache_stats(cache).n_holes, 2);
+    check_newest(&w, cache, &l, NULL, 1, &rng);
+    for (int run = RUN_1; run <= RUN_THREADS; run++) {
+      int32_t next = (int32_t)rng_below(&rng, 300);
+      call_rows r = rows_new(&w, &next, 1);
+      CHECK_STATUS(extend_rows(&w, cache, NULL, 0, &r, 0, 1, run), LATTN_OK);
+      l.tokens[l.n++] = next;
+      rows_free(&r);
+    }
+  }
+  check_newest(&w, cache, &l, NULL, l.n, &rng);
+  release(cache);
+  world_close(&w);
+}
+
 static void test_remove(void) {
+  remove_far_apart();
+  remove_ahead();
   test_remove_named();
   remove_pages();
   remove_errors();

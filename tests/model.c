@@ -20,7 +20,7 @@ enum {
   MAX_SLOTS = 40 * REF_BLOCK, /* beyond two segments */
   MAX_BLOCKS = MAX_SLOTS / REF_BLOCK,
   MAX_HOLES = 16,
-  MAX_ROWS = 200, /* of one call */
+  MAX_ROWS = 700, /* of one call: more than a pass takes */
   MAX_DRAFTS = 12,
   MAX_PAGES = 8192,
   N_BASES = 3,
@@ -90,7 +90,7 @@ typedef struct world {
   test_guard arena;
   lattn_pool *pool;
   page_source source;
-  int allocates, is_long;
+  int allocates, ample, is_long; /* ample: there is always room for tables */
   live *caches[MAX_CACHES];
   point *points[MAX_POINTS];
   file files[MAX_FILES];
@@ -518,8 +518,8 @@ static int settle(const probe *p, lattn_status got, uint32_t refusals, int takes
            (unsigned)refusals);
     return 0;
   }
-  /* Each page has 16 bytes in the pool's own tables: there may be no room for them. */
-  int crowded = p->pool.free_bytes < 16384 && got == LATTN_E_FULL && takes == TAKES_PAGES;
+  /* Each page has 16 bytes in the pool's own tables: a small arena may have no room for them. */
+  int crowded = !w.ample && got == LATTN_E_FULL && takes == TAKES_PAGES;
   if (w.allocates && (takes == TAKES_PAGES || w.source.denied) && !crowded) {
     CHECK_STATUS(got, w.source.denied ? LATTN_E_FULL : LATTN_OK);
   } else if (takes == TAKES_NOTHING || got != LATTN_E_FULL) {
@@ -724,7 +724,8 @@ static int64_t random_rows(int64_t most) {
               : kind < 60 ? 1
               : kind < 80 ? rng_range(&w.rng, 2, 6)
               : kind < 95 ? rng_range(&w.rng, 7, 40)
-                          : rng_range(&w.rng, 41, 150);
+              : kind < 99 ? rng_range(&w.rng, 41, 150)
+                          : rng_range(&w.rng, 100, MAX_ROWS);
   return n < most ? n : most;
 }
 
@@ -813,7 +814,7 @@ static live *op_append(live *c) {
   const setup *s = setup_of(c->v);
   uint32_t ids[MAX_ROWS];
   int64_t n = random_rows(setup_max_append(s));
-  if (rng_chance(&w.rng, 15)) n = setup_max_append(s) < MAX_ROWS ? setup_max_append(s) : MAX_ROWS;
+  if (rng_chance(&w.rng, 15)) n = setup_max_append(s) < 200 ? setup_max_append(s) : 200;
   make_room(c, n);
   ids_new(ids, n);
   tokens_fill(s, ids, 0, n);
@@ -1238,7 +1239,8 @@ static void batch_add(batch *b, int i) {
   live *c = b->members[i];
   int32_t room = setup_of(c->v)->config.max_drafts - c->n_drafts;
   int drafts = c->n_drafts ? !rng_chance(&w.rng, 5) : room > 0 && rng_chance(&w.rng, 20);
-  int64_t n = rng_chance(&w.rng, 95) ? rng_range(&w.rng, 0, 3) : rng_range(&w.rng, 4, 24);
+  int64_t n = rng_range(&w.rng, 0, rng_chance(&w.rng, 95) ? 3 : 24);
+  if (rng_chance(&w.rng, w.is_long ? 10 : 2)) n = rng_range(&w.rng, 0, (MAX_ROWS - b->rows) / 2);
   if (drafts && n > room) n = room;
   make_room(c, n);
   b->at[i] = b->rows;
@@ -1472,7 +1474,7 @@ static void random_heads(setup *s) {
 /* What may differ between caches that roll back to each other's checkpoints. */
 static void random_sizes(setup *s) {
   static const int64_t slacks[] = {0, 0, 1, 8, 40, 130, 500};
-  static const int64_t appends[] = {1, 3, 16, 60, MAX_ROWS};
+  static const int64_t appends[] = {1, 3, 16, 60, 200, 650};
   static const int32_t drafts[] = {0, 3, 8, MAX_DRAFTS}, holes[] = {1, 2, 5, 0};
   int full = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++) {
@@ -1521,15 +1523,16 @@ static void pool_open(uint64_t seed, int is_long) {
   config.alloc = source_alloc;
   config.free = source_free;
   config.user = &w.source;
+  w.allocates = rng_chance(&w.rng, 35);
+  w.ample = w.allocates && rng_chance(&w.rng, 60);
   for (int i = 0; i < N_VARIANTS; i++) {
     const setup *s = setup_of(i);
-    size_t table = lattn_pool_bytes(&config, &s->config, 7);
+    size_t table = lattn_pool_bytes(&config, &s->config, w.ample ? 40 : 7);
     size_t bytes = (size_t)(REF_BLOCK * (s->config.key_dim + setup_value_dim(s)) * 4 + 128);
     tables = table > tables ? table : tables;
     page = bytes > page ? bytes : page;
   }
   int64_t pages = is_long ? rng_range(&w.rng, 90, 130) : rng_range(&w.rng, 10, 40);
-  w.allocates = rng_chance(&w.rng, 35);
   w.source.rng = rng_seed(seed + 77);
   w.source.percent = (int)rng_range(&w.rng, 0, 8);
   w.source.most_out = pages;

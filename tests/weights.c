@@ -861,8 +861,14 @@ static void test_bad(void) {
   REFUSED(LATTN_E_ALIAS, w.weights = bad_lse);
   REFUSED(LATTN_E_ALIAS, w.top_weights = bad_p + 3);
 #undef REFUSED
+  check_case("weights: no rows, and a mass beyond 64 bits");
+  w = good;
+  w.rows = NULL, w.n_rows = 0, w.stride = INT64_C(1) << 60;
   lattn_tensor bad = q;
-  bad.dim = 3;
+  bad.n_tokens = 0;
+  refused(&a, bad, &w, LATTN_E_OVERFLOW, "stride 2^60");
+  check_case("weights: views that are refused");
+  bad = q, bad.dim = 3;
   refused(&a, bad, &good, LATTN_E_SHAPE, "q.dim");
   bad = q, bad.n_heads = 0;
   refused(&a, bad, &good, LATTN_E_SHAPE, "q.n_heads");
