@@ -185,6 +185,9 @@ $(examples): $(BUILD)/examples/%: examples/%.c $(BUILD)/flags
 bench: $(BUILD)/bench/bench ## speed and memory against this machine's limits; JSON=1, ONLY=decode
 	@$(RUN) $<
 
+peers: ## fetches the rivals that bench compares with, from npm and apt, into build/peers
+	sh bench/peers.sh $(BUILD)/peers
+
 $(BUILD)/bench/bench: $(patsubst bench/%.c,$(BUILD)/bench/%.o,$(wildcard bench/*.c))
 	$(CC) $(CFLAGS) $(OPENMP) $^ -o $@ $(link)
 
@@ -238,7 +241,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume soak test fuzz examples bench version install uninstall clean \
-  format help FORCE
+.PHONY: run heads speculate resume soak test fuzz examples bench peers version install \
+  uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

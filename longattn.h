@@ -244,7 +244,8 @@ typedef struct lattn_exec {
   lattn_parallel_for parallel_for; /* NULL = a plain loop on the caller's thread */
   void *pool;                      /* handed to parallel_for */
   /* Called on the caller's thread, outside of the numeric work, with tokens done and in all;
-     non-zero stops the call, which returns LATTN_CANCELLED. NULL = none. */
+     non-zero stops the call, which returns LATTN_CANCELLED. It must not change a cache of the
+     pool. NULL = none. */
   int32_t (*progress)(void *user, int64_t done, int64_t total);
   void *user;          /* handed to progress */
   int64_t *tokens_done; /* NULL, or gets the number of tokens whose rows were written */
@@ -674,8 +675,8 @@ LATTN_API size_t lattn_fit_bytes(int64_t n, const lattn_cache_config *const *con
 /* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned
    sinks, rotary, policies) is the cache's config. Key indices are positions in the cache. (The
    score callback's first_key is a multiple of 16 as long as nothing was removed; with removed
-   ranges, it is called again for each run of adjacent positions, and lanes of others are
-   ignored.) */
+   ranges, it is called again for each run of adjacent positions, lanes of others are ignored, and
+   first_key, where lane 0 would stand, may be negative.) */
 typedef struct lattn_call {
   uint32_t size;                  /* sizeof(lattn_call) */
   int32_t zero;                   /* must be 0 */
@@ -791,8 +792,9 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
                                          const lattn_exec *exec);
 
 /* Appends the drafts path[0 ... n - 1] (numbers of drafts, each the parent of the next, the first a
-   child of the newest token) with their stored bits, and drops all others. n = 0 drops all. Errors:
-   NULL; SHAPE (n); VALUE (not a path); FULL: the drafts stay. */
+   child of the newest token) with their stored bits, and drops all others. n = 0 drops all.
+   Streaming heads then hold what they do after an extend. Errors: NULL; SHAPE (n); VALUE (not a
+   path); FULL: the drafts stay. */
 LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const int32_t *path);
 
 /* One sequence of a batched call. Frozen: this struct never changes. */
@@ -2412,7 +2414,8 @@ LATTN_FN_ int64_t lattn_slot_of_(const lattn_cache *cache, int64_t position);
 LATTN_FN_ int64_t lattn_removed_before_(const lattn_cache *cache, int64_t slot);
 LATTN_FN_ int lattn_in_hole_(const lattn_cache *cache, int64_t slot, int64_t *end);
 LATTN_FN_ int lattn_is_gone_(const lattn_cache *cache, int64_t block); /* wholly in a hole */
-LATTN_FN_ int lattn_adjacent_(const lattn_cache *cache, int64_t slot, int64_t n); /* no hole there */
+/* No hole among the n slots from there on. */
+LATTN_FN_ int lattn_adjacent_(const lattn_cache *cache, int64_t slot, int64_t n);
 /* Of the head's first n pages, how many both caches, without holes, hold in common. */
 LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b, int32_t kv_head,
                                       int64_t n);
@@ -2481,7 +2484,7 @@ typedef struct lattn_job_ {
   int32_t n_workers;
   char *scratch;            /* NULL: workers use their stack */
   size_t worker_bytes, keys_at; /* of a worker; its packed keys, which an append borrows */
-  float *shared;            /* partials of split items */
+  float *split;             /* partials of items of several units */
   float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
   int32_t stopped;          /* the progress callback said so */
   int32_t next, overflowed; /* the only members that workers change */
@@ -3499,7 +3502,7 @@ LATTN_FN_ void lattn_item_add_(lattn_item_ *it, const lattn_row_ *row) {
    shared segments come to for each row is kept, as the roots of at most 4 aligned subtrees, and is
    what the row's own item begins with: the tree is the one that the row alone would have. */
 
-enum { LATTN_PIECES_ = 4, LATTN_GROUP_TOKENS_ = 8 };
+enum { LATTN_PIECES_ = 4, LATTN_GROUP_TOKENS_ = 8, LATTN_MOST_LEADERS_ = 64 };
 
 /* Segments of the item's row that its group reads. */
 LATTN_FN_ int64_t lattn_grouped_segments_(const lattn_job_ *job, const lattn_item_ *it) {
@@ -3628,7 +3631,7 @@ LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit,
   } else {
     lattn_slot_ from = lattn_space_slot_(sp, slot);
     size_t floats = lattn_slot_floats_(job->rows, job->columns);
-    lattn_slot_ to = lattn_slot_at_(job->shared + (size_t)(it->slot + unit) * floats, job->rows);
+    lattn_slot_ to = lattn_slot_at_(job->split + (size_t)(it->slot + unit) * floats, job->rows);
     LATTN_MEMCPY_(to.m, from.m, (size_t)it->rows * sizeof(float));
     LATTN_MEMCPY_(to.l, from.l, (size_t)it->rows * sizeof(float));
     LATTN_MEMCPY_(to.acc, from.acc, (size_t)(it->rows * job->columns) * sizeof(float));
@@ -3690,7 +3693,7 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
       int64_t run = it.run[0] + u;
       int slot = lattn_free_slot_(&sp);
       lattn_slot_ to = lattn_space_slot_(&sp, slot);
-      lattn_slot_ from = lattn_slot_at_(job->shared + (size_t)(it.slot + u) * floats, job->rows);
+      lattn_slot_ from = lattn_slot_at_(job->split + (size_t)(it.slot + u) * floats, job->rows);
       if (run >= it.run_end[0]) run += it.run[1] - it.run_end[0];
       int64_t r = 0;
       while (r < it.rows && lattn_is_empty_(from.m[r])) r++;
@@ -3767,7 +3770,7 @@ LATTN_FN_ void lattn_group_task_(void *context, int32_t index) {
 /* ---- planning ---- */
 
 /* Most partials of split items that scratch has room for. */
-LATTN_FN_ int64_t lattn_max_shared_(int32_t n_workers) {
+LATTN_FN_ int64_t lattn_max_split_(int32_t n_workers) {
   return n_workers > 1 ? 16 * (int64_t)n_workers : 0;
 }
 
@@ -3820,7 +3823,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
   if (most > SIZE_MAX / 4 || sequences < 0) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
   bytes = job->worker_bytes * (size_t)job->n_workers +
-          sizeof(float) * ((size_t)lattn_max_shared_(job->n_workers) *
+          sizeof(float) * ((size_t)lattn_max_split_(job->n_workers) *
                                lattn_slot_floats_(job->rows, job->columns) +
                            lattn_pass_angles_(job, total_rows / job->group)) + 64;
   bytes = (bytes + 63) / 64 * 64;
@@ -3846,7 +3849,7 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
     it.started = 0;
     while (lattn_next_item_(job, &it))
       if (it.units > 1) slots += it.units;
-    if (slots <= lattn_max_shared_(job->n_workers)) break;
+    if (slots <= lattn_max_split_(job->n_workers)) break;
   }
 }
 
@@ -3923,9 +3926,10 @@ LATTN_FN_ int lattn_find_groups_(lattn_job_ *job) {
       continue;
     seqs[s].group_token = tokens;
     tokens += n;
-    for (int64_t l = 0; l < s; l++) {
+    for (int64_t l = 0, met = 0; l < s && met < LATTN_MOST_LEADERS_; l++) {
       int64_t common;
       if (seqs[l].leader != l || seqs[l].group_token < 0) continue;
+      met++;
       common = lattn_common_segments_(job, seqs + l, seqs + s);
       if (common > most) most = common, leader = l;
     }
@@ -3985,9 +3989,9 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
   if (ex->scratch_bytes < need) return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch_bytes");
   at = (at + 63) / 64 * 64;
   job->scratch = (char *)ex->scratch + (at - (uintptr_t)ex->scratch);
-  job->shared = (float *)(void *)(job->scratch + job->worker_bytes * (size_t)job->n_workers);
+  job->split = (float *)(void *)(job->scratch + job->worker_bytes * (size_t)job->n_workers);
   if (job->turning.turns)
-    job->angles = job->shared + (size_t)lattn_max_shared_(job->n_workers) *
+    job->angles = job->split + (size_t)lattn_max_split_(job->n_workers) *
                                     lattn_slot_floats_(job->rows, job->columns);
   if (job->of_caches && job->o.n_sequences > 1) {
     size_t seqs = (size_t)lattn_round64_((uint64_t)job->o.n_sequences * sizeof(lattn_seq_));
@@ -4198,9 +4202,9 @@ LATTN_FN_ lattn_tensor lattn_floats_(const float *p, int64_t n) {
   return t;
 }
 
-/* The same of n int64_t. */
-LATTN_FN_ lattn_tensor lattn_positions_(const int64_t *p, int64_t n) {
-  return lattn_floats_((const float *)(const void *)p, 2 * n);
+/* n 8-byte numbers of a call as a view, to test overlaps. */
+LATTN_FN_ lattn_tensor lattn_numbers_(const void *p, int64_t n) {
+  return lattn_floats_((const float *)p, 2 * n);
 }
 
 /* The first output of a call that overlaps an input or another output: LATTN_E_ALIAS. */
@@ -4249,15 +4253,15 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   if (o->gate) in[n_in++] = job->gate;
   in[n_in++] = lattn_floats_(o->alibi_slopes, heads);
   in[n_in++] = lattn_floats_(o->sink_logits, heads);
-  in[n_in++] = lattn_positions_(o->visible_from, n);
-  in[n_in++] = lattn_positions_(o->visible_to, n);
-  in[n_in++] = lattn_positions_(o->query_positions, n);
-  in[n_in++] = lattn_positions_(o->key_positions, job->k.n_tokens);
+  in[n_in++] = lattn_numbers_(o->visible_from, n);
+  in[n_in++] = lattn_numbers_(o->visible_to, n);
+  in[n_in++] = lattn_numbers_(o->query_positions, n);
+  in[n_in++] = lattn_numbers_(o->key_positions, job->k.n_tokens);
   if (sequences > 0) {
-    in[n_in++] = lattn_positions_(o->query_starts, sequences + 1);
-    in[n_in++] = lattn_positions_(o->key_starts, sequences + 1);
-    in[n_in++] = lattn_positions_(o->sequence_query_positions, sequences);
-    in[n_in++] = lattn_positions_(o->sequence_key_positions, sequences);
+    in[n_in++] = lattn_numbers_(o->query_starts, sequences + 1);
+    in[n_in++] = lattn_numbers_(o->key_starts, sequences + 1);
+    in[n_in++] = lattn_numbers_(o->sequence_query_positions, sequences);
+    in[n_in++] = lattn_numbers_(o->sequence_key_positions, sequences);
   }
   s = lattn_check_apart_(made, n_made, in, n_in, names, f);
   if (!s) s = lattn_check_apart_(made, n_made, more, n_more, names, f);
@@ -4475,17 +4479,12 @@ LATTN_FN_ void lattn_weigh_task_(void *context, int32_t index) {
   lattn_fpenv_leave_(&saved);
 }
 
-/* n 8-byte numbers of a call as a view, to test overlaps. */
-LATTN_FN_ lattn_tensor lattn_numbers_(const void *p, int64_t n) {
-  return lattn_floats_((const float *)p, 2 * n);
-}
-
 LATTN_FN_ lattn_status lattn_check_weights_apart_(const lattn_job_ *job, const lattn_weights *w,
                                                   int64_t rows, lattn_fault *f) {
   static const char *const names[5] = {"weights.weights", "weights.argmax", "weights.top_keys",
                                        "weights.top_weights", "weights.mass"};
   int64_t heads = lattn_chosen_count_(job, 0), all = job->q.n_tokens * job->n_kv * job->group;
-  lattn_tensor made[5], in[11];
+  lattn_tensor made[5], in[16];
   int n = 0;
   made[0] = lattn_floats_(w->weights, rows * w->stride);
   made[1] = lattn_numbers_(w->argmax, rows);
@@ -4501,6 +4500,11 @@ LATTN_FN_ lattn_status lattn_check_weights_apart_(const lattn_job_ *job, const l
   in[n++] = lattn_numbers_(w->rows, w->n_rows);
   in[n++] = lattn_floats_((const float *)(const void *)w->heads, w->n_heads);
   in[n++] = lattn_floats_(job->o.alibi_slopes, job->n_kv * job->group);
+  in[n++] = lattn_floats_(job->o.sink_logits, job->n_kv * job->group);
+  in[n++] = lattn_numbers_(job->o.visible_from, job->q.n_tokens);
+  in[n++] = lattn_numbers_(job->o.visible_to, job->q.n_tokens);
+  in[n++] = lattn_numbers_(job->o.query_positions, job->q.n_tokens);
+  in[n++] = lattn_numbers_(job->o.key_positions, job->k.n_tokens);
   return lattn_check_apart_(made, 5, in, n, names, f);
 }
 
@@ -4699,7 +4703,7 @@ struct lattn_cache {
   uint64_t fingerprint; /* of all that decides what answers it gives */
   uint64_t draft_value_at; /* in a draft area: bytes from its keys to its values */
   int32_t max_holes, n_holes, max_drafts, n_drafts;
-  int32_t listed, zero; /* during a batched call: it was met */
+  int32_t listed, unused; /* during a batched call: it was met */
   int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
   uint8_t depth[LATTN_MAX_DRAFTS_];
 };
@@ -4802,7 +4806,7 @@ LATTN_FN_ int64_t lattn_gone_before_(const lattn_cache *cache, int64_t block) {
   int32_t n = cache->n_holes ? lattn_holes_until_(cache, block * LATTN_BLOCK_) : 0;
   int64_t over;
   if (!n) return 0;
-  over = h[n - 1].to / LATTN_BLOCK_ - lattn_max_(block, lattn_blocks_(h[n - 1].from));
+  over = h[n - 1].to / LATTN_BLOCK_ - block;
   return h[n - 1].gone - lattn_max_(0, over);
 }
 
@@ -5509,6 +5513,12 @@ LATTN_FN_ int64_t lattn_keep_from_(const lattn_cache *cache, const lattn_rule_ *
   return lattn_slot_of_(cache, next) / LATTN_BLOCK_;
 }
 
+/* Is the newest page held, if it still has room? Appending relies on it. */
+LATTN_FN_ int lattn_tail_held_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t slot = lattn_stored_slots_(cache), block = slot / LATTN_BLOCK_;
+  return slot % LATTN_BLOCK_ == 0 || block < rule->sink_blocks || block >= rule->first_block;
+}
+
 /* Is the newest page, which still has room, somebody else's too? Then whoever appends copies it. */
 LATTN_FN_ int lattn_tail_shared_(const lattn_cache *cache, const lattn_rule_ *rule) {
   int64_t slot = lattn_stored_slots_(cache);
@@ -5525,9 +5535,9 @@ LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
     int64_t sinks, first, end, keep = lattn_keep_from_(cache, rule, cache->n_tokens);
     lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
-    for (int64_t b = first; b < lattn_min_(keep, end); b++)
-      if (!lattn_is_gone_(cache, b))
-        lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
+    first = lattn_next_held_(cache, rule, first - 1);
+    for (int64_t b = first; b < lattn_min_(keep, end); b = lattn_next_held_(cache, rule, b))
+      lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
     rule->first_block = lattn_max_(rule->first_block, keep);
   }
 }
@@ -5595,7 +5605,7 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
     settled = total == last ? settled + 1 : 0; /* nothing grows any more: rings turn over */
     last = total;
     at = next;
-    if (settled > LATTN_BLOCK_ && n - at > step * 2) at = n - step * 2;
+    if (!cache->n_holes && settled > LATTN_BLOCK_ && n - at > step * 2) at = n - step * 2;
   }
   return peak;
 }
@@ -5966,7 +5976,7 @@ LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
     return 0;
   for (int32_t i = 0; a->rotates && i < x.n_dims / 2; i++)
     if (x.turns[i] != y.turns[i]) return 0;
-  for (int32_t i = 0; i < 4 * a->n_heads; i++) {
+  for (int64_t i = 0; i < 4 * (int64_t)a->n_heads; i++) {
     if (a->slopes && p[a->slopes + i] != q[b->slopes + i]) return 0;
     if (a->sink_logits && p[a->sink_logits + i] != q[b->sink_logits + i]) return 0;
   }
@@ -6311,7 +6321,8 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   if (depth > LATTN_MAX_DEPTH_) depth = LATTN_MAX_DEPTH_;
   bytes = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, depth, 0);
   thin = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, LATTN_MAX_DEPTH_, 1);
-  return !bytes || !thin ? 0 : bytes > thin ? bytes : thin; /* any removed ranges, a row at a time */
+  if (!bytes || !thin) return 0;
+  return bytes > thin ? bytes : thin; /* whatever was removed, a row at a time has room */
 }
 
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
@@ -6937,7 +6948,7 @@ LATTN_FN_ void lattn_stream_row_(lattn_stream_ *st, char *p, uint32_t size, int6
     unsigned char *b = st->buffer + *at;
     if (LATTN_BIG_ENDIAN_ || !p || !count) {
       lattn_stream_element_(st, p, size);
-      p += step;
+      if (p) p += step;
       n--;
       continue;
     }
@@ -6975,10 +6986,11 @@ LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
     for (int64_t slot = b * LATTN_BLOCK_; slot < stop; slot++) {
       int64_t lane = slot % LATTN_BLOCK_;
       uint32_t size = (uint32_t)lattn_type_size_(values ? cache->value_type : cache->key_type);
-      char *p = page + (values ? (int64_t)cache->value_at + lane * cache->dv * size
-                               : (lane / 16 * 16 * cache->dk + lane % 16) * size);
+      int64_t at = values ? (int64_t)cache->value_at + lane * cache->dv * size
+                          : (lane / 16 * 16 * cache->dk + lane % 16) * size;
       if (cache->n_holes && lattn_in_hole_(cache, slot, 0)) continue;
-      lattn_stream_row_(st, page ? p : 0, size, values ? cache->dv : cache->dk, values ? 1 : 16);
+      lattn_stream_row_(st, page ? page + at : 0, size, values ? cache->dv : cache->dk,
+                        values ? 1 : 16);
     }
   }
 }
@@ -6996,7 +7008,10 @@ LATTN_FN_ int64_t lattn_saved_range_(const lattn_cache *cache, const lattn_rule_
                                      int64_t *sink_end, int64_t *first) {
   int64_t slots = lattn_stored_slots_(cache), sinks, begin, end;
   lattn_held_blocks_(cache, rule, slots, &sinks, &begin, &end);
-  while (begin > sinks && lattn_is_gone_(cache, begin - 1)) begin--; /* gone, or evicted before */
+  while (begin > sinks && lattn_is_gone_(cache, begin - 1)) { /* gone, or evicted before */
+    int32_t hole = lattn_holes_until_(cache, (begin - 1) * LATTN_BLOCK_) - 1;
+    begin = lattn_max_(sinks, lattn_blocks_(lattn_holes_(cache)[hole].from));
+  }
   *sink_end = lattn_min_(sinks * LATTN_BLOCK_, slots);
   *first = lattn_min_(begin * LATTN_BLOCK_, slots);
   return lattn_position_from_(cache, *sink_end) + cache->n_tokens -
@@ -7073,7 +7088,6 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
 typedef struct lattn_saved_ {
   uint64_t header, fingerprint, n_tokens, n_slots, bytes;
   int64_t small[6];
-  int zeros;
 } lattn_saved_;
 
 /* The fixed part of the header. */
@@ -7145,6 +7159,7 @@ LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
     if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;
     if (right && !lattn_resident_(own, rule, own->n_tokens - rule->window + 1, own->n_tokens))
       right = 0;
+    if (right && !lattn_tail_held_(own, rule)) right = 0;
     if (own->n_holes && lattn_holes_(own)->from < rule->sinks) right = 0;
   }
   if (!lattn_stream_check_(st)) right = 0;

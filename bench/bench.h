@@ -8,7 +8,8 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 about 20 seconds; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work. */
+   time it gets: for a machine that is busy with other work; SWEEP=1 every shape, for hours: see
+   sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
 
@@ -26,6 +27,8 @@
 double bench_seconds(void);
 /* Counts the process's own time from now on: for one thread on a busy machine. */
 void bench_clock_set_cpu(void);
+/* Some milliseconds of nothing, after which threads that wait for work sleep. */
+void bench_rest(void);
 
 /* Zeroed memory on huge pages where the system has them: without, a core loses up to a fifth
    of its read bandwidth to address translation, and the ratio of ours to the limit would depend
@@ -136,6 +139,8 @@ void bench_report_costs(const bench_options *options, const bench_shape *shape, 
 /* A row that could not be measured. */
 void bench_report_failed(const bench_shape *shape);
 
+/* The shape and the number of threads as a row of JSON begins, by which it is known again. */
+void bench_shape_json(char *to, size_t bytes, const bench_shape *shape, int32_t n_threads);
 /* Whether a row is asked for. */
 int bench_wanted(const bench_options *options, const char *bench, int32_t quick);
 /* Prints the limits and what is missing; returns the number of rows whose output was wrong. */
@@ -151,5 +156,10 @@ void bench_weights(const bench_options *options);
 void bench_memory(const bench_options *options);
 void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
+
+/* SWEEP=1: all of n, head dim, group size and type, in place of the others. */
+void bench_sweep(const bench_options *options);
+/* Draws such rows, lines of JSON, as a picture (SVG). */
+void bench_plot(char *rows, const char *path);
 
 #endif /* BENCH_H_INCLUDED */

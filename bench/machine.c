@@ -27,6 +27,11 @@ double bench_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+void bench_rest(void) {
+  struct timespec t = {0, 10000000}; /* OpenMP's threads spin for about 3 ms */
+  nanosleep(&t, NULL);
+}
+
 bench_buffer bench_buffer_make(size_t bytes) {
   bench_buffer buffer;
   buffer.bytes = bytes;

@@ -11,6 +11,19 @@ static int32_t number(const char *name) {
   return text ? (int32_t)strtol(text, NULL, 10) : 0;
 }
 
+static int questions(const bench_options *options) {
+  bench_report_begin(options);
+  bench_prefill(options);
+  bench_decode(options);
+  bench_batch(options);
+  bench_draft(options);
+  bench_weights(options);
+  bench_memory(options);
+  bench_cost_of_caches(options);
+  bench_save(options);
+  return bench_report_end(options);
+}
+
 int main(void) {
   bench_options options = {0};
   options.json = number("JSON");
@@ -25,16 +38,9 @@ int main(void) {
     bench_clock_set_cpu();
     options.n_thread_counts = 1;
   }
-  bench_report_begin(&options);
-  bench_prefill(&options);
-  bench_decode(&options);
-  bench_batch(&options);
-  bench_draft(&options);
-  bench_weights(&options);
-  bench_memory(&options);
-  bench_cost_of_caches(&options);
-  bench_save(&options);
-  int bad = bench_report_end(&options);
+  int bad = 0;
+  if (number("SWEEP")) bench_sweep(&options);
+  else bad = questions(&options);
   bench_limits_free();
   return bad != 0;
 }

@@ -93,7 +93,6 @@ static lattn_attn causal(void) {
 
 static void *attention_prepare(const bench_shape *shape, const bench_input *input) {
   lattn_attn options = causal();
-  if (shape->streaming_heads) return NULL;
   ours_state *s = ours_make(shape, input);
   if (s) scratch_make(s, lattn_attention_scratch(&options, s->q, s->k, s->v, 64));
   return s;
@@ -145,7 +144,7 @@ static size_t arena_bytes(ours_state *s, int32_t n_caches) {
 
 /* Caches of `layers` layers in one pool, each holding the first n_tokens tokens. */
 static int caches_make(ours_state *s, int32_t layers, int64_t n_tokens) {
-  if (layers > MAX_LAYERS || !config_make(s)) return 0;
+  if (!config_make(s)) return 0;
   size_t bytes = arena_bytes(s, layers);
   lattn_pool *pool;
   lattn_pool_config pool_config = {0};
@@ -190,7 +189,15 @@ static double cache_run(void *state, int32_t n_threads) {
   return seconds / s->n_caches;
 }
 
-const bench_peer bench_ours_attention = {"attention",   ours_missing, attention_prepare,
-                                         attention_run, ours_row,     ours_release};
-const bench_peer bench_ours_cache = {"cache",   ours_missing, cache_prepare,
-                                     cache_run, ours_row,     ours_release};
+static const char *attention_unsupported(const bench_shape *shape) {
+  return shape->streaming_heads ? "no streaming heads" : NULL;
+}
+static const char *cache_unsupported(const bench_shape *shape) {
+  return shape->layers > MAX_LAYERS ? "too many layers" : NULL;
+}
+
+const bench_peer bench_ours_attention = {"attention",       ours_missing,  attention_unsupported,
+                                         attention_prepare, attention_run, ours_row,
+                                         ours_release,      NULL};
+const bench_peer bench_ours_cache = {"cache",   ours_missing, cache_unsupported, cache_prepare,
+                                     cache_run, ours_row,     ours_release,      NULL};

@@ -1,38 +1,42 @@
-/* peers.c - the rivals. Libraries are looked for where the system's loader looks; nothing is
- * linked.
+/* peers.c - the rivals, and how their libraries are found. Nothing is linked: what is not there is
+ * reported as missing.
  * SPDX-License-Identifier: MIT */
 #include "naive.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 
-static const char *look_for(const char *const *libraries) {
-  for (; *libraries; libraries++) {
-    void *library = dlopen(*libraries, RTLD_LAZY | RTLD_LOCAL);
-    if (!library) continue;
-    dlclose(library);
-    return "found, no adaptor yet";
+static void *load_from(const char *folder, const char *name) {
+  char path[1024];
+  int length = snprintf(path, sizeof path, "%s/%s", folder, name);
+  /* Global, as some of them are found by others of their folder that need them. */
+  return length < (int)sizeof path ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
+}
+
+void *bench_library(const char *const *names) {
+  const char *folder = getenv("LONGATTN_PEERS"), *build = getenv("BUILD");
+  char made[512];
+  snprintf(made, sizeof made, "%s/peers", build ? build : "build");
+  for (; *names; names++) {
+    void *library = folder ? load_from(folder, *names) : NULL;
+    if (!library) library = load_from(made, *names);
+    if (!library) library = dlopen(*names, RTLD_NOW | RTLD_GLOBAL);
+    if (library) return library;
   }
-  return "missing";
+  return NULL;
 }
 
-static const char *ggml_missing(void) {
-  static const char *const names[] = {"libggml-base.so", "libggml-base.so.0", "libggml.so", NULL};
-  return look_for(names);
+int bench_function(void *library, const char *name, void *function) {
+  void *found = dlsym(library, name);
+  memcpy(function, &found, sizeof found); /* ISO C converts no void * to a function's address */
+  return found != NULL;
 }
 
-static const char *onnxruntime_missing(void) {
-  static const char *const names[] = {"libonnxruntime.so", "libonnxruntime.so.1", NULL};
-  return look_for(names);
+void bench_to_float(const void *data, int32_t type, int64_t first, int64_t n, float *to) {
+  const float *from = naive_load(data, type, first, n, to);
+  if (from != to) memcpy(to, from, (size_t)n * sizeof *to);
 }
 
-static const char *openblas_missing(void) {
-  static const char *const names[] = {"libopenblas.so.0", "libopenblas.so", NULL};
-  return look_for(names);
-}
-
-static const bench_peer ggml = {"ggml", ggml_missing, NULL, NULL, NULL, NULL};
-static const bench_peer onnxruntime = {"onnxruntime", onnxruntime_missing, NULL, NULL, NULL, NULL};
-static const bench_peer openblas = {"openblas", openblas_missing, NULL, NULL, NULL, NULL};
-
-const bench_peer *const bench_peers[] = {&naive_peer, &ggml, &onnxruntime, &openblas};
+const bench_peer *const bench_peers[] = {&naive_peer,      &bench_ggml,        &bench_ggml_q8_0,
+                                         &bench_ggml_q4_0, &bench_onnxruntime, &bench_openblas};
 const int32_t bench_n_peers = (int32_t)(sizeof bench_peers / sizeof *bench_peers);

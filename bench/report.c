@@ -9,8 +9,11 @@
 
 #define MAX_PEERS 16
 #define MAX_REPETITIONS 25
-#define PEER_REPETITIONS \
-  3 /* they are ten times slower, and their ratios are not what is at stake */
+/* Of peers, which are slow, and whose ratios are not what is at stake: so many repetitions, fewer
+   once they have taken so many seconds. */
+#define PEER_REPETITIONS 3
+#define PEER_SECONDS 1.5
+#define SHORT_RUN 5e-3        /* seconds */
 #define LARGEST_ERROR 1e-4    /* far above float32 rounding, far below any mistake */
 #define BUSY 0.05             /* an idle machine's peak moves by a hundredth */
 #define READ_MATTERS_BELOW 64 /* FLOP a byte: beyond, no machine's memory is the limit */
@@ -26,7 +29,10 @@ typedef struct row {
   int32_t n_threads;
   series ours, flops, read; /* seconds; FLOP a second; bytes a second */
   series peers[MAX_PEERS];
-  double error; /* largest difference to a peer, relative to the largest value of its row */
+  /* Largest difference to each peer, relative to the largest value of its row. */
+  double errors[MAX_PEERS];
+  int32_t failed[MAX_PEERS];
+  double peer_seconds; /* each may take */
 } row;
 
 /* The limit that binds: the multiply-adds or the reading, whichever takes longer. */
@@ -37,6 +43,7 @@ typedef struct bound {
 
 static int32_t n_wrong, n_failed;
 static series all_flops[2], all_read[2];
+static double all_errors[MAX_PEERS];
 
 static int ascending(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
@@ -100,6 +107,21 @@ static double compare(const bench_shape *shape, const bench_peer *ours, void *ou
   return worst;
 }
 
+/* One that failed once is not run again; its row says so. Threads of whoever ran before may still
+   spin: they get time to stop. A short run is made again, now with its threads awake, as those of
+   ours are. */
+static void run_peer(row *r, int32_t p, void *state) {
+  series *s = &r->peers[p];
+  double spent = 0;
+  for (int32_t i = 0; i < s->n; i++) spent += s->value[i];
+  if (r->failed[p] || spent > r->peer_seconds) return;
+  bench_rest();
+  double seconds = bench_peers[p]->run(state, r->n_threads);
+  if (seconds < SHORT_RUN) seconds = bench_peers[p]->run(state, r->n_threads);
+  if (seconds >= 0) add(s, seconds);
+  else r->failed[p] = 1;
+}
+
 /* Fills a row; 0 when ours failed. */
 static int measure(row *r, double budget, const bench_peer *ours, void *our_state, void **states) {
   const bench_shape *shape = r->shape;
@@ -114,11 +136,13 @@ static int measure(row *r, double budget, const bench_peer *ours, void *our_stat
     if (seconds < 0) return 0;
     add(&r->ours, seconds);
     for (int32_t p = 0; p < bench_n_peers && i < PEER_REPETITIONS; p++)
-      if (states[p]) add(&r->peers[p], bench_peers[p]->run(states[p], r->n_threads));
+      if (states[p]) run_peer(r, p, states[p]);
   }
   for (int32_t p = 0; p < bench_n_peers; p++)
-    if (states[p])
-      r->error = fmax(r->error, compare(shape, ours, our_state, bench_peers[p], states[p]));
+    if (r->peers[p].n) {
+      r->errors[p] = compare(shape, ours, our_state, bench_peers[p], states[p]);
+      if (!(r->errors[p] <= all_errors[p])) all_errors[p] = r->errors[p];
+    }
   add(&all_flops[slot], median(&r->flops));
   if (r->read.n) add(&all_read[slot], median(&r->read));
   return 1;
@@ -141,17 +165,47 @@ static bound bound_of(const row *r) {
 
 /* ---- printing ---- */
 
-static void print_json_shape(const bench_shape *s, int32_t n_threads) {
-  printf("{\"bench\":\"%s\",\"heads\":%d,\"kv_heads\":%d,\"key_dim\":%d,\"value_dim\":%d,",
-         s->bench, s->heads, s->kv_heads, s->key_dim, s->value_dim);
-  printf("\"queries\":%lld,\"keys\":%lld,\"type\":\"%s\",\"threads\":%d,\"isa\":\"%s\"",
-         (long long)s->queries, (long long)s->keys, bench_type_name(s->type), n_threads,
-         lattn_simd_name());
+void bench_shape_json(char *to, size_t bytes, const bench_shape *s, int32_t n_threads) {
+  char more[160] = "";
+  size_t n = 0;
   if (s->streaming_heads)
-    printf(",\"streaming_heads\":%d,\"sinks\":%lld,\"window\":%lld", s->streaming_heads,
-           (long long)s->sinks, (long long)s->window);
-  if (s->layers) printf(",\"layers\":%d", s->layers);
-  if (s->sequences) printf(",\"sequences\":%d,\"shared\":%lld", s->sequences, (long long)s->shared);
+    n += (size_t)snprintf(more, sizeof more,
+                          ",\"streaming_heads\":%d,\"sinks\":%lld,\"window\":%lld",
+                          s->streaming_heads, (long long)s->sinks, (long long)s->window);
+  if (s->layers) n += (size_t)snprintf(more + n, sizeof more - n, ",\"layers\":%d", s->layers);
+  if (s->sequences)
+    snprintf(more + n, sizeof more - n, ",\"sequences\":%d,\"shared\":%lld", s->sequences,
+             (long long)s->shared);
+  snprintf(to, bytes,
+           "{\"bench\":\"%s\",\"heads\":%d,\"kv_heads\":%d,\"key_dim\":%d,\"value_dim\":%d,"
+           "\"queries\":%lld,\"keys\":%lld,\"type\":\"%s\",\"threads\":%d,\"isa\":\"%s\"%s",
+           s->bench, s->heads, s->kv_heads, s->key_dim, s->value_dim, (long long)s->queries,
+           (long long)s->keys, bench_type_name(s->type), n_threads, lattn_simd_name(), more);
+}
+
+static void print_json_shape(const bench_shape *s, int32_t n_threads) {
+  char text[512];
+  bench_shape_json(text, sizeof text, s, n_threads);
+  printf("%s", text);
+}
+
+/* Why a peer has no figure. */
+static const char *why_not(const row *r, int32_t p) {
+  const bench_peer *peer = bench_peers[p];
+  const char *why = peer->missing();
+  if (!why) why = peer->unsupported(r->shape);
+  return why ? why : "failed";
+}
+
+static double tolerance(const row *r, int32_t p) {
+  return bench_peers[p]->tolerance ? bench_peers[p]->tolerance(r->shape) : LARGEST_ERROR;
+}
+
+/* The first peer that ours differs from, or that failed; -1 = none. */
+static int32_t wrong(const row *r) {
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (r->failed[p] || !(r->errors[p] <= tolerance(r, p))) return p;
+  return -1;
 }
 
 static void print_json(const row *r) {
@@ -167,11 +221,14 @@ static void print_json(const row *r) {
   printf(",\"fraction_of_best\":%.4f,\"limit_noise\":%.4f", b.fraction_of_best, b.noise);
   if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
   for (int32_t p = 0; p < bench_n_peers; p++) {
-    printf(",\"vs_%s\":", bench_peers[p]->name);
-    if (r->peers[p].n) printf("%.3f", median(&r->peers[p]) / seconds);
-    else printf("null");
+    const char *name = bench_peers[p]->name;
+    if (r->peers[p].n)
+      printf(",\"vs_%s\":%.3f,\"ms_%s\":%.4f,\"error_%s\":%.3e", name,
+             median(&r->peers[p]) / seconds, name, median(&r->peers[p]) * 1e3, name, r->errors[p]);
+    else printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", name, name, why_not(r, p));
   }
-  printf(",\"error\":%.3e}\n", r->error);
+  if (wrong(r) >= 0) printf(",\"wrong\":\"%s\"", bench_peers[wrong(r)]->name);
+  printf(",\"error\":%.3e}\n", r->errors[0]);
 }
 
 static void print_table_shape(const bench_shape *s, int32_t n_threads) {
@@ -195,7 +252,10 @@ static void print_table(const row *r) {
   else printf("     ");
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (r->peers[p].n) printf(" %7.1fx", median(&r->peers[p]) / seconds);
-  printf(" %8.1e%s\n", r->error, r->error <= LARGEST_ERROR ? "" : "  WRONG");
+    else if (!bench_peers[p]->missing()) printf(" %7s ", r->failed[p] ? "failed" : "-");
+  printf(" %8.1e", r->errors[0]);
+  if (wrong(r) >= 0) printf("  WRONG against %s", bench_peers[wrong(r)]->name);
+  printf("\n");
 }
 
 void bench_report_begin(const bench_options *options) {
@@ -209,7 +269,8 @@ void bench_report_begin(const bench_options *options) {
   printf(
       "longattn.h on %s, threads by %s. Limits are measured between the repetitions of each row.\n"
       "limit: fraction of the machine's multiply-adds (fma) or reading (read), whichever binds;\n"
-      "goal: what it should reach; +-: noise. GFLOP/s of prefill count half of the square.\n",
+      "goal: what it should reach; +-: noise. GFLOP/s of prefill count half of the square.\n"
+      "vs: how much longer a peer takes; -: it does not support the shape. error: against naive.\n",
       lattn_simd_name(), bench_threads_name());
   printf("\n%-17s %6s %4s %6s %7s %-4s %3s %9s %4s %8s %7s %11s %4s", "bench", "heads", "dim",
          "rows", "keys", "type", "thr", "ms", "+-", "GFLOP/s", "GB/s", "limit     ", "goal");
@@ -229,12 +290,14 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
   bench_input input = bench_input_make(shape, 1);
   void *states[MAX_PEERS] = {NULL}, *our_state = ours->prepare(shape, &input);
   for (int32_t p = 0; p < bench_n_peers; p++)
-    if (!bench_peers[p]->missing()) states[p] = bench_peers[p]->prepare(shape, &input);
+    if (!bench_peers[p]->missing() && !bench_peers[p]->unsupported(shape))
+      states[p] = bench_peers[p]->prepare(shape, &input);
   for (int32_t i = 0; i < options->n_thread_counts; i++) {
     row *r = calloc(1, sizeof *r);
     if (!r) break;
     r->shape = shape;
     r->n_threads = options->thread_counts[i];
+    r->peer_seconds = options->quick ? 0.3 : PEER_SECONDS;
     double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
     if (!our_state || !measure(r, budget, ours, our_state, states)) {
       bench_report_failed(shape);
@@ -243,7 +306,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
     } else {
       print_table(r);
     }
-    if (!(r->error <= LARGEST_ERROR)) n_wrong++;
+    if (wrong(r) >= 0) n_wrong++;
     fflush(stdout);
     free(r);
   }
@@ -393,6 +456,16 @@ void bench_report_costs(const bench_options *options, const bench_shape *shape, 
 
 /* ---- the end ---- */
 
+static void print_peers(void) {
+  for (int32_t p = 0; p < bench_n_peers; p++) {
+    const char *why = bench_peers[p]->missing();
+    if (why) printf("%-6s %s: `make peers` fetches what it needs\n", bench_peers[p]->name, why);
+    else if (all_errors[p] > 0)
+      printf("%-6s its results differ from ours by up to %.1e of a row's largest\n",
+             bench_peers[p]->name, all_errors[p]);
+  }
+}
+
 int bench_report_end(const bench_options *options) {
   double busy = 0;
   for (int32_t i = 0; i < options->n_thread_counts && !options->json; i++) {
@@ -410,8 +483,6 @@ int bench_report_end(const bench_options *options) {
         "this machine was busy: its own limits moved by %.0f%%, and ratios of other rows no less.\n"
         "Run it again when it is idle, or one thread with CLOCK=cpu.\n",
         busy * 100);
-  for (int32_t p = 0; p < bench_n_peers && !options->json; p++)
-    if (bench_peers[p]->missing())
-      printf("%-12s %s\n", bench_peers[p]->name, bench_peers[p]->missing());
+  if (!options->json) print_peers();
   return n_wrong + n_failed;
 }

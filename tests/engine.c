@@ -1404,6 +1404,46 @@ static void draft_full(void) {
   world_close(&w);
 }
 
+/* A call of these rows with scratch of just so many bytes: drafts, if there are parents. */
+static lattn_status call_with_scratch(lattn_cache *cache, const call_rows *r,
+                                      const int32_t *parents, size_t bytes) {
+  test_guard scratch = guard_alloc(bytes, 1);
+  lattn_exec exec;
+  lattn_status status;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.n_threads = r->n > 1 ? 2 : 1, exec.parallel_for = test_parallel_scrambled;
+  exec.scratch = scratch.data, exec.scratch_bytes = bytes;
+  if (parents) {
+    status = lattn_cache_draft(cache, NULL, parents, r->q, r->k, r->v, r->out, r->lse, &exec);
+    CHECK_STATUS(lattn_cache_accept(cache, 0, NULL), LATTN_OK);
+  } else {
+    status = lattn_cache_attend(cache, NULL, r->q, r->out, r->lse, &exec);
+  }
+  CHECK(guard_free(&scratch));
+  return status;
+}
+
+/* The call with the least scratch that it takes: no byte beyond, the same bits. */
+static void check_least_scratch(const world *w, lattn_cache *cache, const call_rows *r,
+                                const int32_t *parents) {
+  size_t least = 0, most = lattn_cache_scratch(&w->s.config, r->n, r->n > 1 ? 2 : 1);
+  int64_t n = r->n * w->heads;
+  float *lse = (float *)ref_memory(n, sizeof *lse);
+  CHECK_STATUS(call_with_scratch(cache, r, parents, most), LATTN_OK);
+  memcpy(lse, r->lse, (size_t)n * sizeof *lse);
+  while (least + 1 < most) { /* most is enough, least is not */
+    size_t middle = least + (most - least) / 2;
+    lattn_status status = call_with_scratch(cache, r, parents, middle);
+    if (status == LATTN_OK) most = middle;
+    else least = middle;
+    CHECK(status == LATTN_OK || status == LATTN_E_SCRATCH);
+  }
+  CHECK_STATUS(call_with_scratch(cache, r, parents, most), LATTN_OK);
+  CHECK(!memcmp(lse, r->lse, (size_t)n * sizeof *lse));
+  free(lse);
+}
+
 /* More drafts in one call than max_append tokens. */
 static void draft_small_steps(void) {
   world w;
@@ -1427,6 +1467,7 @@ static void draft_small_steps(void) {
   before = fork_of(cache);
   for (int32_t i = 0; i < DRAFTS; i++) draft_plainly(&w, before, NULL, &t, i, &plain);
   CHECK(same_rows(&r, 0, &plain, 0, DRAFTS));
+  check_least_scratch(&w, cache, &r, t.parents);
   draft_all(&w, cache, before, NULL, &t, &rng);
   draft_accept(&w, cache, &l, &t, &rng); /* appends the path in steps of 4 */
   release(before), release(cache);
@@ -2469,7 +2510,7 @@ static void remove_far_apart(void) {
   int64_t n = borders[RUNS - 1] + EACH / 2;
   line_clear(&l);
   check_case("remove: 24 tokens left of 260099, four holes");
-  setup_init(&w.s, 2, 1, 2, 2, n + 100);
+  setup_init(&w.s, 1, 1, 1, 1, n + 100);
   w.s.config.max_append = CHUNK;
   world_open(&w, 300, 2, 67);
   lattn_cache *cache = cache_of(w.pool, &w.s);
@@ -2493,6 +2534,10 @@ static void remove_far_apart(void) {
     call_rows r = rows_new(&w, l.tokens, l.n);
     CHECK_STATUS(attend_rows(&w, cache, NULL, 0, &r, 0, l.n, run), LATTN_OK);
     check_reference(&w, &l, NULL, &r, RUNS, &rng);
+    if (run == RUN_1) check_least_scratch(&w, cache, &r, NULL);
+    rows_free(&r);
+    r = rows_new(&w, l.tokens + l.n - 1, 1);
+    if (run == RUN_1) check_least_scratch(&w, cache, &r, NULL);
     rows_free(&r);
   }
   check_cuts(&w, cache, &l, 20, &rng);

@@ -41,7 +41,7 @@ static lattn_status feed(soak *s, int64_t n, int64_t block) {
   return LATTN_OK;
 }
 
-/* A tenth of the way: its last tokens one by one, on the clock. Returns its perplexity; 0: failed. */
+/* A tenth of the way; its last tokens one by one, on the clock. The perplexity, or 0: failed. */
 static double part(soak *s, int64_t n) {
   s->nats = 0;
   if (feed(s, n - SINGLE, BLOCK) < 0) return 0;
@@ -56,7 +56,7 @@ static int run(soak *s, int64_t n) {
   double second = 0, last = 0;
   printf("    tokens  perplexity  cache bytes  us/token\n");
   for (int i = 0; i < PARTS; i++) {
-    last = part(s, n / PARTS / PAGE * PAGE); /* whole pages: always as much of the newest */
+    last = part(s, n / PARTS / PAGE * PAGE); /* whole pages: each time as much of the newest */
     if (last <= 0) return fprintf(stderr, "soak: the engine failed\n"), 1;
     lattn_cache_stats stats = llama_stats(s->session);
     printf("%10lld  %10.3f  %11lld  %8.1f\n", (long long)s->n, last,

@@ -2,8 +2,8 @@
 . tests/embed/common
 
 header=longattn.h
-sources=$(ls $header examples/*.c examples/lm/*.[ch] tests/*.[ch] tests/embed/*.[ch] bench/*.[ch] \
-  2>/dev/null)
+sources=$(ls $header examples/*.c examples/lm/*.[ch] tests/*.[ch] tests/embed/*.[ch] \
+  tests/fuzz/*.[ch] bench/*.[ch] 2>/dev/null)
 
 # Prints the header from the banner of one section to that of another, without either.
 sections() { sed -n "/^\/\* ==== §$1 /,/^\/\* ==== §$2 /p" $header | sed '1d;$d'; }

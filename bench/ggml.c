@@ -1,0 +1,287 @@
+/* ggml.c - flash attention of ggml, the library of llama.cpp: libggml-base.so and the
+ * libggml-cpu-*.so that it itself scores highest on this machine, as packaged.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   It gets what it is fastest with. Keys and values lie [head][token][dim]: decoding over
+   llama.cpp's own cache, [token][head][dim], takes it 1.7 (f32) to 5 times (bf16) as long. One
+   query gets no mask, a prompt the one of float16 that llama.cpp makes. The keys are in its cache
+   before the clock starts, though ours appends in its time. */
+#include "peer.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30, PREC_F32 = 10 }; /* of ggml.h */
+enum { MASK_ROWS = 64 };                    /* a mask's rows come in multiples of these */
+#define MOST_MASK ((int64_t)512 << 20)      /* bytes: 16384 tokens */
+enum { QUANTISED_QUERIES = 8, BLOCK = 32 }; /* see unsupported */
+
+typedef struct ggml_context ggml_context;
+typedef struct ggml_tensor ggml_tensor;
+typedef struct ggml_cgraph ggml_cgraph;
+typedef struct ggml_backend ggml_backend;
+typedef struct ggml_threadpool ggml_threadpool;
+struct ggml_init_params {
+  size_t mem_size;
+  void *mem_buffer;
+  bool no_alloc;
+};
+/* Larger than ggml's own, which only ggml reads and writes. */
+typedef union pool_params {
+  max_align_t align;
+  unsigned char bytes[4096];
+} pool_params;
+
+/* What is called, by its name in ggml. */
+static struct {
+  int looked;
+  ggml_context *(*init)(struct ggml_init_params params);
+  void (*free)(ggml_context *ctx);
+  ggml_tensor *(*new_tensor_3d)(ggml_context *ctx, int type, int64_t n0, int64_t n1, int64_t n2);
+  ggml_tensor *(*permute)(ggml_context *ctx, ggml_tensor *a, int i0, int i1, int i2, int i3);
+  ggml_tensor *(*flash_attn_ext)(ggml_context *ctx, ggml_tensor *q, ggml_tensor *k, ggml_tensor *v,
+                                 ggml_tensor *mask, float scale, float max_bias, float softcap);
+  void (*flash_attn_ext_set_prec)(ggml_tensor *a, int precision);
+  ggml_cgraph *(*new_graph)(ggml_context *ctx);
+  void (*build_forward_expand)(ggml_cgraph *graph, ggml_tensor *tensor);
+  void *(*get_data)(const ggml_tensor *tensor);
+  size_t (*tensor_overhead)(void);
+  size_t (*graph_overhead)(void);
+  size_t (*row_size)(int type, int64_t n);
+  size_t (*quantize_chunk)(int type, const float *src, void *dst, int64_t start, int64_t n_rows,
+                           int64_t n_per_row, const float *imatrix);
+  void (*threadpool_params_init)(pool_params *params, int n_threads);
+  int (*backend_graph_compute)(ggml_backend *backend, ggml_cgraph *graph);
+  ggml_backend *(*backend_cpu_init)(void);
+  void (*backend_cpu_set_n_threads)(ggml_backend *backend, int n_threads);
+  void (*backend_cpu_set_threadpool)(ggml_backend *backend, ggml_threadpool *pool);
+  ggml_threadpool *(*threadpool_new)(pool_params *params);
+  void (*threadpool_pause)(ggml_threadpool *pool);
+  void (*threadpool_resume)(ggml_threadpool *pool);
+} ggml;
+
+static ggml_backend *backend;
+static ggml_threadpool *pools[65]; /* by number of threads, made once */
+
+typedef struct ggml_state {
+  bench_shape shape;
+  bench_buffer memory;
+  ggml_context *context;
+  ggml_cgraph *graph;
+  const float *out;
+} ggml_state;
+
+/* ---- the library ---- */
+
+/* The build for this processor: each names its own fitness, 0 = it cannot run here. */
+static void *cpu_library(void) {
+  static const char *const variants[] = {
+      "zen4",       "sapphirerapids", "cooperlake", "icelake", "cascadelake",
+      "cannonlake", "skylakex",       "alderlake",  "haswell", "piledriver",
+      "ivybridge",  "sandybridge",    "sse42",      "x64"};
+  void *best = NULL;
+  int best_score = 0;
+  for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+    char name[64];
+    int (*score)(void);
+    snprintf(name, sizeof name, "libggml-cpu-%s.so", variants[i]);
+    void *library = bench_library((const char *const[]){name, NULL});
+    if (!library || !bench_function(library, "ggml_backend_score", &score)) continue;
+    if (score() > best_score) {
+      best_score = score();
+      best = library;
+    }
+  }
+  return best ? best : bench_library((const char *const[]){"libggml-cpu.so", NULL});
+}
+
+static int base_functions(void *base) {
+  return bench_function(base, "ggml_init", &ggml.init) &&
+         bench_function(base, "ggml_free", &ggml.free) &&
+         bench_function(base, "ggml_new_tensor_3d", &ggml.new_tensor_3d) &&
+         bench_function(base, "ggml_permute", &ggml.permute) &&
+         bench_function(base, "ggml_flash_attn_ext", &ggml.flash_attn_ext) &&
+         bench_function(base, "ggml_flash_attn_ext_set_prec", &ggml.flash_attn_ext_set_prec) &&
+         bench_function(base, "ggml_new_graph", &ggml.new_graph) &&
+         bench_function(base, "ggml_build_forward_expand", &ggml.build_forward_expand) &&
+         bench_function(base, "ggml_get_data", &ggml.get_data) &&
+         bench_function(base, "ggml_tensor_overhead", &ggml.tensor_overhead) &&
+         bench_function(base, "ggml_graph_overhead", &ggml.graph_overhead) &&
+         bench_function(base, "ggml_row_size", &ggml.row_size) &&
+         bench_function(base, "ggml_quantize_chunk", &ggml.quantize_chunk) &&
+         bench_function(base, "ggml_threadpool_params_init", &ggml.threadpool_params_init) &&
+         bench_function(base, "ggml_backend_graph_compute", &ggml.backend_graph_compute);
+}
+
+static int cpu_functions(void *cpu) {
+  return bench_function(cpu, "ggml_backend_cpu_init", &ggml.backend_cpu_init) &&
+         bench_function(cpu, "ggml_backend_cpu_set_n_threads", &ggml.backend_cpu_set_n_threads) &&
+         bench_function(cpu, "ggml_backend_cpu_set_threadpool", &ggml.backend_cpu_set_threadpool) &&
+         bench_function(cpu, "ggml_threadpool_new", &ggml.threadpool_new) &&
+         bench_function(cpu, "ggml_threadpool_pause", &ggml.threadpool_pause) &&
+         bench_function(cpu, "ggml_threadpool_resume", &ggml.threadpool_resume);
+}
+
+static const char *missing(void) {
+  static const char *why = "missing";
+  if (ggml.looked++) return why;
+  void *base = bench_library((const char *const[]){"libggml-base.so", "libggml-base.so.0", NULL});
+  void *cpu = base ? cpu_library() : NULL;
+  if (!cpu) return why;
+  if (!base_functions(base) || !cpu_functions(cpu)) return why = "found, but another version";
+  backend = ggml.backend_cpu_init();
+  return why = backend ? NULL : "found, but does not start";
+}
+
+/* ---- a shape ---- */
+
+static const char *unsupported(const bench_shape *s) {
+  if (s->streaming_heads) return "no streaming heads";
+  if (s->queries > 1 && s->queries * s->keys * 2 > MOST_MASK) return "its mask is too large";
+  return NULL;
+}
+
+/* Its quantised types are for keys that are read once: a long prompt would take minutes. */
+static const char *unsupported_quantised(const bench_shape *s) {
+  if (s->type != LATTN_F16) return "compared with f16 only";
+  if (s->queries > QUANTISED_QUERIES) return "decode only";
+  if (s->key_dim % BLOCK || s->value_dim % BLOCK) return "dims in multiples of 32";
+  return unsupported(s);
+}
+
+static int type_of(int32_t type) {
+  return type == LATTN_F32 ? F32 : type == LATTN_F16 ? F16 : BF16;
+}
+
+static size_t data_bytes(const bench_shape *s, int kv_type) {
+  size_t rows = (size_t)(s->queries * s->heads), kv_rows = (size_t)(s->keys * s->kv_heads);
+  size_t mask_rows = ((size_t)s->queries + MASK_ROWS - 1) / MASK_ROWS * MASK_ROWS;
+  return rows * (ggml.row_size(F32, s->key_dim) + ggml.row_size(F32, s->value_dim)) +
+         kv_rows * (ggml.row_size(kv_type, s->key_dim) + ggml.row_size(kv_type, s->value_dim)) +
+         mask_rows * (size_t)s->keys * sizeof(uint16_t);
+}
+
+/* Keys or values, [head][token][dim]. */
+static ggml_tensor *kv_make(ggml_context *context, const bench_shape *s, int type, int64_t dim,
+                            const void *from) {
+  ggml_tensor *t = ggml.new_tensor_3d(context, type, dim, s->keys, s->kv_heads);
+  size_t row_bytes = ggml.row_size(type, dim), from_bytes = (size_t)dim * bench_type_bytes(s->type);
+  float *row = malloc((size_t)dim * sizeof *row);
+  if (!row) return t;
+  for (int64_t g = 0; g < s->kv_heads; g++)
+    for (int64_t j = 0; j < s->keys; j++) {
+      int64_t source = j * s->kv_heads + g;
+      char *to = (char *)ggml.get_data(t) + (size_t)(g * s->keys + j) * row_bytes;
+      if (type == type_of(s->type)) {
+        memcpy(to, (const char *)from + (size_t)source * from_bytes, row_bytes);
+      } else {
+        bench_to_float(from, s->type, source * dim, dim, row);
+        ggml.quantize_chunk(type, row, to, 0, 1, dim, NULL);
+      }
+    }
+  free(row);
+  return t;
+}
+
+/* 0 for the keys that a row sees, minus infinity for later ones. */
+static ggml_tensor *mask_make(ggml_context *context, const bench_shape *s) {
+  if (s->queries == 1) return NULL;
+  int64_t rows = (s->queries + MASK_ROWS - 1) / MASK_ROWS * MASK_ROWS,
+          before = s->keys - s->queries;
+  ggml_tensor *t = ggml.new_tensor_3d(context, F16, s->keys, rows, 1);
+  uint16_t *mask = ggml.get_data(t);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t j = 0; j < s->keys; j++) mask[r * s->keys + j] = j <= before + r ? 0 : 0xfc00;
+  return t;
+}
+
+static void *prepare_type(const bench_shape *s, const bench_input *input, int type) {
+  ggml_state *state = calloc(1, sizeof *state);
+  if (!state) return NULL;
+  state->shape = *s;
+  size_t bytes = data_bytes(s, type) + 16 * (ggml.tensor_overhead() + 64) + ggml.graph_overhead();
+  state->memory = bench_buffer_make(bytes);
+  ggml_context *c = state->context =
+      ggml.init((struct ggml_init_params){bytes, state->memory.data, false});
+  ggml_tensor *q = ggml.new_tensor_3d(c, F32, s->key_dim, s->heads, s->queries);
+  size_t n_q = (size_t)(s->queries * s->heads) * (size_t)s->key_dim;
+  memcpy(ggml.get_data(q), input->q.data, n_q * sizeof(float));
+  ggml_tensor *k = kv_make(c, s, type, s->key_dim, input->k.data);
+  ggml_tensor *v = kv_make(c, s, type, s->value_dim, input->v.data);
+  ggml_tensor *out = ggml.flash_attn_ext(c, ggml.permute(c, q, 0, 2, 1, 3), k, v, mask_make(c, s),
+                                         1 / sqrtf((float)s->key_dim), 0, 0);
+  ggml.flash_attn_ext_set_prec(out, PREC_F32); /* as llama.cpp asks */
+  state->graph = ggml.new_graph(c);
+  ggml.build_forward_expand(state->graph, out);
+  state->out = ggml.get_data(out);
+  return state;
+}
+
+static void *prepare(const bench_shape *s, const bench_input *input) {
+  return prepare_type(s, input, type_of(s->type));
+}
+static void *prepare_q8_0(const bench_shape *s, const bench_input *input) {
+  return prepare_type(s, input, Q8_0);
+}
+static void *prepare_q4_0(const bench_shape *s, const bench_input *input) {
+  return prepare_type(s, input, Q4_0);
+}
+
+/* ---- running ---- */
+
+static ggml_threadpool *pool_of(int32_t n_threads) {
+  if (n_threads < 1 || n_threads >= (int32_t)(sizeof pools / sizeof *pools)) return NULL;
+  if (!pools[n_threads]) {
+    pool_params params;
+    ggml.threadpool_params_init(&params, n_threads);
+    pools[n_threads] = ggml.threadpool_new(&params);
+  }
+  return pools[n_threads];
+}
+
+static double run(void *state, int32_t n_threads) {
+  ggml_state *s = state;
+  ggml_threadpool *pool = pool_of(n_threads);
+  if (!pool) return -1;
+  ggml.backend_cpu_set_n_threads(backend, n_threads);
+  ggml.backend_cpu_set_threadpool(backend, pool);
+  ggml.threadpool_resume(pool);
+  double start = bench_seconds();
+  int status = ggml.backend_graph_compute(backend, s->graph);
+  double seconds = bench_seconds() - start;
+  ggml.threadpool_pause(pool); /* else its threads spin into the time of whoever is next */
+  return status ? -1 : seconds;
+}
+
+static const float *row(void *state, int64_t query, int32_t head) {
+  const ggml_state *s = state;
+  return s->out + (query * s->shape.heads + head) * s->shape.value_dim;
+}
+
+static void release(void *state) {
+  ggml_state *s = state;
+  ggml.free(s->context);
+  bench_buffer_free(&s->memory);
+  free(s);
+}
+
+/* One query over float16 keys: it sums the values in float16 too, and each of n roundings of
+   2^-11 moves a sum that walks as far as twice its end; a walk of n such steps, sqrt(n). Else it
+   sums in float32, and the inputs are exact in every type. */
+static double tolerance(const bench_shape *s) {
+  return s->type == LATTN_F16 ? 2 * 0x1p-11 * sqrt((double)s->keys) : 1e-4;
+}
+/* A value in [-2, 2) is off by up to half a step, 2 / 127 / 2 or 2 / 8 / 2, by 0.0045 or 0.07 in
+   the mean, 0.4 % or 6 % of what a value is in the mean, and so is a sum of many. The worst
+   element of all rows is 3 to 5 times worse than the mean, and the keys do no better. */
+static double tolerance_q8_0(const bench_shape *s) { return (void)s, 0.03; }
+static double tolerance_q4_0(const bench_shape *s) { return (void)s, 0.5; }
+
+const bench_peer bench_ggml = {"ggml", missing, unsupported, prepare, run, row, release, tolerance};
+const bench_peer bench_ggml_q8_0 = {"q8_0", missing, unsupported_quantised, prepare_q8_0, run,
+                                    row,    release, tolerance_q8_0};
+const bench_peer bench_ggml_q4_0 = {"q4_0", missing, unsupported_quantised, prepare_q4_0, run,
+                                    row,    release, tolerance_q4_0};
