@@ -3512,7 +3512,7 @@ LATTN_FN_ int64_t lattn_grouped_segments_(const lattn_job_ *job, const lattn_ite
 
 /* The i-th of the aligned pieces [*first, *end) that `segments` falls into; 0: no more. */
 LATTN_FN_ int lattn_piece_(int64_t segments, int i, int64_t *first, int64_t *end) {
-  *end = 0;
+  *first = *end = 0;
   for (int bit = 30; bit >= 0; bit--) {
     if (!(segments >> bit & 1)) continue;
     *first = *end;
@@ -7038,7 +7038,7 @@ LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
 
 LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   const char *magic = "LATTNKVC";
-  const int64_t small[6] = {cache->n_kv, cache->n_holes,  cache->dk,
+  const int64_t counts[6] = {cache->n_kv, cache->n_holes,  cache->dk,
                             cache->dv,   cache->key_type, cache->value_type};
   for (int i = 0; i < 8; i++) lattn_stream_put_(st, (uint64_t)(unsigned char)magic[i], 1);
   lattn_stream_put_(st, 1, 4);
@@ -7047,7 +7047,7 @@ LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   lattn_stream_put_(st, (uint64_t)cache->n_tokens, 8);
   lattn_stream_put_(st, (uint64_t)lattn_stored_slots_(cache), 8);
   lattn_stream_put_(st, lattn_saved_bytes_(cache), 8);
-  for (int i = 0; i < 6; i++) lattn_stream_put_(st, (uint64_t)small[i], 4);
+  for (int i = 0; i < 6; i++) lattn_stream_put_(st, (uint64_t)counts[i], 4);
   for (int i = 0; i < 3; i++) lattn_stream_put_(st, 0, 8);
   for (int32_t i = 0; i < cache->n_holes; i++) {
     lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].from, 8);
@@ -7087,7 +7087,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
 /* What a loading reads before it believes the rest. */
 typedef struct lattn_saved_ {
   uint64_t header, fingerprint, n_tokens, n_slots, bytes;
-  int64_t small[6];
+  int64_t counts[6];
 } lattn_saved_;
 
 /* The fixed part of the header. */
@@ -7103,14 +7103,14 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
   h->n_tokens = lattn_stream_get_(st, 8);
   h->n_slots = lattn_stream_get_(st, 8);
   h->bytes = lattn_stream_get_(st, 8);
-  for (int i = 0; i < 6; i++) h->small[i] = (int64_t)lattn_stream_get_(st, 4);
+  for (int i = 0; i < 6; i++) h->counts[i] = (int64_t)lattn_stream_get_(st, 4);
   for (int i = 0; i < 3; i++)
     if (lattn_stream_get_(st, 8)) known = 0;
   if (st->failed) return LATTN_E_IO;
   if (!known || h->n_tokens > h->n_slots || h->n_slots > (uint64_t)LATTN_MAX_POSITION_)
     return LATTN_E_FORMAT;
   return h->header == LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_ +
-                          16 * ((uint64_t)h->small[0] + (uint64_t)h->small[1])
+                          16 * ((uint64_t)h->counts[0] + (uint64_t)h->counts[1])
              ? LATTN_OK
              : LATTN_E_FORMAT;
 }
@@ -7120,10 +7120,10 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
 LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *cache,
                                          const lattn_saved_ *h) {
   lattn_status s = LATTN_OK;
-  if (h->n_tokens > (uint64_t)cache->capacity || h->small[1] > cache->max_holes) s = LATTN_E_FULL;
-  if (h->fingerprint != cache->fingerprint || h->small[0] != cache->n_kv ||
-      h->small[2] != cache->dk || h->small[3] != cache->dv || h->small[4] != cache->key_type ||
-      h->small[5] != cache->value_type)
+  if (h->n_tokens > (uint64_t)cache->capacity || h->counts[1] > cache->max_holes) s = LATTN_E_FULL;
+  if (h->fingerprint != cache->fingerprint || h->counts[0] != cache->n_kv ||
+      h->counts[2] != cache->dk || h->counts[3] != cache->dv || h->counts[4] != cache->key_type ||
+      h->counts[5] != cache->value_type)
     s = LATTN_E_CONFIG;
   if (!s) return s;
   for (uint64_t i = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_; i < h->header && !st->failed; i += 8)
@@ -7137,7 +7137,7 @@ LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
                                           const lattn_saved_ *h) {
   int64_t slots = (int64_t)h->n_slots, last = -1;
   int right = 1;
-  own->n_holes = (int32_t)h->small[1];
+  own->n_holes = (int32_t)h->counts[1];
   for (int32_t i = 0; i < own->n_holes; i++) {
     lattn_hole_ *hole = lattn_holes_(own) + i;
     uint64_t from = lattn_stream_get_(st, 8), to = lattn_stream_get_(st, 8);
@@ -8367,6 +8367,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_HAS_FMA_
 #undef LATTN_HAS_MXCSR_
 #undef LATTN_HAS_ATOMIC_
+#undef LATTN_BIG_ENDIAN_
 #undef LATTN_FN_
 #undef LATTN_NOINLINE_
 #undef LATTN_INLINE_

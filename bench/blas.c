@@ -16,12 +16,15 @@
 
 enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 }; /* of cblas.h */
 enum { ROWS = 256, LANES = 16 };
+/* A product of few rows takes so many keys at a time: packed, they fit into a core's cache. */
+enum { FEW_ROWS = 32, PART = 256 };
 #define SAMPLE_FLOPS 30e9 /* about the work of a third of a second */
 
 static void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
                      const float *a, int lda, const float *b, int ldb, float beta, float *c,
                      int ldc);
 static void (*set_num_threads)(int n);
+static const char *(*get_config)(void);
 
 typedef struct blas_state {
   bench_shape shape;
@@ -52,11 +55,14 @@ static const char *missing(void) {
   void *library = bench_library(names);
   if (!library) return why;
   if (!bench_function(library, "cblas_sgemm", &sgemm) ||
-      !bench_function(library, "openblas_set_num_threads", &set_num_threads))
+      !bench_function(library, "openblas_set_num_threads", &set_num_threads) ||
+      !bench_function(library, "openblas_get_config", &get_config))
     return why = "found, but another version";
   set_num_threads(1); /* a thread of ours makes one product at a time */
   return why = NULL;
 }
+
+static const char *version(void) { return get_config(); }
 
 static const char *unsupported(const bench_shape *s) {
   if (s->type != LATTN_F32) return "f32 only";
@@ -146,6 +152,8 @@ static void release(void *state) {
 
 /* ---- running ---- */
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /* Rows of a block: those of some queries and one head, or of some heads and one query. */
 static void task_run(const blas_state *s, int64_t task, float *scores) {
   const bench_shape *p = &s->shape;
@@ -161,13 +169,16 @@ static void task_run(const blas_state *s, int64_t task, float *scores) {
   const float *k = (const float *)s->input->k.data + head / group * dk;
   const float *v = (const float *)s->input->v.data + head / group * dv;
   float *out = (float *)s->out.data + (first * p->heads + head) * dv;
-  int ld = (int)s->row_floats, m = (int)rows, c = (int)columns;
-  sgemm(ROW_MAJOR, AS_IS, TRANSPOSED, m, c, (int)dk, 1 / sqrtf((float)dk), q, (int)(step * dk), k,
-        (int)(p->kv_heads * dk), 0, scores, ld);
+  int ld = (int)s->row_floats, m = (int)rows;
+  int64_t part = rows < FEW_ROWS ? PART : columns, ldk = p->kv_heads * dk, ldv = p->kv_heads * dv;
+  for (int64_t j = 0; j < columns; j += part)
+    sgemm(ROW_MAJOR, AS_IS, TRANSPOSED, m, (int)least(part, columns - j), (int)dk,
+          1 / sqrtf((float)dk), q, (int)(step * dk), k + j * ldk, (int)ldk, 0, scores + j, ld);
   for (int64_t r = 0; r < rows; r++)
-    softmax(scores + r * s->row_floats, s->heads_a_task > 1 ? columns : before + r + 1, columns);
-  sgemm(ROW_MAJOR, AS_IS, AS_IS, m, (int)dv, c, 1, scores, ld, v, (int)(p->kv_heads * dv), 0, out,
-        (int)(step * dv));
+    softmax(scores + r * s->row_floats, p->queries == 1 ? columns : before + r + 1, columns);
+  for (int64_t j = 0; j < columns; j += part)
+    sgemm(ROW_MAJOR, AS_IS, AS_IS, m, (int)dv, (int)least(part, columns - j), 1, scores + j, ld,
+          v + j * ldv, (int)ldv, j > 0, out, (int)(step * dv));
 }
 
 /* A thread's share: task after task, with scores of its own. */
@@ -198,4 +209,13 @@ static const float *row(void *state, int64_t query, int32_t head) {
   return (const float *)s->out.data + (query * s->shape.heads + head) * s->shape.value_dim;
 }
 
-const bench_peer bench_openblas = {"blas", missing, unsupported, prepare, run, row, release, NULL};
+const bench_peer bench_openblas = {
+    .name = "blas",
+    .missing = missing,
+    .unsupported = unsupported,
+    .prepare = prepare,
+    .run = run,
+    .row = row,
+    .release = release,
+    .version = version,
+};

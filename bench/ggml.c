@@ -54,6 +54,7 @@ static struct {
   size_t (*quantize_chunk)(int type, const float *src, void *dst, int64_t start, int64_t n_rows,
                            int64_t n_per_row, const float *imatrix);
   void (*threadpool_params_init)(pool_params *params, int n_threads);
+  const char *(*version)(void);
   int (*backend_graph_compute)(ggml_backend *backend, ggml_cgraph *graph);
   ggml_backend *(*backend_cpu_init)(void);
   void (*backend_cpu_set_n_threads)(ggml_backend *backend, int n_threads);
@@ -64,6 +65,7 @@ static struct {
 } ggml;
 
 static ggml_backend *backend;
+static char version_text[128];
 static ggml_threadpool *pools[65]; /* by number of threads, made once */
 
 typedef struct ggml_state {
@@ -76,7 +78,8 @@ typedef struct ggml_state {
 
 /* ---- the library ---- */
 
-/* The build for this processor: each names its own fitness, 0 = it cannot run here. */
+/* The build for this processor: each names its own fitness, 0 = it cannot run here. Its name goes
+   into version_text. */
 static void *cpu_library(void) {
   static const char *const variants[] = {
       "zen4",       "sapphirerapids", "cooperlake", "icelake", "cascadelake",
@@ -93,6 +96,7 @@ static void *cpu_library(void) {
     if (score() > best_score) {
       best_score = score();
       best = library;
+      snprintf(version_text, sizeof version_text, "%s", name);
     }
   }
   return best ? best : bench_library((const char *const[]){"libggml-cpu.so", NULL});
@@ -113,6 +117,7 @@ static int base_functions(void *base) {
          bench_function(base, "ggml_row_size", &ggml.row_size) &&
          bench_function(base, "ggml_quantize_chunk", &ggml.quantize_chunk) &&
          bench_function(base, "ggml_threadpool_params_init", &ggml.threadpool_params_init) &&
+         bench_function(base, "ggml_version", &ggml.version) &&
          bench_function(base, "ggml_backend_graph_compute", &ggml.backend_graph_compute);
 }
 
@@ -132,9 +137,13 @@ static const char *missing(void) {
   void *cpu = base ? cpu_library() : NULL;
   if (!cpu) return why;
   if (!base_functions(base) || !cpu_functions(cpu)) return why = "found, but another version";
+  size_t n = strlen(version_text);
+  snprintf(version_text + n, sizeof version_text - n, " %s", ggml.version());
   backend = ggml.backend_cpu_init();
   return why = backend ? NULL : "found, but does not start";
 }
+
+static const char *version(void) { return version_text; }
 
 /* ---- a shape ---- */
 
@@ -280,8 +289,36 @@ static double tolerance(const bench_shape *s) {
 static double tolerance_q8_0(const bench_shape *s) { return (void)s, 0.03; }
 static double tolerance_q4_0(const bench_shape *s) { return (void)s, 0.5; }
 
-const bench_peer bench_ggml = {"ggml", missing, unsupported, prepare, run, row, release, tolerance};
-const bench_peer bench_ggml_q8_0 = {"q8_0", missing, unsupported_quantised, prepare_q8_0, run,
-                                    row,    release, tolerance_q8_0};
-const bench_peer bench_ggml_q4_0 = {"q4_0", missing, unsupported_quantised, prepare_q4_0, run,
-                                    row,    release, tolerance_q4_0};
+const bench_peer bench_ggml = {
+    .name = "ggml",
+    .missing = missing,
+    .unsupported = unsupported,
+    .prepare = prepare,
+    .run = run,
+    .row = row,
+    .release = release,
+    .tolerance = tolerance,
+    .version = version,
+};
+const bench_peer bench_ggml_q8_0 = {
+    .name = "q8_0",
+    .missing = missing,
+    .unsupported = unsupported_quantised,
+    .prepare = prepare_q8_0,
+    .run = run,
+    .row = row,
+    .release = release,
+    .tolerance = tolerance_q8_0,
+    .version = version,
+};
+const bench_peer bench_ggml_q4_0 = {
+    .name = "q4_0",
+    .missing = missing,
+    .unsupported = unsupported_quantised,
+    .prepare = prepare_q4_0,
+    .run = run,
+    .row = row,
+    .release = release,
+    .tolerance = tolerance_q4_0,
+    .version = version,
+};

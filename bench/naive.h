@@ -120,7 +120,14 @@ static const char *naive_unsupported(const bench_shape *shape) {
   return shape->key_dim > 1024 || shape->value_dim > 1024 ? "dims up to 1024" : NULL;
 }
 
-static const bench_peer naive_peer = {"naive",   naive_missing, naive_unsupported, naive_prepare,
-                                      naive_run, naive_output,  naive_release,     NULL};
+static const bench_peer naive_peer = {
+    .name = "naive",
+    .missing = naive_missing,
+    .unsupported = naive_unsupported,
+    .prepare = naive_prepare,
+    .run = naive_run,
+    .row = naive_output,
+    .release = naive_release,
+};
 
 #endif /* BENCH_NAIVE_H_INCLUDED */

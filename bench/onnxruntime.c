@@ -124,6 +124,7 @@ typedef void value, session, options; /* OrtValue, OrtSession, OrtSessionOptions
 
 static function *const *api;
 static void *env, *memory_info;
+static const char *version_text = "";
 
 /* Whether the call went well; else says why not. */
 static int fine(void *status) {
@@ -143,6 +144,7 @@ static const char *missing(void) {
   void *library = bench_library(names);
   if (!library || !bench_function(library, "OrtGetApiBase", &get_base)) return why;
   why = "found, but does not start";
+  version_text = get_base()->version();
   api = get_base()->get_api(API_VERSION);
   if (!api) return why;
   void *(*create_env)(int, const char *, void **) =
@@ -154,6 +156,8 @@ static const char *missing(void) {
     why = NULL;
   return why;
 }
+
+static const char *version(void) { return version_text; }
 
 /* ---- a shape ---- */
 
@@ -313,5 +317,14 @@ static const float *row(void *state, int64_t query, int32_t head) {
 /* Of float16, its outputs are rounded to it, by 2^-11 of the largest and less. */
 static double tolerance(const bench_shape *s) { return s->type == LATTN_F16 ? 2 * 0x1p-11 : 1e-4; }
 
-const bench_peer bench_onnxruntime = {"onnx", missing, unsupported, prepare,
-                                      run,    row,     release,     tolerance};
+const bench_peer bench_onnxruntime = {
+    .name = "onnx",
+    .missing = missing,
+    .unsupported = unsupported,
+    .prepare = prepare,
+    .run = run,
+    .row = row,
+    .release = release,
+    .tolerance = tolerance,
+    .version = version,
+};

@@ -196,8 +196,21 @@ static const char *cache_unsupported(const bench_shape *shape) {
   return shape->layers > MAX_LAYERS ? "too many layers" : NULL;
 }
 
-const bench_peer bench_ours_attention = {"attention",       ours_missing,  attention_unsupported,
-                                         attention_prepare, attention_run, ours_row,
-                                         ours_release,      NULL};
-const bench_peer bench_ours_cache = {"cache",   ours_missing, cache_unsupported, cache_prepare,
-                                     cache_run, ours_row,     ours_release,      NULL};
+const bench_peer bench_ours_attention = {
+    .name = "attention",
+    .missing = ours_missing,
+    .unsupported = attention_unsupported,
+    .prepare = attention_prepare,
+    .run = attention_run,
+    .row = ours_row,
+    .release = ours_release,
+};
+const bench_peer bench_ours_cache = {
+    .name = "cache",
+    .missing = ours_missing,
+    .unsupported = cache_unsupported,
+    .prepare = cache_prepare,
+    .run = cache_run,
+    .row = ours_row,
+    .release = ours_release,
+};

@@ -25,6 +25,8 @@ typedef struct bench_peer {
   /* Largest difference to ours, relative to the largest value of the row, that its arithmetic
      explains; more means that it was called wrongly. NULL: float32 rounding. */
   double (*tolerance)(const bench_shape *shape);
+  /* Of the library, when it is not missing; NULL: it has none. */
+  const char *(*version)(void);
 } bench_peer;
 
 /* The rivals (peers.c); missing ones too. */

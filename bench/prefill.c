@@ -1,4 +1,5 @@
-/* prefill.c - how fast is a prompt read? Causal attention of n tokens over themselves.
+/* prefill.c - how fast is a prompt read? Causal attention of n tokens over themselves, and of a
+ * long prompt's newest tokens over all.
  * SPDX-License-Identifier: MIT */
 #include "peer.h"
 
@@ -15,10 +16,16 @@ void bench_prefill(const bench_options *options) {
                             bench_shape_of(name, 8, 8, 128, 2048, 2048, LATTN_BF16),
                             bench_shape_of(name, 8, 8, 64, 2048, 2048, LATTN_F32),
                             bench_shape_of(name, 8, 8, 64, 2048, 2048, LATTN_F16),
-                            bench_shape_of(name, 32, 8, 128, 2048, 2048, LATTN_F16)};
+                            bench_shape_of(name, 32, 8, 128, 2048, 2048, LATTN_F16),
+                            bench_shape_of(name, 8, 8, 128, 8192, 8192, LATTN_F32)};
     shapes[2].goal = 0.80;
     shapes[2].quick = 1;
     for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++)
       bench_report_rows(options, &shapes[j], ours[i]);
   }
+  /* the newest part of a long prompt */
+  bench_shape chunks[] = {bench_shape_of("prefill_chunk", 8, 8, 128, 512, 32768, LATTN_F32),
+                          bench_shape_of("prefill_chunk", 32, 8, 128, 512, 32768, LATTN_F16)};
+  for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++)
+    bench_report_rows(options, &chunks[j], &bench_ours_cache);
 }

@@ -260,10 +260,13 @@ static void print_table(const row *r) {
 
 void bench_report_begin(const bench_options *options) {
   if (options->json) {
-    for (int32_t p = 0; p < bench_n_peers; p++)
-      if (bench_peers[p]->missing())
-        printf("{\"bench\":\"peer\",\"peer\":\"%s\",\"status\":\"%s\"}\n", bench_peers[p]->name,
-               bench_peers[p]->missing());
+    for (int32_t p = 0; p < bench_n_peers; p++) {
+      const bench_peer *peer = bench_peers[p];
+      const char *why = peer->missing();
+      if (!why && !peer->version) continue;
+      printf("{\"bench\":\"peer\",\"peer\":\"%s\",\"%s\":\"%s\"}\n", peer->name,
+             why ? "status" : "version", why ? why : peer->version());
+    }
     return;
   }
   printf(
@@ -288,7 +291,8 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
                        const bench_peer *ours) {
   if (!bench_wanted(options, shape->bench, shape->quick)) return;
   bench_input input = bench_input_make(shape, 1);
-  void *states[MAX_PEERS] = {NULL}, *our_state = ours->prepare(shape, &input);
+  void *states[MAX_PEERS] = {NULL};
+  void *our_state = ours->unsupported(shape) ? NULL : ours->prepare(shape, &input);
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (!bench_peers[p]->missing() && !bench_peers[p]->unsupported(shape))
       states[p] = bench_peers[p]->prepare(shape, &input);
@@ -458,11 +462,12 @@ void bench_report_costs(const bench_options *options, const bench_shape *shape, 
 
 static void print_peers(void) {
   for (int32_t p = 0; p < bench_n_peers; p++) {
-    const char *why = bench_peers[p]->missing();
-    if (why) printf("%-6s %s: `make peers` fetches what it needs\n", bench_peers[p]->name, why);
+    const bench_peer *peer = bench_peers[p];
+    const char *why = peer->missing();
+    if (why) printf("%-6s %s: `make peers` fetches what it needs\n", peer->name, why);
     else if (all_errors[p] > 0)
-      printf("%-6s its results differ from ours by up to %.1e of a row's largest\n",
-             bench_peers[p]->name, all_errors[p]);
+      printf("%-6s differs from ours by up to %.1e of a row's largest%s%s\n", peer->name,
+             all_errors[p], peer->version ? "; " : "", peer->version ? peer->version() : "");
   }
 }
 

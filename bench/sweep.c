@@ -13,7 +13,7 @@
 
 enum { LEAST = 512, MOST = 131072 };
 /* A whole prompt up to this length; of a longer one the newest rows: its square takes hours. */
-enum { LONGEST_SQUARE = 8192, CHUNK_ROWS = 1024 };
+enum { LONGEST_SQUARE = 8192, CHUNK_ROWS = 512 };
 enum { HEADS = 8 }; /* query heads of prefill, KV heads of decode */
 
 static const int32_t dims[] = {64, 80, 128, 256}, groups[] = {1, 4, 8};

@@ -681,7 +681,7 @@ static lattn_cache *twin_fitted(int v, lattn_cache *twin) {
 static void check_twin(const live *c) {
   static file ours, its;
   const setup *s = setup_of(c->v);
-  uint32_t ids[8];
+  uint32_t ids[8] = {0};
   float out[8 * CACHE_HEADS * CACHE_DIMS], lse[8 * CACHE_HEADS];
   int64_t n = rng_range(&w.rng, 0, c->st.n_tokens < 8 ? c->st.n_tokens : 8), resident = 1;
   lattn_cache *twin = twin_new(c->v, &c->st);
