@@ -207,7 +207,13 @@ LATTN_API const char *lattn_simd_name(void);
 
 /* ---- views ---- */
 
-enum lattn_type { LATTN_F32 = 1, LATTN_F16 = 2, LATTN_BF16 = 3 };
+enum lattn_type {
+  LATTN_F32 = 1,
+  LATTN_F16 = 2,
+  LATTN_BF16 = 3,
+  LATTN_I8 = 4, /* storage of caches only: 8 bits an element, a float16 scale a token and head */
+  LATTN_I4 = 5  /* likewise: 4 bits, a scale for each 32 channels */
+};
 
 /* Stride that repeats one row for every token or head (inputs only). */
 #define LATTN_BROADCAST INT64_MAX
@@ -265,7 +271,8 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
    [token][query head], contiguous. */
 typedef struct lattn_partial {
   uint32_t size;          /* sizeof(lattn_partial) */
-  int32_t basis;          /* 0: plain (other values are for later storage types) */
+  int32_t basis;          /* attend sets it. 0: plain; 16 ... 128: output is in the basis that the
+                             cache's values are stored in (LATTN_I4); merged parts agree in it */
   int64_t first_segment;  /* the absolute segments (2048 tokens) that the keys lie in: attend
                              sets these. */
   int64_t n_segments;     /* 0 = outside of the order of segments: merged last, in argument order */
@@ -555,6 +562,7 @@ typedef struct lattn_head {
   int64_t sinks;     /* S >= 0 */
   int64_t window;    /* W >= 1, the own token included (DuoAttention's recent_size + 1) */
   int64_t slack;     /* tokens kept beyond the window, so that truncate can go back so far; >= 0 */
+  int32_t key_type, value_type; /* enum lattn_type of its storage; 0 = the config's */
 } lattn_head;
 
 typedef struct lattn_cache_config {
@@ -564,8 +572,12 @@ typedef struct lattn_cache_config {
   int32_t n_heads;          /* query heads, a multiple of n_kv_heads; 0 = n_kv_heads */
   int32_t key_dim;          /* >= 1 */
   int32_t value_dim;        /* 0 = key_dim */
-  int32_t key_type;         /* enum lattn_type of storage; 0 = LATTN_F32 */
-  int32_t value_type;       /* 0 = LATTN_F32 */
+  int32_t key_type;         /* enum lattn_type of storage; 0 = LATTN_F32. LATTN_I8 and LATTN_I4: */
+  int32_t value_type;       /*   dims 16 ... 1024; each token is rounded alone when it is appended,
+                               keys and LATTN_I4 values in a basis turned by a Hadamard transform
+                               (the largest power of two that divides the dim, 16 ... 128), which
+                               spreads outlier channels; scores of such keys are integer dot
+                               products with queries of 15 (LATTN_I8) or 8 bits */
   int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no
                                limit */
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
@@ -1268,6 +1280,78 @@ LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
       x[j].r[i] = y;
     }
 }
+/* lane t of x <-> lane t ^ h of it, for h = 1, 2, 4, 8 */
+LATTN_INLINE_ lattn_v16_ lattn_v_exchange_(lattn_v16_ x, int h) {
+  lattn_v16_ y;
+  LATTN_LANES_ y.r[t] = x.r[t ^ h];
+  return y;
+}
+/* one float16 for all lanes */
+LATTN_INLINE_ lattn_v16_ lattn_v_set_f16_(const void *p) {
+  uint16_t h;
+  LATTN_MEMCPY_(&h, p, sizeof h);
+  return lattn_v_set_(lattn_from_f16_(h));
+}
+/* 16 bytes: signed; or their low or high halves, less 8 */
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i8_(const void *p) {
+  lattn_v16_ y;
+  signed char b[16];
+  LATTN_MEMCPY_(b, p, sizeof b);
+  LATTN_LANES_ y.r[t] = (float)b[t];
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i4_(const void *p, int high) {
+  lattn_v16_ y;
+  unsigned char b[16];
+  LATTN_MEMCPY_(b, p, sizeof b);
+  LATTN_LANES_ y.r[t] = (float)((b[t] >> 4 * high & 15) - 8);
+  return y;
+}
+/* Integer dot products. 64 bytes are 4 of each of 16 lanes; q holds 4 signed bytes. dot: signed
+   bytes in [-127, 127], loaded by lattn_b_keys_; the sum comes with LATTN_DOT_BIAS_ times the sum
+   of q's bytes too much. dot_small: bytes in [0, 15], no bias. */
+#define LATTN_DOT_BIAS_ 0
+typedef struct lattn_i16_ {
+  int32_t r[16];
+} lattn_i16_;
+typedef struct lattn_b64_ {
+  unsigned char r[64];
+} lattn_b64_;
+LATTN_INLINE_ lattn_i16_ lattn_i_set_(int32_t x) {
+  lattn_i16_ y;
+  LATTN_LANES_ y.r[t] = x;
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_load_(const void *p) {
+  lattn_b64_ y;
+  LATTN_MEMCPY_(y.r, p, sizeof y.r);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) { return lattn_b_load_(p); }
+LATTN_INLINE_ lattn_b64_ lattn_b_half_(lattn_b64_ x, int high) {
+  for (int i = 0; i < 64; i++) x.r[i] = (unsigned char)(x.r[i] >> 4 * high & 15);
+  return x;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  signed char b[4];
+  LATTN_MEMCPY_(b, &q, sizeof b);
+  LATTN_LANES_ for (int i = 0; i < 4; i++) acc.r[t] += (signed char)k.r[4 * t + i] * b[i];
+  return acc;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  return lattn_i_dot_(acc, k, q);
+}
+/* acc * 128, wrapping */
+LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
+  LATTN_LANES_ acc.r[t] = (int32_t)((uint32_t)acc.r[t] << 7);
+  return acc;
+}
+/* acc - x (wrapping; the difference fits), as floats, rounded to nearest even */
+LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
+  lattn_v16_ y;
+  LATTN_LANES_ y.r[t] = (float)(int32_t)((uint32_t)acc.r[t] - (uint32_t)x);
+  return y;
+}
 #undef LATTN_LANES_
 
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
@@ -1383,6 +1467,85 @@ LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
     x[8 + c].r = _mm512_shuffle_f32x4(p, s, 0xdd);
     x[12 + c].r = _mm512_shuffle_f32x4(q, u, 0xdd);
   }
+}
+
+LATTN_INLINE_ lattn_v16_ lattn_v_exchange_(lattn_v16_ x, int h) {
+  if (h == 1) return lattn_v_of_(_mm512_permute_ps(x.r, 0xb1));
+  if (h == 2) return lattn_v_of_(_mm512_permute_ps(x.r, 0x4e));
+  if (h == 4) return lattn_v_of_(_mm512_shuffle_f32x4(x.r, x.r, 0xb1));
+  return lattn_v_of_(_mm512_shuffle_f32x4(x.r, x.r, 0x4e));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_set_f16_(const void *p) {
+  short h;
+  LATTN_MEMCPY_(&h, p, sizeof h);
+  return lattn_v_of_(_mm512_cvtph_ps(_mm256_set1_epi16(h)));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i8_(const void *p) {
+  __m128i b = _mm_loadu_si128((const __m128i *)p);
+  return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i4_(const void *p, int high) {
+  __m128i b = _mm_loadu_si128((const __m128i *)p);
+  if (high) b = _mm_srli_epi16(b, 4);
+  b = _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+  return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)));
+}
+typedef struct lattn_i16_ {
+  __m512i r;
+} lattn_i16_;
+typedef struct lattn_b64_ {
+  __m512i r;
+} lattn_b64_;
+LATTN_INLINE_ lattn_i16_ lattn_i_of_(__m512i r) {
+  lattn_i16_ y;
+  y.r = r;
+  return y;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_set_(int32_t x) { return lattn_i_of_(_mm512_set1_epi32(x)); }
+LATTN_INLINE_ lattn_b64_ lattn_b_load_(const void *p) {
+  lattn_b64_ y;
+  y.r = _mm512_loadu_si512(p);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_half_(lattn_b64_ x, int high) {
+  if (high) x.r = _mm512_srli_epi16(x.r, 4);
+  x.r = _mm512_and_si512(x.r, _mm512_set1_epi8(15));
+  return x;
+}
+#if defined(__AVX512VNNI__) /* unsigned by signed: keys + 128, by a flipped sign bit */
+#define LATTN_DOT_BIAS_ 128
+LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) {
+  lattn_b64_ y = lattn_b_load_(p);
+  y.r = _mm512_xor_si512(y.r, _mm512_set1_epi8((char)0x80));
+  return y;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  return lattn_i_of_(_mm512_dpbusd_epi32(acc.r, k.r, _mm512_set1_epi32(q)));
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  return lattn_i_dot_(acc, k, q);
+}
+#else /* even and odd bytes as 16-bit numbers */
+#define LATTN_DOT_BIAS_ 0
+LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) { return lattn_b_load_(p); }
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  __m512i b = _mm512_set1_epi32(q);
+  __m512i even = _mm512_madd_epi16(_mm512_srai_epi16(_mm512_slli_epi16(k.r, 8), 8),
+                                   _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+  __m512i odd = _mm512_madd_epi16(_mm512_srai_epi16(k.r, 8), _mm512_srai_epi16(b, 8));
+  return lattn_i_of_(_mm512_add_epi32(acc.r, _mm512_add_epi32(even, odd)));
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  __m512i pairs = _mm512_maddubs_epi16(k.r, _mm512_set1_epi32(q));
+  return lattn_i_of_(
+      _mm512_add_epi32(acc.r, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))));
+}
+#endif
+LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
+  return lattn_i_of_(_mm512_slli_epi32(acc.r, 7));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
+  return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc.r, _mm512_set1_epi32(x))));
 }
 
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX2
@@ -1549,6 +1712,86 @@ LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
       LATTN_UNROLL_
       for (int j = 0; j < 2; j++) x[8 * j + t].r[i] = q[i][j][t];
 }
+LATTN_INLINE_ lattn_v16_ lattn_v_exchange_(lattn_v16_ x, int h) {
+  lattn_v16_ y;
+  LATTN_HALVES_ {
+    if (h == 1) y.r[i] = _mm256_permute_ps(x.r[i], 0xb1);
+    else if (h == 2) y.r[i] = _mm256_permute_ps(x.r[i], 0x4e);
+    else if (h == 4) y.r[i] = _mm256_permute2f128_ps(x.r[i], x.r[i], 1);
+    else y.r[i] = x.r[1 - i];
+  }
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_set_f16_(const void *p) {
+  lattn_v16_ y;
+  short h;
+  LATTN_MEMCPY_(&h, p, sizeof h);
+  y.r[0] = y.r[1] = _mm256_cvtph_ps(_mm_set1_epi16(h));
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_of_bytes_(__m128i b) { /* signed */
+  lattn_v16_ y;
+  y.r[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+  y.r[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)));
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i8_(const void *p) {
+  return lattn_v_of_bytes_(_mm_loadu_si128((const __m128i *)p));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i4_(const void *p, int high) {
+  __m128i b = _mm_loadu_si128((const __m128i *)p);
+  if (high) b = _mm_srli_epi16(b, 4);
+  return lattn_v_of_bytes_(_mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8)));
+}
+#define LATTN_DOT_BIAS_ 0
+typedef struct lattn_i16_ {
+  __m256i r[2];
+} lattn_i16_;
+typedef struct lattn_b64_ {
+  __m256i r[2];
+} lattn_b64_;
+LATTN_INLINE_ lattn_i16_ lattn_i_set_(int32_t x) {
+  lattn_i16_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_set1_epi32(x);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_load_(const void *p) {
+  lattn_b64_ y;
+  LATTN_HALVES_ y.r[i] = _mm256_loadu_si256((const __m256i *)p + i);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) { return lattn_b_load_(p); }
+LATTN_INLINE_ lattn_b64_ lattn_b_half_(lattn_b64_ x, int high) {
+  LATTN_HALVES_ {
+    if (high) x.r[i] = _mm256_srli_epi16(x.r[i], 4);
+    x.r[i] = _mm256_and_si256(x.r[i], _mm256_set1_epi8(15));
+  }
+  return x;
+}
+/* |q| by keys with q's sign: pairs stay within 2 * 127 * 127 < 32768 */
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  __m256i b = _mm256_set1_epi32(q), a = _mm256_abs_epi8(b), one = _mm256_set1_epi16(1);
+  LATTN_HALVES_ acc.r[i] = _mm256_add_epi32(
+      acc.r[i],
+      _mm256_madd_epi16(_mm256_maddubs_epi16(a, _mm256_sign_epi8(k.r[i], b)), one));
+  return acc;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  __m256i b = _mm256_set1_epi32(q), one = _mm256_set1_epi16(1);
+  LATTN_HALVES_ acc.r[i] = _mm256_add_epi32(
+      acc.r[i], _mm256_madd_epi16(_mm256_maddubs_epi16(k.r[i], b), one));
+  return acc;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
+  LATTN_HALVES_ acc.r[i] = _mm256_slli_epi32(acc.r[i], 7);
+  return acc;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
+  lattn_v16_ y;
+  LATTN_HALVES_ y.r[i] =
+      _mm256_cvtepi32_ps(_mm256_sub_epi32(acc.r[i], _mm256_set1_epi32(x)));
+  return y;
+}
 #undef LATTN_HALVES_
 
 #elif LONGATTN_SIMD == LONGATTN_SIMD_NEON
@@ -1690,6 +1933,87 @@ LATTN_INLINE_ void lattn_v_transpose_(lattn_v16_ x[16]) {
       y[4 * j + 3].r[i] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
     }
   for (int i = 0; i < 16; i++) x[i] = y[i];
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_exchange_(lattn_v16_ x, int h) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ {
+    if (h == 1) y.r[i] = vrev64q_f32(x.r[i]);
+    else if (h == 2) y.r[i] = vextq_f32(x.r[i], x.r[i], 2);
+    else y.r[i] = x.r[i ^ h / 4];
+  }
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_set_f16_(const void *p) {
+  uint16_t h;
+  LATTN_MEMCPY_(&h, p, sizeof h);
+  return lattn_v_set_(lattn_from_f16_(h));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_of_bytes_(int8x16_t b) {
+  lattn_v16_ y;
+  int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_s8(vget_high_s8(b));
+  y.r[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+  y.r[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+  y.r[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+  y.r[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i8_(const void *p) {
+  return lattn_v_of_bytes_(vld1q_s8((const int8_t *)p));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_load_i4_(const void *p, int high) {
+  uint8x16_t b = vld1q_u8((const uint8_t *)p);
+  b = high ? vshrq_n_u8(b, 4) : vandq_u8(b, vdupq_n_u8(15));
+  return lattn_v_of_bytes_(vsubq_s8(vreinterpretq_s8_u8(b), vdupq_n_s8(8)));
+}
+#define LATTN_DOT_BIAS_ 0
+typedef struct lattn_i16_ {
+  int32x4_t r[4];
+} lattn_i16_;
+typedef struct lattn_b64_ {
+  int8x16_t r[4];
+} lattn_b64_;
+LATTN_INLINE_ lattn_i16_ lattn_i_set_(int32_t x) {
+  lattn_i16_ y;
+  LATTN_QUARTERS_ y.r[i] = vdupq_n_s32(x);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_load_(const void *p) {
+  lattn_b64_ y;
+  LATTN_QUARTERS_ y.r[i] = vld1q_s8((const int8_t *)p + 16 * i);
+  return y;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) { return lattn_b_load_(p); }
+LATTN_INLINE_ lattn_b64_ lattn_b_half_(lattn_b64_ x, int high) {
+  LATTN_QUARTERS_ {
+    uint8x16_t b = vreinterpretq_u8_s8(x.r[i]);
+    x.r[i] = vreinterpretq_s8_u8(high ? vshrq_n_u8(b, 4) : vandq_u8(b, vdupq_n_u8(15)));
+  }
+  return x;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  int8x16_t b = vreinterpretq_s8_s32(vdupq_n_s32(q));
+#if defined(__ARM_FEATURE_DOTPROD)
+  LATTN_QUARTERS_ acc.r[i] = vdotq_s32(acc.r[i], k.r[i], b);
+#else
+  LATTN_QUARTERS_ {
+    int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(k.r[i]), vget_low_s8(b)));
+    int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(k.r[i]), vget_high_s8(b)));
+    acc.r[i] = vaddq_s32(acc.r[i], vpaddq_s32(low, high));
+  }
+#endif
+  return acc;
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
+  return lattn_i_dot_(acc, k, q);
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
+  LATTN_QUARTERS_ acc.r[i] = vshlq_n_s32(acc.r[i], 7);
+  return acc;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ y.r[i] = vcvtq_f32_s32(vsubq_s32(acc.r[i], vdupq_n_s32(x)));
+  return y;
 }
 #undef LATTN_QUARTERS_
 
@@ -2081,45 +2405,538 @@ LATTN_FN_ void lattn_value_one_(int type, const float *w, const void *v, int64_t
     lattn_value_one_bf16_(w, v, at, stride, n_keys, dim, acc, e, ahead);
 }
 
-/* Values of a block that are not in its page: those of drafts, from lane `lane` on, row path[j -
-   lane] for lane j. */
-typedef struct lattn_tail_ {
+/* ---- keys and values of 8 and 4 bits ----
+   A row x is stored as integers q and a float16 scale: x ~ q * scale, q in [-127, 127] with the
+   row's largest |x| / 127; or with 4 bits, for each 32 dims, keys in [-8, 7] with -1/8 of the x of
+   the largest |x|, values in [-7, 7] with 1/7 of the largest |x|. In the
+   panels of 16 keys, 4 dims of a key are adjacent: [dims / 4][16][4] bytes, then 16 scales
+   (LATTN_I8); for each 32 dims [4][16][4] bytes, dims 0-3 of 8 in the low and 4-7 in the high
+   halves, q + 8, then 16 scales (LATTN_I4). Rows of values: dims up to a multiple of 16, scales
+   apart (LATTN_I8); for each 32 dims 16 bytes, dims 0-15 in the low and 16-31 in the high halves,
+   q + 8, and behind all of them their scales (LATTN_I4). What is beyond the dims is 0. */
+
+enum { LATTN_MAX_INT_DIM_ = 1024 }; /* a row of floats fits on the stack */
+
+LATTN_FN_ int lattn_is_int_(int32_t type) { return type >= LATTN_I8; }
+
+LATTN_FN_ int64_t lattn_up_(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+LATTN_FN_ int64_t lattn_panel_bytes_(int32_t type, int64_t dim) {
+  if (type == LATTN_I8) return lattn_up_(dim, 4) * LATTN_PANEL_ + 2 * LATTN_PANEL_;
+  if (type == LATTN_I4)
+    return lattn_up_(dim, 8) * LATTN_PANEL_ / 2 + (dim + 31) / 32 * 2 * LATTN_PANEL_;
+  return dim * LATTN_PANEL_ * (type == LATTN_F32 ? 4 : 2);
+}
+
+LATTN_FN_ int64_t lattn_row_bytes_(int32_t type, int64_t dim) {
+  if (type == LATTN_I8) return lattn_up_(dim, 16);
+  if (type == LATTN_I4) return (dim + 31) / 32 * 18;
+  return dim * (type == LATTN_F32 ? 4 : 2);
+}
+
+/* Size of the transform for a dim: the largest power of two that divides it, at most 128. */
+LATTN_FN_ int32_t lattn_basis_(int64_t dim) {
+  int32_t size = 128;
+  while (size > 8 && dim % size) size /= 2;
+  return size > 8 ? size : 0;
+}
+
+/* x becomes H x / sqrt(size), block by block of `size` elements: its own inverse. Sums of pairs 1,
+   2, 4, 8 apart, then of whole vectors. */
+LATTN_NOINLINE_ void lattn_hadamard_(float *x, int64_t dim, int32_t size) {
+  static const uint32_t upper[4] = {0xaaaau, 0xccccu, 0xf0f0u, 0xff00u}; /* lanes with that bit */
+  float root = size == 128 ? 0.0883883461f : size == 64 ? 0.125f
+                                       : size == 32 ? 0.176776692f : 0.25f;
+  lattn_v16_ by = lattn_v_set_(root), zero = lattn_v_set_(0);
+  for (int64_t i = 0; i < dim; i += 16) {
+    lattn_v16_ a = lattn_v_load_(x + i);
+#define LATTN_STAGE_(h, n)                                                                         \
+  a = lattn_v_add_(lattn_v_exchange_(a, h), lattn_v_if_bits_(upper[n], lattn_v_sub_(zero, a), a))
+    LATTN_STAGE_(1, 0);
+    LATTN_STAGE_(2, 1);
+    LATTN_STAGE_(4, 2);
+    LATTN_STAGE_(8, 3);
+#undef LATTN_STAGE_
+    lattn_v_store_(x + i, a);
+  }
+  for (int32_t h = 16; h < size; h *= 2)
+    for (int64_t i = 0; i < dim; i += i % h == h - 16 ? h + 16 : 16) {
+      lattn_v16_ a = lattn_v_load_(x + i), b = lattn_v_load_(x + i + h);
+      lattn_v_store_(x + i, lattn_v_add_(a, b));
+      lattn_v_store_(x + i + h, lattn_v_sub_(a, b));
+    }
+  for (int64_t i = 0; i < dim; i += 16)
+    lattn_v_store_(x + i, lattn_v_mul_(lattn_v_load_(x + i), by));
+}
+
+/* The first x of the largest |x|; NaN if any is not finite. */
+LATTN_FN_ float lattn_extreme_(const float *x, int64_t n) {
+  uint32_t most = 0;
+  float extreme = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t a = lattn_bits_(x[i]) & 0x7fffffffu;
+    if (a >= 0x7f800000u) return LATTN_NAN_;
+    if (a > most) most = a, extreme = x[i];
+  }
+  return extreme;
+}
+
+/* x / scale, rounded to nearest even, within [least, most]: an integer of at most 16 bits. */
+LATTN_FN_ int lattn_to_int_(float x, float scale, float least, float most) {
+  float y = x / scale;
+  y = y > most ? most : y < least ? least : y;
+  return (int16_t)(lattn_bits_(y + 12582912.0f) & 0xffffu); /* 1.5 * 2^23: ends on integers */
+}
+
+/* The float16 of a scale: NaN if it is not finite or too large (*lost). */
+LATTN_FN_ uint16_t lattn_scale_bits_(float scale, int *lost) {
+  uint16_t h = lattn_to_f16_(scale);
+  if (lattn_is_nan_(scale)) return 0x7e00u;
+  if ((h & 0x7fffu) < 0x7c00u) return h;
+  *lost = 1;
+  return 0x7e00u;
+}
+
+/* Up to 32 floats, in their basis, as integers in [least, most] and their scale. */
+typedef struct lattn_ints_ {
+  signed char q[32];
+  uint16_t scale;
+} lattn_ints_;
+
+LATTN_FN_ lattn_ints_ lattn_quantise_(const float *x, int n, float exact, float least, float most,
+                                      int *lost) {
+  lattn_ints_ y;
+  float scale;
+  LATTN_MEMSET_(&y, 0, sizeof y);
+  y.scale = lattn_scale_bits_(exact, lost);
+  scale = lattn_from_f16_(y.scale);
+  if (lattn_is_finite_(scale) && (lattn_bits_(scale) & 0x7fffffffu))
+    for (int i = 0; i < n; i++) y.q[i] = (signed char)lattn_to_int_(x[i], scale, least, most);
+  return y;
+}
+
+/* Dims d ... d + n - 1 of a row. all: the scale of the row (LATTN_I8). Of 4 bits, the extreme of a
+   key's dims becomes -8, so that of 16 numbers none is wasted: a fifth less error. It cuts the
+   other end off, though, always inwards, and in sums of values that would not average out: they
+   take 7 at both ends (measured: 1.4 instead of 2.7 % of perplexity). */
+LATTN_FN_ lattn_ints_ lattn_quantise_dims_(const float *x, int n, int type, int is_key, float all,
+                                           int *lost) {
+  float extreme;
+  if (type == LATTN_I8) return lattn_quantise_(x, n, all, -127, 127, lost);
+  extreme = lattn_extreme_(x, n);
+  if (is_key) return lattn_quantise_(x, n, extreme / -8, -8, 7, lost);
+  return lattn_quantise_(x, n, (extreme < 0 ? -extreme : extreme) / 7, -7, 7, lost);
+}
+
+/* The exact scale of a row of LATTN_I8. */
+LATTN_FN_ float lattn_row_scale_(const float *x, int type, int64_t dim) {
+  float extreme = type == LATTN_I8 ? lattn_extreme_(x, dim) : 0;
+  return (extreme < 0 ? -extreme : extreme) / 127;
+}
+
+/* A key into lane `lane` of its panel. Returns whether a finite key was too large for its scale. */
+LATTN_FN_ int lattn_put_key_ints_(char *panel, int type, int lane, const float *x, int64_t dim) {
+  int lost = 0;
+  float all = lattn_row_scale_(x, type, dim);
+  char *scales = panel + lattn_up_(dim, 4) * LATTN_PANEL_;
+  for (int64_t d = 0; d < dim; d += 32) {
+    int n = dim - d < 32 ? (int)(dim - d) : 32;
+    lattn_ints_ y = lattn_quantise_dims_(x + d, n, type, 1, all, &lost);
+    if (type == LATTN_I8) {
+      for (int i = 0; i < lattn_up_(n, 4); i++)
+        panel[(d + i) / 4 * 64 + 4 * lane + i % 4] = y.q[i];
+      LATTN_MEMCPY_(scales + 2 * lane, &y.scale, 2);
+      continue;
+    }
+    for (int i = 0; i < lattn_up_(n, 8); i += 8)
+      for (int j = 0; j < 4; j++)
+        panel[i / 8 * 64 + 4 * lane + j] =
+            (char)((y.q[i + j] + 8) | (y.q[i + 4 + j] + 8) << 4);
+    panel += lattn_up_(n, 8) / 8 * 64;
+    LATTN_MEMCPY_(panel + 2 * lane, &y.scale, 2);
+    panel += 2 * LATTN_PANEL_;
+  }
+  return lost;
+}
+
+/* The key of a lane, as the floats that it stands for. */
+LATTN_FN_ void lattn_get_key_ints_(const char *panel, int type, int lane, float *x, int64_t dim) {
+  const char *scales = panel + lattn_up_(dim, 4) * LATTN_PANEL_;
+  uint16_t h;
+  for (int64_t d = 0; d < dim; d += 32) {
+    int n = dim - d < 32 ? (int)(dim - d) : 32;
+    if (type == LATTN_I8) {
+      LATTN_MEMCPY_(&h, scales + 2 * lane, 2);
+      for (int i = 0; i < n; i++)
+        x[d + i] = (float)(signed char)panel[(d + i) / 4 * 64 + 4 * lane + i % 4];
+    } else {
+      for (int i = 0; i < n; i++) {
+        unsigned byte = (unsigned char)panel[i / 8 * 64 + 4 * lane + i % 4];
+        x[d + i] = (float)((int)(byte >> (i % 8 < 4 ? 0 : 4) & 15u) - 8);
+      }
+      panel += lattn_up_(n, 8) / 8 * 64;
+      LATTN_MEMCPY_(&h, panel + 2 * lane, 2);
+      panel += 2 * LATTN_PANEL_;
+    }
+    for (int i = 0; i < n; i++) x[d + i] = x[d + i] * lattn_from_f16_(h);
+  }
+}
+
+/* A value into its row; *scale gets that of LATTN_I8. */
+LATTN_FN_ int lattn_put_value_ints_(char *row, int type, const float *x, int64_t dim, char *scale) {
+  int lost = 0;
+  float all = lattn_row_scale_(x, type, dim);
+  char *scales = row + (dim + 31) / 32 * 16;
+  for (int64_t d = 0; d < dim; d += 32) {
+    int n = dim - d < 32 ? (int)(dim - d) : 32;
+    lattn_ints_ y = lattn_quantise_dims_(x + d, n, type, 0, all, &lost);
+    if (type == LATTN_I8) {
+      LATTN_MEMCPY_(row + d, y.q, (size_t)lattn_up_(n, 16));
+      LATTN_MEMCPY_(scale, &y.scale, 2);
+      continue;
+    }
+    for (int j = 0; j < 16; j++) row[d / 2 + j] = (char)((y.q[j] + 8) | (y.q[16 + j] + 8) << 4);
+    LATTN_MEMCPY_(scales + d / 32 * 2, &y.scale, 2);
+  }
+  return lost;
+}
+
+/* 16 columns of a row of values: LATTN_I8 without its scale. */
+LATTN_INLINE_ lattn_v16_ lattn_v_value_ints_(const char *row, int type, int64_t dim, int64_t c) {
+  if (type == LATTN_I8) return lattn_v_load_i8_(row + c);
+  return lattn_v_mul_(lattn_v_load_i4_(row + c / 32 * 16, (int)(c / 16 % 2)),
+                      lattn_v_set_f16_(row + (dim + 31) / 32 * 16 + c / 32 * 2));
+}
+
+LATTN_FN_ float lattn_value_scale_(const char *scales, int64_t row) {
+  uint16_t h;
+  LATTN_MEMCPY_(&h, scales + 2 * row, 2);
+  return lattn_from_f16_(h);
+}
+
+/* One row of values as floats, up to a multiple of 16. */
+LATTN_NOINLINE_ void lattn_widen_ints_(float *to, const char *row, int type, int64_t dim) {
+  for (int64_t c = 0; c < dim; c += 16)
+    lattn_v_store_(to + c, type == LATTN_I8 ? lattn_v_value_ints_(row, LATTN_I8, dim, c)
+                                            : lattn_v_value_ints_(row, LATTN_I4, dim, c));
+}
+
+/* Whether a scale of n_keys rows of LATTN_I4, of which `row` is the first, is not finite. */
+LATTN_FN_ int lattn_ints_nonfinite_(const char *row, int64_t row_bytes, int n_keys, int64_t dim) {
+  int bad = 0;
+  for (int j = 0; j < n_keys; j++, row += row_bytes)
+    for (int64_t g = 0; g < (dim + 31) / 32; g++)
+      bad |= !lattn_is_finite_(lattn_value_scale_(row + (dim + 31) / 32 * 16, g));
+  return bad;
+}
+
+/* Rows of values: of floats, `stride` elements apart, or of integers, `stride` bytes. */
+typedef struct lattn_rows_ {
   const void *v;
-  const uint8_t *path;
-  int type, lane;
-} lattn_tail_;
+  const char *scales; /* LATTN_I8: of row 0 */
+  int64_t stride;
+  int type;
+} lattn_rows_;
+
+/* 16 columns (n of them exist) of a row; *weight is multiplied by its scale. */
+LATTN_FN_ lattn_v16_ lattn_row_columns_(const lattn_rows_ *rows, int64_t row, int64_t dim,
+                                        int64_t c, int n, float *weight) {
+  int64_t at = row * rows->stride + c;
+  const char *ints = (const char *)rows->v + row * rows->stride;
+  if (rows->scales) *weight = *weight * lattn_value_scale_(rows->scales, row);
+  if (rows->type == LATTN_F32) return lattn_v_get_n_(rows->v, LATTN_F32, at, n);
+  if (rows->type == LATTN_F16) return lattn_v_get_n_(rows->v, LATTN_F16, at, n);
+  if (rows->type == LATTN_BF16) return lattn_v_get_n_(rows->v, LATTN_BF16, at, n);
+  if (rows->type == LATTN_I8) return lattn_v_value_ints_(ints, LATTN_I8, dim, c);
+  return lattn_v_value_ints_(ints, LATTN_I4, dim, c);
+}
 
 /* Values of one row when a key that it does not see may hold infinity or NaN, or whose last keys
-   are drafts: only its own keys (bits of `visible`, 8 panels) enter the chain. The same order, the
-   same bits. Rare, so plain. tail may be NULL. */
-LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], int type, const float *w,
-                                          const void *v, int64_t at, int64_t stride, int first,
-                                          int end, int64_t dim, float *acc, float e,
-                                          const lattn_tail_ *tail) {
+   are drafts: only its own keys, lanes [first, end) with their bit in `visible` (8 panels), enter
+   the chain. The same order, the same bits. Rare, so plain. Lanes from `lane` on are the rows path[
+   lane of it - lane] of `drafts`. */
+LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], const lattn_rows_ *rows,
+                                          const lattn_rows_ *drafts, const uint8_t *path, int lane,
+                                          const float *w, int first, int end, int64_t dim,
+                                          float *acc, float e) {
   for (int64_t c = 0; c < dim; c += 16) {
     int n = dim - c < 16 ? (int)(dim - c) : 16;
     lattn_v16_ sum = lattn_v_set_(0), b;
     for (int j = first; j < end; j++) {
-      int64_t i = at + (j - first) * stride + c;
-      const void *from = v;
-      int t = type;
+      float weight = w[j];
       if (!(visible[j / 16] >> (j % 16) & 1u)) continue;
-      if (tail && j >= tail->lane) {
-        from = tail->v;
-        t = tail->type;
-        i = tail->path[j - tail->lane] * dim + c;
-      }
-      if (t == LATTN_F32)
-        b = lattn_v_get_n_(from, LATTN_F32, i, n);
-      else if (t == LATTN_F16)
-        b = lattn_v_get_n_(from, LATTN_F16, i, n);
-      else
-        b = lattn_v_get_n_(from, LATTN_BF16, i, n);
-      sum = lattn_v_fma_(lattn_v_set_(w[j]), b, sum);
+      b = j < lane ? lattn_row_columns_(rows, j, dim, c, n, &weight)
+                   : lattn_row_columns_(drafts, path[j - lane], dim, c, n, &weight);
+      sum = lattn_v_fma_(lattn_v_set_(weight), b, sum);
     }
     lattn_v_store_(acc + c, lattn_v_fma_(lattn_v_load_(acc + c), lattn_v_set_(e), sum));
   }
 }
+
+/* ---- queries of integers ----
+   In the place of a query's floats. For keys of LATTN_I8, of which its rounding must not double the
+   error, 15 bits, q = 128 * high + low: bytes of high, dims up to a multiple of 4, as many of low;
+   128 * (sum of high) + (sum of low), an int32_t; its scale, a float. For LATTN_I4 8 bits: bytes,
+   dims up to a multiple of 32; sums of each 32; its scale. */
+
+/* Where the sums are. */
+LATTN_INLINE_ int64_t lattn_query_sums_at_(int type, int64_t dim) {
+  return type == LATTN_I8 ? 2 * ((dim + 3) / 4 * 4) : (dim + 31) / 32 * 32;
+}
+LATTN_INLINE_ int64_t lattn_query_scale_at_(int type, int64_t dim) {
+  return lattn_query_sums_at_(type, dim) + (type == LATTN_I8 ? 4 : (dim + 31) / 32 * 4);
+}
+
+LATTN_NOINLINE_ void lattn_query_ints_(float *row, int type, int64_t dim, int32_t basis,
+                                       float factor) {
+  char *to = (char *)(void *)row, low[LATTN_MAX_INT_DIM_];
+  float most = type == LATTN_I8 ? 127 * 128 : 127, scale;
+  int64_t end = type == LATTN_I8 ? lattn_up_(dim, 4) : lattn_up_(dim, 32);
+  int32_t sum = 0, all = 0;
+  if (basis) lattn_hadamard_(row, dim, basis);
+  scale = lattn_extreme_(row, dim) / most;
+  if (scale < 0) scale = -scale;
+  for (int64_t i = 0; i < end; i++) { /* what is written lies before what is still to be read */
+    int q = 0, high;
+    if (i < dim && (lattn_bits_(scale) & 0x7fffffffu) && lattn_is_finite_(scale))
+      q = lattn_to_int_(row[i], scale, -most, most);
+    high = type == LATTN_I8 ? (q + 64) >> 7 : q;
+    low[i % LATTN_MAX_INT_DIM_] = (char)(q - 128 * high);
+    to[i] = (char)high;
+    all += q;
+  }
+  if (type == LATTN_I8) {
+    LATTN_MEMCPY_(to + end, low, (size_t)end);
+    LATTN_MEMCPY_(to + 2 * end, &all, 4);
+  }
+  for (int64_t i = 0; type == LATTN_I4 && i < end; i++) {
+    sum = (i % 32 ? sum : 0) + (signed char)to[i];
+    LATTN_MEMCPY_(to + end + i / 32 * 4, &sum, 4);
+  }
+  scale = scale * factor;
+  LATTN_MEMCPY_(to + lattn_query_scale_at_(type, dim), &scale, 4);
+}
+
+LATTN_INLINE_ int32_t lattn_int_at_(const char *p) {
+  int32_t x;
+  LATTN_MEMCPY_(&x, p, sizeof x);
+  return x;
+}
+LATTN_INLINE_ float lattn_query_scale_(const char *q, int type, int64_t dim) {
+  float x;
+  LATTN_MEMCPY_(&x, q + lattn_query_scale_at_(type, dim), sizeof x);
+  return x;
+}
+
+/* Scores of m rows against `panels` panels of LATTN_I8 keys: (sum of integers) * key's scale *
+   query's scale. Per 4 dims of a full AVX-512 tile, twice: 4 key loads, 6 broadcasts, 24 dot
+   products. */
+LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_t stride,
+                                        int64_t dim, const char *k, int64_t panel_bytes,
+                                        int64_t ahead, float *s) {
+  lattn_i16_ acc[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_];
+  lattn_b64_ b[LATTN_TILE_PANELS_];
+  int64_t units = lattn_up_(dim, 4) / 4;
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_set_(0);
+  for (int low = 0; low < 2; low++) {
+    if (low) {
+      LATTN_UNROLL_
+      for (int a = 0; a < m; a++)
+        LATTN_UNROLL_
+        for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_times_128_(acc[a][p]);
+    }
+    for (int64_t d = 0; d < units; d++) {
+      LATTN_UNROLL_
+      for (int p = 0; p < panels; p++) {
+        const char *at = k + p * panel_bytes + d * 64;
+        b[p] = lattn_b_keys_(at);
+        if (m < LATTN_TILE_ROWS_ && !low)
+          LATTN_PREFETCH_((const void *)((uintptr_t)at + (uintptr_t)ahead));
+      }
+      LATTN_UNROLL_
+      for (int a = 0; a < m; a++) {
+        int32_t x = lattn_int_at_(q + a * stride + 4 * (d + low * units));
+        LATTN_UNROLL_
+        for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_dot_(acc[a][p], b[p], x);
+      }
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++) {
+    lattn_v16_ by = lattn_v_set_(lattn_query_scale_(q + a * stride, LATTN_I8, dim));
+    int32_t more =
+        LATTN_DOT_BIAS_ * lattn_int_at_(q + a * stride + lattn_query_sums_at_(LATTN_I8, dim));
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++) {
+      const char *scales = k + p * panel_bytes + units * 64;
+      lattn_v16_ x = lattn_v_of_less_(acc[a][p], more);
+      x = lattn_v_mul_(x, lattn_v_load_f16_((const uint16_t *)(const void *)scales));
+      lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_, lattn_v_mul_(x, by));
+    }
+  }
+}
+
+/* The same of LATTN_I4 keys: for each 32 dims fma(sum of integers, scale, score), from +0. */
+LATTN_INLINE_ void lattn_score_i4_body_(int m, int panels, const char *q, int64_t stride,
+                                        int64_t dim, const char *k, int64_t panel_bytes,
+                                        int64_t ahead, float *s) {
+  lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_];
+  lattn_i16_ acc[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_];
+  int64_t groups = (dim + 31) / 32;
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++) sum[a][p] = lattn_v_set_(0);
+  for (int64_t g = 0; g < groups; g++) {
+    int64_t units = lattn_up_(dim - 32 * g < 32 ? dim - 32 * g : 32, 8) / 8;
+    const char *at = k + g * (256 + 2 * LATTN_PANEL_);
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++)
+      LATTN_UNROLL_
+      for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_set_(0);
+    for (int64_t u = 0; u < units; u++)
+      LATTN_UNROLL_
+      for (int p = 0; p < panels; p++) {
+        lattn_b64_ b = lattn_b_load_(at + p * panel_bytes + u * 64), low, high;
+        if (m < LATTN_TILE_ROWS_)
+          LATTN_PREFETCH_((const void *)((uintptr_t)at + (uintptr_t)(p * panel_bytes + u * 64) +
+                                         (uintptr_t)ahead));
+        low = lattn_b_half_(b, 0);
+        high = lattn_b_half_(b, 1);
+        LATTN_UNROLL_
+        for (int a = 0; a < m; a++) {
+          const char *x = q + a * stride + 32 * g + 8 * u;
+          acc[a][p] = lattn_i_dot_small_(acc[a][p], low, lattn_int_at_(x));
+          acc[a][p] = lattn_i_dot_small_(acc[a][p], high, lattn_int_at_(x + 4));
+        }
+      }
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++) {
+      int32_t more = 8 * lattn_int_at_(q + a * stride + 32 * groups + 4 * g);
+      LATTN_UNROLL_
+      for (int p = 0; p < panels; p++) {
+        const char *scales = at + p * panel_bytes + units * 64;
+        sum[a][p] = lattn_v_fma_(lattn_v_of_less_(acc[a][p], more),
+                                 lattn_v_load_f16_((const uint16_t *)(const void *)scales),
+                                 sum[a][p]);
+      }
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int p = 0; p < panels; p++)
+      lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_,
+                     lattn_v_mul_(sum[a][p],
+                                  lattn_v_set_(lattn_query_scale_(q + a * stride, LATTN_I4,
+                                                                  dim))));
+}
+
+LATTN_INLINE_ void lattn_score_ints_panels_(int m, int type, const char *q, int64_t stride,
+                                            int64_t dim, const char *k, int64_t panel_bytes,
+                                            int64_t ahead, int first, int end, float *s) {
+  /* of 4 bits, two kinds of accumulators share the registers */
+  const int wide = type == LATTN_I8 ? LATTN_TILE_PANELS_ : (LATTN_TILE_PANELS_ + 1) / 2;
+  for (int p = first, n; p < end; p += n) {
+    const char *at = k + p * panel_bytes;
+    n = end - p >= wide ? wide : 1;
+    if (type == LATTN_I8 && n == wide)
+      lattn_score_i8_body_(m, wide, q, stride, dim, at, panel_bytes, ahead, s + 16 * p);
+    else if (type == LATTN_I8)
+      lattn_score_i8_body_(m, 1, q, stride, dim, at, panel_bytes, ahead, s + 16 * p);
+    else if (n == wide)
+      lattn_score_i4_body_(m, wide, q, stride, dim, at, panel_bytes, ahead, s + 16 * p);
+    else
+      lattn_score_i4_body_(m, 1, q, stride, dim, at, panel_bytes, ahead, s + 16 * p);
+  }
+}
+
+#define LATTN_SCORE_INTS_(name, type)                                                              \
+  LATTN_NOINLINE_ void name(int m, const char *q, int64_t stride, int64_t dim, const char *k,      \
+                            int64_t panel_bytes, int64_t ahead, int first, int end, float *s) {    \
+    switch (m) {                                                                                   \
+      case 1: LATTN_BODY_(1, type); break;                                                         \
+      case 2: LATTN_BODY_(2, type); break;                                                         \
+      case 3: LATTN_BODY_(3, type); break;                                                         \
+      case 4: LATTN_BODY_(4, type); break;                                                         \
+      case 5: LATTN_BODY_(5, type); break;                                                         \
+      default: LATTN_BODY_(6, type); break;                                                        \
+    }                                                                                              \
+  }
+#define LATTN_BODY_(M, type)                                                                       \
+  lattn_score_ints_panels_(M, type, q, stride, dim, k, panel_bytes, ahead, first, end, s)
+LATTN_SCORE_INTS_(lattn_score_i8_, LATTN_I8)
+LATTN_SCORE_INTS_(lattn_score_i4_, LATTN_I4)
+#undef LATTN_BODY_
+#undef LATTN_SCORE_INTS_
+
+/* Values of m rows, as lattn_value_body_: rows of `row_bytes` bytes of 8 (times no scale: it is in
+   the weights) or 4 bits. 16 columns at a time for all rows. */
+LATTN_INLINE_ void lattn_value_ints_body_(int m, int vectors, int type, const float *w,
+                                          const char *v, int64_t row_bytes, int n_keys, int64_t dim,
+                                          int64_t c, float *acc, int64_t acc_stride, const float *e,
+                                          int64_t ahead) {
+  lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) sum[a][i] = lattn_v_set_(0);
+  for (int j = 0; j < n_keys; j++, v += row_bytes) {
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) b[i] = lattn_v_value_ints_(v, type, dim, c + 16 * i);
+    if (m < LATTN_TILE_ROWS_)
+      LATTN_PREFETCH_((const void *)((uintptr_t)v + (uintptr_t)(c / (type == LATTN_I8 ? 1 : 2)) +
+                                     (uintptr_t)ahead));
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++) {
+      lattn_v16_ x = lattn_v_set_(w[a * LATTN_BLOCK_ + j]);
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++) sum[a][i] = lattn_v_fma_(x, b[i], sum[a][i]);
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) {
+      float *to = acc + a * acc_stride + 16 * i;
+      lattn_v_store_(to, lattn_v_fma_(lattn_v_load_(to), lattn_v_set_(e[a]), sum[a][i]));
+    }
+}
+
+LATTN_INLINE_ void lattn_value_ints_columns_(int m, int type, const float *w, const char *v,
+                                             int64_t row_bytes, int n_keys, int64_t dim, float *acc,
+                                             int64_t acc_stride, const float *e, int64_t ahead) {
+  int64_t c = 0;
+  for (; c + 16 * LATTN_TILE_PANELS_ <= lattn_up_(dim, 16); c += 16 * LATTN_TILE_PANELS_)
+    lattn_value_ints_body_(m, LATTN_TILE_PANELS_, type, w, v, row_bytes, n_keys, dim, c, acc + c,
+                           acc_stride, e, ahead);
+  for (; c < dim; c += 16)
+    lattn_value_ints_body_(m, 1, type, w, v, row_bytes, n_keys, dim, c, acc + c, acc_stride, e,
+                           ahead);
+}
+
+#define LATTN_VALUE_INTS_(name, type)                                                              \
+  LATTN_NOINLINE_ void name(int m, const float *w, const char *v, int64_t row_bytes, int n_keys,   \
+                            int64_t dim, float *acc, int64_t acc_stride, const float *e,           \
+                            int64_t ahead) {                                                       \
+    switch (m) {                                                                                   \
+      case 1: LATTN_BODY_(1, type); break;                                                         \
+      case 2: LATTN_BODY_(2, type); break;                                                         \
+      case 3: LATTN_BODY_(3, type); break;                                                         \
+      case 4: LATTN_BODY_(4, type); break;                                                         \
+      case 5: LATTN_BODY_(5, type); break;                                                         \
+      default: LATTN_BODY_(6, type); break;                                                        \
+    }                                                                                              \
+  }
+#define LATTN_BODY_(M, type)                                                                       \
+  lattn_value_ints_columns_(M, type, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
+LATTN_VALUE_INTS_(lattn_value_i8_, LATTN_I8)
+LATTN_VALUE_INTS_(lattn_value_i4_, LATTN_I4)
+#undef LATTN_BODY_
+#undef LATTN_VALUE_INTS_
 
 /* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the
    panels that these touch become +0. */
@@ -2395,7 +3212,18 @@ LATTN_FN_ int lattn_same_view_(const lattn_tensor *a, const lattn_tensor *b) {
    A slot is where a token is stored, a position what the user counts: equal until tokens are
    removed. Blocks, ranges of rows and the tree count slots. */
 
+/* How a head's pages store keys and values: panels of 16 keys, then rows of values, then, of
+   LATTN_I8, the rows' scales. A basis is the size of a Hadamard transform, 0 = none. */
+typedef struct lattn_storage_ {
+  int32_t key_type, value_type, key_basis, value_basis;
+  int32_t page_size, zero; /* index into the pool's sizes */
+  int64_t panel_bytes, row_bytes;
+  int64_t value_at, page_bytes; /* of a page */
+  int64_t draft_value_at, draft_scales_at, draft_bytes; /* of a draft area */
+} lattn_storage_;
+
 typedef struct lattn_rule_ {
+  lattn_storage_ s;
   int64_t sinks, window, slack; /* window 0: full head */
   int32_t policy, in_cache;
   int64_t pages;       /* offset of uint32_t numbers of pages from the cache */
@@ -2404,6 +3232,11 @@ typedef struct lattn_rule_ {
   int64_t first_block; /* blocks [first_block, end) are held besides the sink blocks */
   int64_t drafts;      /* offset of the draft area from the cache */
 } lattn_rule_;
+
+/* Where the scales of a page's or draft area's values are, in bytes from the values on. */
+LATTN_FN_ int64_t lattn_scales_at_(const lattn_storage_ *s, int64_t rows) {
+  return rows * s->row_bytes;
+}
 
 LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head);
 LATTN_FN_ const char *lattn_cache_page_(const lattn_cache *cache, int32_t kv_head, int64_t block);
@@ -2424,7 +3257,6 @@ LATTN_FN_ int lattn_draft_number_(const lattn_cache *cache, const uint8_t *depth
 LATTN_FN_ int lattn_draft_depth_(const lattn_cache *cache, int number);
 LATTN_FN_ int lattn_draft_parent_(const lattn_cache *cache, int number);
 LATTN_FN_ const char *lattn_draft_keys_(const lattn_cache *cache, int32_t kv_head);
-LATTN_FN_ uint64_t lattn_draft_value_at_(const lattn_cache *cache);
 
 /* One sequence of a call on caches. */
 typedef struct lattn_seq_ {
@@ -2469,8 +3301,6 @@ typedef struct lattn_job_ {
   int32_t first_sequence;   /* the caller's index of seqs[0] */
   int32_t of_caches;
   size_t seqs_at;           /* in scratch */
-  int32_t key_type, value_type; /* of the caches' pages */
-  int64_t value_at;         /* byte offset of the values in a page */
   lattn_turning_ turning;
   int64_t dk, dv, columns;  /* columns: dv up to a multiple of 16 */
   int64_t group;            /* query heads of a KV head */
@@ -2825,6 +3655,8 @@ LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, co
 typedef struct lattn_block_ {
   const void *k, *v;
   int k_type, v_type;
+  int64_t panel_bytes; /* of integer keys */
+  const char *scales;  /* NULL, or of the values of LATTN_I8: they go into the weights */
   int panels;          /* k is in panels; else strided, lane t at (k_index + t) * k_stride */
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
@@ -2849,13 +3681,17 @@ LATTN_FN_ void lattn_cover_(int *lo, int *hi, int64_t from, int64_t to, int64_t 
 
 LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                 lattn_block_ *b) {
+  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
   const char *page = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
   b->panels = 1;
   b->k = page;
-  b->k_type = job->key_type;
-  b->v = page + job->value_at;
-  b->v_type = job->value_type;
-  b->v_stride = job->dv;
+  b->k_type = st->key_type;
+  b->panel_bytes = st->panel_bytes;
+  b->v = page + st->value_at;
+  b->v_type = st->value_type;
+  b->v_stride = lattn_is_int_(st->value_type) ? st->row_bytes : job->dv;
+  if (st->value_type == LATTN_I8)
+    b->scales = page + st->value_at + lattn_scales_at_(st, LATTN_BLOCK_);
   base += LATTN_BLOCK_;
   if (base >= it->lo && base < it->hi && base < lattn_stored_slots_(it->cache) &&
       !lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) {
@@ -2923,6 +3759,18 @@ LATTN_FN_ int64_t lattn_zone_(const lattn_job_ *job, const lattn_item_ *it,
   return zone;
 }
 
+/* Rotated queries are scaled, or made integers. */
+LATTN_FN_ void lattn_finish_queries_(const lattn_job_ *job, const lattn_item_ *it, float *q,
+                                     int64_t n) {
+  const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
+  if (!st || !lattn_is_int_(st->key_type)) {
+    lattn_scale_(q, n * job->dk, job->scale);
+    return;
+  }
+  for (int64_t i = 0; i < n; i++)
+    lattn_query_ints_(q + i * job->dk, st->key_type, job->dk, st->key_basis, job->scale);
+}
+
 /* Rows r ... r + m - 1 of q_other as a zone wants them. */
 LATTN_FN_ void lattn_fill_other_(const lattn_job_ *job, const lattn_item_ *it,
                                  const lattn_space_ *sp, int64_t r, int64_t m, int64_t zone) {
@@ -2935,7 +3783,7 @@ LATTN_FN_ void lattn_fill_other_(const lattn_job_ *job, const lattn_item_ *it,
     lattn_widen_row_(sp->q_other + i * job->dk, &job->q, row->token, row->head);
     lattn_turn_at_(sp->q_other + i * job->dk, sp->angles, &job->turning, position, &at);
   }
-  lattn_scale_(sp->q_other + r * job->dk, m * job->dk, job->scale);
+  lattn_finish_queries_(job, it, sp->q_other + r * job->dk, m);
 }
 
 /* Counts the zones of the block that are not the rows' own. One other is filled for all rows, and
@@ -2981,17 +3829,21 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
   if (!b->panels) {
     lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, hi);
     b->k = sp->keys;
-  } else if (b->k_type != LATTN_F32) {
+  } else if (b->k_type == LATTN_F16 || b->k_type == LATTN_BF16) {
     int64_t from = b->lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
     lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
     b->k = sp->keys;
   }
   b->panels = 1;
-  b->k_type = LATTN_F32;
+  if (!lattn_is_int_(b->k_type)) b->k_type = LATTN_F32;
   if (job->weights || (b->v_type == LATTN_F32 && it->cache)) return;
   for (int j = b->lo; j < hi; j++)
-    lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
-                 job->dv);
+    if (lattn_is_int_(b->v_type))
+      lattn_widen_ints_(sp->values + j * job->columns,
+                        (const char *)b->v + (b->v_index + j) * b->v_stride, b->v_type, job->dv);
+    else
+      lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
+                   job->dv);
   b->v = sp->values;
   b->v_type = LATTN_F32;
   b->v_index = 0;
@@ -3004,6 +3856,13 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
     for (int p = first; p < end; p++)
       lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
                            b->lo - 16 * p, b->hi - 16 * p, s + 16 * p);
+  } else if (lattn_is_int_(b->k_type)) {
+    const char *ints = (const char *)(const void *)q, *k = (const char *)b->k;
+    int64_t stride = job->dk * (int64_t)sizeof *q;
+    if (b->k_type == LATTN_I8)
+      lattn_score_i8_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
+    else
+      lattn_score_i4_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
   } else if (m == 1) {
     lattn_score_one_(b->k_type, q, job->dk, b->k, b->ahead, first, end, s);
   } else if (b->k_type == LATTN_F32) {
@@ -3039,7 +3898,13 @@ LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_
 LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
                                  int hi, const float *w, float *acc, const float *e) {
   int64_t at = (b->v_index + lo) * b->v_stride;
-  if (m == 1)
+  if (b->v_type == LATTN_I8)
+    lattn_value_i8_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
+                    job->columns, e, b->ahead);
+  else if (b->v_type == LATTN_I4)
+    lattn_value_i4_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
+                    job->columns, e, b->ahead);
+  else if (m == 1)
     lattn_value_one_(b->v_type, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, e, b->ahead);
   else if (b->v_type == LATTN_F32)
     lattn_value_f32_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
@@ -3050,6 +3915,21 @@ LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   else
     lattn_value_bf16_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
                      b->ahead);
+}
+
+LATTN_FN_ lattn_rows_ lattn_rows_of_(const lattn_block_ *b) {
+  lattn_rows_ rows;
+  size_t size = lattn_is_int_(b->v_type) ? 1 : lattn_type_size_(b->v_type);
+  rows.v = b->v ? (const char *)b->v + b->v_index * b->v_stride * (int64_t)size : 0;
+  rows.scales = b->scales;
+  rows.stride = b->v_stride;
+  rows.type = b->v_type;
+  return rows;
+}
+
+/* Bytes of those scales. */
+LATTN_FN_ int64_t lattn_scale_bytes_(const lattn_storage_ *s, int64_t rows) {
+  return s->value_type == LATTN_I8 ? 2 * rows : 0;
 }
 
 /* ---- drafts ----
@@ -3075,8 +3955,14 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
   uint8_t path[64];
   float scores[64];
   int64_t first = lattn_stored_slots_(it->cache);
-  const char *keys = lattn_draft_keys_(it->cache, it->kv);
+  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
   int depth = lattn_draft_path_(it, sp->rows + r, path), panels = 0, stop;
+  lattn_block_ b;
+  LATTN_MEMSET_(&b, 0, sizeof b);
+  b.k = lattn_draft_keys_(it->cache, it->kv);
+  b.k_type = st->key_type;
+  b.panel_bytes = st->panel_bytes;
+  b.panels = 1;
   for (int d = 0; d <= depth; d++)
     if (path[d] / LATTN_PANEL_ >= panels) panels = path[d] / LATTN_PANEL_ + 1;
   for (int lane = (int)lattn_max_(0, first - base); lane < hi; lane = stop) {
@@ -3086,7 +3972,7 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
       lattn_fill_other_(job, it, sp, r, 1, zone);
       sp->other = -2;
     }
-    lattn_score_one_(job->key_type, q + r * job->dk, job->dk, keys, 0, 0, panels, scores);
+    lattn_score_tile_(job, &b, 1, q + r * job->dk, 0, panels, scores);
     for (int j = lane; j < stop && j < hi; j++)
       if (base + j - first <= depth) s[j] = scores[path[base + j - first]];
   }
@@ -3098,15 +3984,19 @@ LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item
                                          const uint32_t visible[8], int64_t base, int64_t r, int lo,
                                          int hi, const float *w, float *acc, float e) {
   uint8_t path[64];
-  lattn_tail_ tail;
+  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
+  lattn_rows_ rows = lattn_rows_of_(b), drafts;
   int64_t first = lattn_stored_slots_(it->cache);
+  int lane = (int)lattn_max_(0, first - base);
+  const char *v = lattn_draft_keys_(it->cache, it->kv) + st->draft_value_at;
   lattn_draft_path_(it, sp->rows + r, path);
-  tail.v = lattn_draft_keys_(it->cache, it->kv) + lattn_draft_value_at_(it->cache);
-  tail.lane = (int)lattn_max_(0, first - base);
-  tail.path = path + (base + tail.lane - first);
-  tail.type = job->value_type;
-  lattn_value_careful_(visible, b->v_type, w, b->v, (b->v_index + lo) * b->v_stride, b->v_stride,
-                       lo, hi, job->dv, acc, e, &tail);
+  drafts.v = v;
+  drafts.type = st->value_type;
+  drafts.stride = lattn_is_int_(st->value_type) ? st->row_bytes : job->dv;
+  drafts.scales = st->value_type == LATTN_I8
+                      ? lattn_draft_keys_(it->cache, it->kv) + st->draft_scales_at : 0;
+  lattn_value_careful_(visible, &rows, &drafts, path + (base + lane - first), lane, w, lo, hi,
+                       job->dv, acc, e);
 }
 
 /* Scores of rows r ... r + m - 1 of the item against one block: panels [*first, *end) of sp->s, of
@@ -3135,12 +4025,35 @@ LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, l
   return 1;
 }
 
+/* Whether a value of the lanes that rows of the item may see is not finite. */
+LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
+  int64_t from = b->v_index + b->lo;
+  int bad = 0, hi = b->hi < b->stored ? b->hi : b->stored;
+  for (int j = b->lo; b->scales && j < hi; j++)
+    bad |= !lattn_is_finite_(lattn_value_scale_(b->scales, j));
+  if (bad || b->v_type == LATTN_I8) return bad;
+  if (b->v_type == LATTN_I4)
+    return lattn_ints_nonfinite_((const char *)b->v + from * b->v_stride, b->v_stride, hi - b->lo,
+                                 job->dv);
+  return lattn_values_nonfinite_(b->v, b->v_type, from * b->v_stride, b->v_stride, hi - b->lo,
+                                 job->dv);
+}
+
+/* Weights of panels [first, end) times the scales of their values. */
+LATTN_FN_ void lattn_scale_weights_(float *w, const char *scales, int first, int end) {
+  for (int p = first; p < end; p++) {
+    const uint16_t *h = (const uint16_t *)(const void *)(scales + 32 * p);
+    lattn_v_store_(w + 16 * p, lattn_v_mul_(lattn_v_load_(w + 16 * p), lattn_v_load_f16_(h)));
+  }
+}
+
 /* Rows r ... r + m - 1 of the item against one block. */
 LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                            lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
   uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
   float sum[LATTN_TILE_ROWS_], e[16] = {0};
   int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_], apart = 0;
+  lattn_rows_ rows;
   if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
   drafts = hi > b->stored;
   for (int a = 0; a < m; a++) {
@@ -3167,18 +4080,18 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       lattn_draft_values_(job, it, sp, b, visible[a], base, r + a, lo, hi,
                           sp->s + a * LATTN_BLOCK_, to.acc + (r + a) * job->columns, e[a]);
   if (drafts) return;
-  if (apart && b->nonfinite < 0)
-    b->nonfinite = lattn_values_nonfinite_(b->v, b->v_type, (b->v_index + b->lo) * b->v_stride,
-                                           b->v_stride, b->hi - b->lo, job->dv);
+  if (apart && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
   if (!apart || !b->nonfinite) {
+    for (int a = 0; b->scales && a < m; a++)
+      lattn_scale_weights_(sp->s + a * LATTN_BLOCK_, b->scales, first, end);
     lattn_value_tile_(job, b, m, lo, hi, sp->s, to.acc + r * job->columns, e);
     return;
   }
+  rows = lattn_rows_of_(b);
   for (int a = 0; a < m; a++)
     if (!empty[a])
-      lattn_value_careful_(visible[a], b->v_type, sp->s + a * LATTN_BLOCK_, b->v,
-                           (b->v_index + lo) * b->v_stride, b->v_stride, lo, hi, job->dv,
-                           to.acc + (r + a) * job->columns, e[a], 0);
+      lattn_value_careful_(visible[a], &rows, 0, 0, LATTN_BLOCK_, sp->s + a * LATTN_BLOCK_, lo, hi,
+                           job->dv, to.acc + (r + a) * job->columns, e[a]);
 }
 
 /* ---- units ---- */
@@ -3303,7 +4216,7 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     else
       lattn_turn_at_(q, sp->angles, &job->turning, row->hi - 1, &at);
   }
-  lattn_scale_(sp->q, it->rows * job->dk, job->scale);
+  lattn_finish_queries_(job, it, sp->q, it->rows);
 }
 
 LATTN_FN_ int lattn_free_slot_(const lattn_space_ *sp) {
@@ -3358,9 +4271,8 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
 }
 
 /* While the tile at row r works, its share of the next page is asked for. */
-LATTN_FN_ void lattn_hint_(const lattn_job_ *job, const lattn_block_ *b, int64_t r, int64_t rows) {
-  int64_t bytes =
-      job->value_at + job->dv * LATTN_BLOCK_ * (int64_t)lattn_type_size_(job->value_type);
+LATTN_FN_ void lattn_hint_(const lattn_item_ *it, const lattn_block_ *b, int64_t r, int64_t rows) {
+  int64_t bytes = lattn_cache_rule_(it->cache, it->kv)->s.page_bytes;
   int64_t at = bytes * r / rows, end = bytes * (r + LATTN_TILE_ROWS_) / rows;
   for (; at < end; at += 64) LATTN_PREFETCH_((const void *)((uintptr_t)b->page + (uintptr_t)at));
 }
@@ -3391,7 +4303,7 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
       }
       for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
-        if (b.ahead && it->rows > LATTN_FEW_ROWS_) lattn_hint_(job, &b, r, it->rows);
+        if (b.ahead && it->rows > LATTN_FEW_ROWS_) lattn_hint_(it, &b, r, it->rows);
         lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
       }
       if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
@@ -3403,11 +4315,11 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
 }
 
 /* Finishing (attend's root and lattn_merge): learned sink, division, gate, rounding, lse. m, l
-   and acc are changed. z: the head's sink logit, or -infinity. Returns whether a finite value
-   overflowed its type. */
+   and acc are changed. z: the head's sink logit, or -infinity. basis: that of acc, turned
+   back after the division. Returns whether a finite value overflowed its type. */
 LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t dv,
-                                const lattn_tensor *gate, const lattn_tensor *out, int64_t token,
-                                int64_t head, float *lse, float *lse_low) {
+                                int32_t basis, const lattn_tensor *gate, const lattn_tensor *out,
+                                int64_t token, int64_t head, float *lse, float *lse_low) {
   int64_t at = token * out->stride_token + head * out->stride_head, gate_at = 0;
   int lost = 0;
   if (!lattn_is_empty_(z)) {
@@ -3435,6 +4347,11 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
     }
   }
   if (!out->data) return 0;
+  if (basis && !lattn_is_empty_(m)) {
+    for (int64_t c = 0; c < dv; c += 16)
+      lattn_v_store_(acc + c, lattn_v_div_(lattn_v_load_(acc + c), lattn_v_set_(l)));
+    lattn_hadamard_(acc, dv, basis);
+  }
   if (gate)
     gate_at = (gate->n_tokens > 1 ? token * gate->stride_token : 0) +
               (gate->n_heads > 1 ? head * gate->stride_head : 0);
@@ -3442,7 +4359,8 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
     int n = dv - c < 16 ? (int)(dv - c) : 16;
     lattn_v16_ x = lattn_v_set_(0), g;
     if (!lattn_is_empty_(m)) {
-      x = lattn_v_div_(lattn_v_load_n_(acc + c, n), lattn_v_set_(l));
+      x = lattn_v_load_n_(acc + c, n);
+      if (!basis) x = lattn_v_div_(x, lattn_v_set_(l));
       if (gate) {
         if (gate->dim == 1) {
           g = lattn_v_set_(lattn_get_(gate->data, gate->type, gate_at));
@@ -3465,6 +4383,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
   lattn_slot_ s = lattn_space_slot_(sp, slot);
   for (int64_t r = 0; r < it->rows; r++) {
     const lattn_row_ *row = sp->rows + r;
+    int32_t basis = it->cache ? lattn_cache_rule_(it->cache, it->kv)->s.value_basis : 0;
     int64_t at = row->token * job->n_kv * job->group + row->head;
     float *acc = s.acc + r * job->columns;
     float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
@@ -3472,12 +4391,17 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
       int none = lattn_is_empty_(s.m[r]);
       job->partial->maximum[at] = s.m[r];
       job->partial->sum[at] = none ? 0.0f : s.l[r];
+      if (basis != job->partial->basis) { /* heads of several bases: the plain one */
+        if (!none) lattn_hadamard_(acc, job->dv, basis);
+        basis = 0;
+      }
       for (int64_t c = 0; c < job->dv; c++)
         job->partial->output[at * job->dv + c] = none ? 0.0f : acc[c];
     }
     if (job->out.data || job->lse)
-      if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, job->o.gate ? &job->gate : 0,
-                            &job->out, row->token, row->head, job->lse ? job->lse + at : 0,
+      if (lattn_finish_row_(s.m[r], s.l[r], acc, z, job->dv, basis,
+                            job->o.gate ? &job->gate : 0, &job->out, row->token, row->head,
+                            job->lse ? job->lse + at : 0,
                             job->o.lse_low ? job->o.lse_low + at : 0))
         lattn_raise_(&job->overflowed);
   }
@@ -4180,7 +5104,7 @@ LATTN_FN_ lattn_status lattn_check_partial_(const lattn_partial *p, int64_t rows
   lattn_partial own;
   lattn_status s = lattn_import_(&own, sizeof own, sizeof own, p);
   if (s) return lattn_fail_(f, s, "partial.size");
-  if (p->basis || lattn_bits_(p->zero)) return lattn_fail_(f, LATTN_E_FIELD, "partial.basis");
+  if (lattn_bits_(p->zero)) return lattn_fail_(f, LATTN_E_FIELD, "partial.zero");
   if (p->n_rows != rows) return lattn_fail_(f, LATTN_E_SHAPE, "partial.n_rows");
   if (p->value_dim != dv) return lattn_fail_(f, LATTN_E_SHAPE, "partial.value_dim");
   if (rows > 0 && !p->maximum) return lattn_fail_(f, LATTN_E_NULL, "partial.maximum");
@@ -4612,6 +5536,7 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   if (job.o.window == 0) job.o.sinks = 0;
   if (job.partial) {
     lattn_item_ it;
+    job.partial->basis = 0;
     LATTN_MEMSET_(&it, 0, sizeof it);
     lattn_item_sequence_(&job, &it);
     job.partial->first_segment = it.key_position / LATTN_SEGMENT_;
@@ -4647,7 +5572,11 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
    value rows: a page is a block. Cost of an append: O(dims) a token and head; of an eviction: O(1)
    a page; of a fork or checkpoint: O(1) a page held. */
 
-enum { LATTN_MAX_SIZES_ = 8, LATTN_MAX_DRAFTS_ = 64, LATTN_MAX_HOLES_ = 1024 };
+enum {
+  LATTN_MAX_SIZES_ = 8,
+  LATTN_MAX_DRAFTS_ = 64,
+  LATTN_MAX_HOLES_ = 1024
+};
 
 /* One page that the pool has made. Pages are known by their number in the directory, 1 ... */
 typedef struct lattn_page_ {
@@ -4694,14 +5623,12 @@ struct lattn_cache {
   int64_t n_tokens, capacity, max_append;
   int64_t removed;   /* tokens: the next slot is n_tokens + removed */
   int64_t dk, dv, columns, group;
-  int32_t n_kv, n_heads, key_type, value_type, page_size, rotates; /* page_size: index into sizes */
-  uint64_t page_bytes, value_at;
+  int32_t n_kv, n_heads, key_type, value_type, rotates, zero; /* types: of heads without own */
   float scale, softcap;
   int32_t layout, first_dim, n_dims;
   float magnitude;
   int64_t rules, turns, slopes, sink_logits, holes; /* offsets from this; 0 = none */
   uint64_t fingerprint; /* of all that decides what answers it gives */
-  uint64_t draft_value_at; /* in a draft area: bytes from its keys to its values */
   int32_t max_holes, n_holes, max_drafts, n_drafts;
   int32_t listed, unused; /* during a batched call: it was met */
   int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
@@ -4710,9 +5637,9 @@ struct lattn_cache {
 
 struct lattn_checkpoint {
   int64_t from_pool;
-  uint64_t bytes, fingerprint, page_bytes;
+  uint64_t bytes, fingerprint;
   int64_t n_tokens, removed;
-  int32_t n_kv, n_holes, page_size, zero;
+  int32_t n_kv, n_holes;
   int64_t holes, heads, pages; /* offsets from this: lattn_hole_ [n_holes], lattn_kept_ [n_kv],
                                   numbers of pages [n_pages] */
   int64_t n_pages;
@@ -4721,7 +5648,8 @@ struct lattn_checkpoint {
 /* What a checkpoint keeps of a head: its next `count` pages, of the sink blocks and of blocks from
    first_block on, but those in holes. */
 typedef struct lattn_kept_ {
-  int64_t first_block, count;
+  int64_t first_block, count, page_bytes;
+  int32_t page_size, zero;
 } lattn_kept_;
 
 LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) {
@@ -4836,8 +5764,6 @@ LATTN_FN_ int lattn_draft_parent_(const lattn_cache *cache, int number) {
 LATTN_FN_ const char *lattn_draft_keys_(const lattn_cache *cache, int32_t kv_head) {
   return (const char *)cache + lattn_cache_rule_(cache, kv_head)->drafts;
 }
-LATTN_FN_ uint64_t lattn_draft_value_at_(const lattn_cache *cache) { return cache->draft_value_at; }
-
 /* ---- pool ---- */
 
 LATTN_FN_ lattn_page_ *lattn_page_of_(const lattn_pool *pool, uint32_t number) {
@@ -4869,12 +5795,12 @@ LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b
   return i;
 }
 
-/* The index of a page size, or of the place for a new one; -1: the pool has too many. */
-LATTN_FN_ int32_t lattn_pool_size_(const lattn_pool *pool, uint64_t bytes) {
+/* The index of a page size, or of the place for a new one; -1: there are too many. */
+LATTN_FN_ int32_t lattn_size_of_(const uint64_t sizes[LATTN_MAX_SIZES_], uint64_t bytes) {
   for (int32_t i = 0; i < LATTN_MAX_SIZES_; i++)
-    if (pool->sizes[i].bytes == bytes) return i;
+    if (sizes[i] == bytes) return i;
   for (int32_t i = 0; i < LATTN_MAX_SIZES_; i++)
-    if (pool->sizes[i].bytes == 0) return i;
+    if (sizes[i] == 0) return i;
   return -1;
 }
 
@@ -5129,12 +6055,43 @@ typedef struct lattn_plan_ {
   lattn_cache_config c;
   lattn_rotary rotary;
   lattn_cache header;
-  int64_t held_pages, peak_pages; /* at most, between calls and during an extend, all heads */
+  /* Of each page size: at most, between calls and during an extend, all heads. */
+  int64_t sizes[LATTN_MAX_SIZES_], held[LATTN_MAX_SIZES_], peak[LATTN_MAX_SIZES_];
 } lattn_plan_;
 
 /* Most blocks that a window of `tokens` tokens before the next one touches. */
 LATTN_FN_ int64_t lattn_window_blocks_(int64_t tokens) {
   return (tokens + LATTN_BLOCK_ - 2) / LATTN_BLOCK_ + 1;
+}
+
+/* How a head stores its tokens. */
+LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_head *head,
+                                           lattn_storage_ *st) {
+  const lattn_cache *h = &p->header;
+  lattn_fault *f = p->c.fault;
+  int64_t panels = (h->max_drafts + LATTN_PANEL_ - 1) / LATTN_PANEL_;
+  st->key_type = head->key_type ? head->key_type : h->key_type;
+  st->value_type = head->value_type ? head->value_type : h->value_type;
+  if (st->key_type < LATTN_F32 || st->key_type > LATTN_I4)
+    return lattn_fail_(f, LATTN_E_TYPE, "config.heads.key_type");
+  if (st->value_type < LATTN_F32 || st->value_type > LATTN_I4)
+    return lattn_fail_(f, LATTN_E_TYPE, "config.heads.value_type");
+  if (lattn_is_int_(st->key_type) && (h->dk < 16 || h->dk > LATTN_MAX_INT_DIM_))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.key_dim");
+  if (lattn_is_int_(st->value_type) && (h->dv < 16 || h->dv > LATTN_MAX_INT_DIM_))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.value_dim");
+  st->key_basis = lattn_is_int_(st->key_type) ? lattn_basis_(h->dk) : 0;
+  st->value_basis = st->value_type == LATTN_I4 ? lattn_basis_(h->dv) : 0;
+  st->panel_bytes = lattn_panel_bytes_(st->key_type, h->dk);
+  st->row_bytes = lattn_row_bytes_(st->value_type, h->dv);
+  st->value_at = lattn_up_(LATTN_BLOCK_ / LATTN_PANEL_ * st->panel_bytes, 64);
+  st->page_bytes = st->value_at + lattn_up_(lattn_scales_at_(st, LATTN_BLOCK_) +
+                                            lattn_scale_bytes_(st, LATTN_BLOCK_), 64);
+  st->draft_value_at = lattn_up_(panels * st->panel_bytes, 64);
+  st->draft_scales_at = st->draft_value_at + lattn_scales_at_(st, h->max_drafts);
+  st->draft_bytes =
+      lattn_up_(st->draft_scales_at + lattn_scale_bytes_(st, h->max_drafts), 64);
+  return LATTN_OK;
 }
 
 LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_rule_ *rule) {
@@ -5150,6 +6107,8 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
       if (at[i]) return lattn_fail_(f, LATTN_E_FIELD, "config.heads");
     LATTN_MEMCPY_(&head, at, sizeof head);
   }
+  s = lattn_plan_storage_(p, &head, &rule->s);
+  if (s) return s;
   rule->policy = head.policy;
   rule->ring = all + 2 * (int64_t)p->header.max_holes; /* what a hole leaves may straddle blocks */
   if (head.policy == LATTN_HEAD_FULL) {
@@ -5230,9 +6189,9 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   h->columns = (h->dv + 15) / 16 * 16;
   h->key_type = c->key_type ? c->key_type : LATTN_F32;
   h->value_type = c->value_type ? c->value_type : LATTN_F32;
-  if (h->key_type < LATTN_F32 || h->key_type > LATTN_BF16)
+  if (h->key_type < LATTN_F32 || h->key_type > LATTN_I4)
     return lattn_fail_(f, LATTN_E_TYPE, "config.key_type");
-  if (h->value_type < LATTN_F32 || h->value_type > LATTN_BF16)
+  if (h->value_type < LATTN_F32 || h->value_type > LATTN_I4)
     return lattn_fail_(f, LATTN_E_TYPE, "config.value_type");
   if (c->capacity < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.capacity");
   if (c->capacity > LATTN_MAX_POSITION_) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.capacity");
@@ -5260,19 +6219,7 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   if (lattn_check_numbers_(&job, f)) return LATTN_E_VALUE;
   h->scale = job.scale;
   h->softcap = job.o.softcap;
-  h->value_at = lattn_round64_((uint64_t)h->dk * LATTN_BLOCK_ * lattn_type_size_(h->key_type));
-  h->page_bytes = h->value_at +
-                  lattn_round64_((uint64_t)h->dv * LATTN_BLOCK_ * lattn_type_size_(h->value_type));
   return LATTN_OK;
-}
-
-/* Bytes of a head's draft area: panels of keys, then rows of values. */
-LATTN_FN_ uint64_t lattn_draft_bytes_(lattn_cache *h) {
-  uint64_t panels = ((uint64_t)h->max_drafts + 15) / 16;
-  h->draft_value_at =
-      lattn_round64_(panels * 16 * (uint64_t)h->dk * lattn_type_size_(h->key_type));
-  return h->draft_value_at + lattn_round64_((uint64_t)h->max_drafts * (uint64_t)h->dv *
-                                            lattn_type_size_(h->value_type));
 }
 
 /* Sets the offset of a table of n bytes behind those so far. */
@@ -5280,6 +6227,31 @@ LATTN_FN_ int64_t lattn_lay_(int64_t *at, int64_t n) {
   int64_t here = *at;
   *at = n < 0 ? -1 : lattn_plus_(*at, (n + 7) / 8 * 8);
   return here;
+}
+
+/* Bytes of the pages held at most between calls, with their places in the directory, or of those
+   more that an extend takes; with an allocator, of the places only. */
+LATTN_FN_ int64_t lattn_pages_bytes_(const lattn_plan_ *p, int more, int places_only) {
+  int64_t all = 0;
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++)
+    all = lattn_plus_(all, lattn_times_(more ? p->peak[i] - p->held[i] : p->held[i],
+                                        (places_only ? 0 : p->sizes[i]) +
+                                            (int64_t)sizeof(lattn_page_)));
+  return all;
+}
+
+/* Adds the pages of a head to those of its size. */
+LATTN_FN_ lattn_status lattn_plan_pages_(lattn_plan_ *p, const lattn_storage_ *st, int64_t held,
+                                         int64_t peak) {
+  int k = 0;
+  while (k < LATTN_MAX_SIZES_ && p->sizes[k] && p->sizes[k] != st->page_bytes) k++;
+  if (k == LATTN_MAX_SIZES_) return lattn_fail_(p->c.fault, LATTN_E_CONFIG, "config.heads");
+  p->sizes[k] = st->page_bytes;
+  p->held[k] += held;
+  p->peak[k] += peak;
+  if (lattn_pages_bytes_(p, 0, 0) < 0 || lattn_pages_bytes_(p, 1, 0) < 0)
+    return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.capacity");
+  return LATTN_OK;
 }
 
 /* Checks a config and sizes its cache. rules: NULL, or gets [n_kv]. */
@@ -5308,27 +6280,20 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
     if (s) return s;
     lattn_rule_pages_(p, &rule, &held, &peak);
     rule.pages = lattn_lay_(&at, lattn_times_(rule.sink_blocks + rule.ring, 4));
-    rule.drafts = lattn_lay_(&at, (int64_t)lattn_draft_bytes_(h));
-    p->held_pages += held;
-    p->peak_pages += peak;
+    rule.drafts = lattn_lay_(&at, rule.s.draft_bytes);
+    s = lattn_plan_pages_(p, &rule.s, held, peak);
+    if (s) return s;
     if (at < 0) return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads");
     if (rules) rules[i] = rule;
   }
   h->bytes = lattn_round64_((uint64_t)at);
-  if (lattn_times_(p->peak_pages, (int64_t)h->page_bytes + 16) < 0)
-    return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.capacity");
   return LATTN_OK;
-}
-
-/* Bytes of n pages with their places in the directory; -1: too many. */
-LATTN_FN_ int64_t lattn_pages_bytes_(const lattn_plan_ *p, int64_t n) {
-  return lattn_times_(n, (int64_t)(p->header.page_bytes + sizeof(lattn_page_)));
 }
 
 LATTN_API size_t lattn_cache_bytes(const lattn_cache_config *config) {
   lattn_plan_ p;
   if (lattn_plan_cache_(&p, config, 0)) return 0;
-  return (size_t)(p.header.bytes + (uint64_t)lattn_pages_bytes_(&p, p.held_pages));
+  return (size_t)p.header.bytes + (size_t)lattn_pages_bytes_(&p, 0, 0);
 }
 
 /* Of the arena, besides caches. */
@@ -5343,14 +6308,8 @@ LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cac
   int64_t one, all, extra;
   if (n_caches < 0 || lattn_import_(&c, sizeof c, sizeof c, pool)) return 0;
   if (lattn_plan_cache_(&p, config, 0)) return 0;
-  extra = p.peak_pages - p.held_pages;
-  if (c.alloc) { /* the directory only */
-    one = lattn_plus_((int64_t)p.header.bytes, p.held_pages * (int64_t)sizeof(lattn_page_));
-    extra *= (int64_t)sizeof(lattn_page_);
-  } else {
-    one = lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, p.held_pages));
-    extra = lattn_pages_bytes_(&p, extra);
-  }
+  one = lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, 0, c.alloc != 0));
+  extra = lattn_pages_bytes_(&p, 1, c.alloc != 0);
   extra = lattn_plus_(extra, (int64_t)p.header.bytes); /* tables while one loads */
   all = lattn_plus_(lattn_plus_(lattn_times_(one, n_caches), extra), lattn_pool_own_bytes_());
   return all < 0 ? 0 : (size_t)all;
@@ -5382,7 +6341,9 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
     lattn_mix_(&hash, lattn_bits_(logits[i]));
   for (int32_t i = 0; i < h->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(h, i);
-    lattn_mix_(&hash, (uint64_t)(rule->policy + 16 * rule->in_cache));
+    int64_t own = rule->s.key_type != h->key_type || rule->s.value_type != h->value_type
+                      ? 256 * rule->s.key_type + 65536 * rule->s.value_type : 0;
+    lattn_mix_(&hash, (uint64_t)(rule->policy + 16 * rule->in_cache + own));
     lattn_mix_(&hash, (uint64_t)rule->sinks);
     lattn_mix_(&hash, (uint64_t)rule->window);
   }
@@ -5393,12 +6354,11 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
    say); 0: impossible. *limited: a head is full. */
 LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs, int64_t n_tokens,
                             int *limited) {
-  uint64_t size[LATTN_MAX_SIZES_] = {0};
-  int64_t extra[LATTN_MAX_SIZES_] = {0}, all = lattn_pool_own_bytes_(), table = 0;
+  int64_t size[LATTN_MAX_SIZES_] = {0}, extra[LATTN_MAX_SIZES_] = {0}, table = 0;
+  int64_t all = lattn_pool_own_bytes_();
   for (int64_t i = 0; i < n; i++) {
     lattn_plan_ p;
     lattn_cache_config c;
-    int k = 0;
     if (!configs[i] || lattn_import_(&c, sizeof c, sizeof c, configs[i])) return 0;
     c.size = sizeof c;
     c.fault = 0;
@@ -5409,13 +6369,16 @@ LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs,
       lattn_plan_rule_(&p, h, &rule);
       if (rule.policy == LATTN_HEAD_FULL) *limited = 1;
     }
-    while (k < LATTN_MAX_SIZES_ && size[k] && size[k] != p.header.page_bytes) k++;
-    if (k == LATTN_MAX_SIZES_) return 0;
-    size[k] = p.header.page_bytes;
-    extra[k] = lattn_max_(extra[k], lattn_pages_bytes_(&p, p.peak_pages - p.held_pages));
+    for (int q = 0; q < LATTN_MAX_SIZES_ && p.sizes[q]; q++) {
+      int k = 0;
+      while (k < LATTN_MAX_SIZES_ && size[k] && size[k] != p.sizes[q]) k++;
+      if (k == LATTN_MAX_SIZES_) return 0;
+      size[k] = p.sizes[q];
+      extra[k] = lattn_max_(extra[k], lattn_times_(p.peak[q] - p.held[q],
+                                                   p.sizes[q] + (int64_t)sizeof(lattn_page_)));
+    }
     table = lattn_max_(table, (int64_t)p.header.bytes);
-    all = lattn_plus_(all, lattn_plus_((int64_t)p.header.bytes,
-                                       lattn_pages_bytes_(&p, p.held_pages)));
+    all = lattn_plus_(all, lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, 0, 0)));
   }
   for (int k = 0; k < LATTN_MAX_SIZES_; k++) all = lattn_plus_(all, extra[k]);
   all = lattn_plus_(all, table); /* while one loads */
@@ -5453,19 +6416,22 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
   lattn_plan_ p;
   lattn_cache *own;
   lattn_status s;
-  int32_t page;
+  uint64_t sizes[LATTN_MAX_SIZES_];
   if (!cache || !pool) return LATTN_E_NULL;
   s = lattn_plan_cache_(&p, config, 0);
   if (s) return s;
-  page = lattn_pool_size_(pool, p.header.page_bytes);
-  if (page < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) sizes[i] = pool->sizes[i].bytes;
+  for (int i = 0; i < LATTN_MAX_SIZES_ && p.sizes[i]; i++) {
+    int32_t at = lattn_size_of_(sizes, (uint64_t)p.sizes[i]);
+    if (at < 0) return lattn_fail_(p.c.fault, LATTN_E_CONFIG, "pool");
+    sizes[at] = (uint64_t)p.sizes[i];
+  }
   p.header.from_pool = (int64_t)lattn_pool_take_table_(pool, p.header.bytes);
   if (!p.header.from_pool) return lattn_fail_(p.c.fault, LATTN_E_FULL, "pool");
-  pool->sizes[page].bytes = p.header.page_bytes;
+  for (int i = 0; i < LATTN_MAX_SIZES_; i++) pool->sizes[i].bytes = sizes[i];
   own = (lattn_cache *)(void *)((char *)pool + p.header.from_pool);
   LATTN_MEMSET_(own, 0, (size_t)p.header.bytes);
   *own = p.header;
-  own->page_size = page;
   if (own->turns)
     LATTN_MEMCPY_((char *)own + own->turns, p.rotary.turns, (size_t)(own->n_dims / 2) * 8);
   if (own->slopes)
@@ -5473,6 +6439,10 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
   if (own->sink_logits)
     LATTN_MEMCPY_((char *)own + own->sink_logits, p.c.sink_logits, (size_t)own->n_heads * 4);
   lattn_plan_cache_(&p, config, lattn_rules_(own));
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_storage_ *st = &lattn_rules_(own)[i].s;
+    st->page_size = lattn_size_of_(sizes, (uint64_t)st->page_bytes);
+  }
   own->fingerprint = lattn_fingerprint_(own);
   pool->n_caches++;
   *cache = own;
@@ -5537,7 +6507,7 @@ LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
     lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
     first = lattn_next_held_(cache, rule, first - 1);
     for (int64_t b = first; b < lattn_min_(keep, end); b = lattn_next_held_(cache, rule, b))
-      lattn_pool_return_(pool, cache->page_size, *lattn_page_entry_(cache, rule, b));
+      lattn_pool_return_(pool, rule->s.page_size, *lattn_page_entry_(cache, rule, b));
     rule->first_block = lattn_max_(rule->first_block, keep);
   }
 }
@@ -5548,13 +6518,16 @@ LATTN_FN_ void lattn_own_tail_(lattn_cache *cache, const lattn_rule_ *rule) {
   int64_t slot = lattn_stored_slots_(cache), used = slot % LATTN_BLOCK_;
   uint32_t *entry = lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_), old = *entry;
   char *from = lattn_page_at_(pool, old), *to;
-  *entry = lattn_pool_take_(pool, cache->page_size);
+  int64_t scales;
+  *entry = lattn_pool_take_(pool, rule->s.page_size);
   to = lattn_page_at_(pool, *entry);
-  LATTN_MEMCPY_(to, from, (size_t)((used + 15) / 16 * 16 * cache->dk) *
-                              lattn_type_size_(cache->key_type));
-  LATTN_MEMCPY_(to + cache->value_at, from + cache->value_at,
-                (size_t)(used * cache->dv) * lattn_type_size_(cache->value_type));
-  lattn_pool_return_(pool, cache->page_size, old);
+  LATTN_MEMCPY_(to, from, (size_t)((used + 15) / 16 * rule->s.panel_bytes));
+  from += rule->s.value_at;
+  to += rule->s.value_at;
+  LATTN_MEMCPY_(to, from, (size_t)(used * rule->s.row_bytes));
+  scales = lattn_scales_at_(&rule->s, LATTN_BLOCK_);
+  LATTN_MEMCPY_(to + scales, from + scales, (size_t)lattn_scale_bytes_(&rule->s, used));
+  lattn_pool_return_(pool, rule->s.page_size, old);
 }
 
 /* Takes the pages for n more tokens; promised before. */
@@ -5566,7 +6539,7 @@ LATTN_FN_ void lattn_grow_(lattn_cache *cache, int64_t n) {
     int64_t b = lattn_blocks_(slots), end = lattn_blocks_(slots + n);
     if (lattn_tail_shared_(cache, rule)) lattn_own_tail_(cache, rule);
     for (; b < end; b++)
-      *lattn_page_entry_(cache, rule, b) = lattn_pool_take_(pool, cache->page_size);
+      *lattn_page_entry_(cache, rule, b) = lattn_pool_take_(pool, rule->s.page_size);
   }
 }
 
@@ -5581,13 +6554,15 @@ LATTN_FN_ int64_t lattn_shared_count_(const lattn_cache *cache, const lattn_rule
   return n;
 }
 
-/* Pages that appending n tokens in steps takes at its peak, beyond those held now; each step
-   evicts first. */
-LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step) {
+/* Pages of a size that appending n tokens in steps takes at its peak, beyond those held now; each
+   step evicts first. */
+LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step,
+                                    int32_t size) {
   int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1, slots = lattn_stored_slots_(cache);
   int64_t sinks, first, end;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    if (rule->s.page_size != size) continue;
     now += lattn_held_blocks_(cache, rule, slots, &sinks, &first, &end);
     now -= lattn_tail_shared_(cache, rule);
   }
@@ -5596,6 +6571,7 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
     for (int32_t i = 0; i < cache->n_kv; i++) {
       lattn_rule_ rule = *lattn_cache_rule_(cache, i);
       int64_t keep = lattn_keep_from_(cache, &rule, cache->n_tokens + at);
+      if (rule.s.page_size != size) continue;
       lattn_held_blocks_(cache, &rule, slots, &sinks, &first, &end);
       total += lattn_shared_count_(cache, &rule, first, lattn_min_(keep, slots / LATTN_BLOCK_));
       rule.first_block = lattn_max_(rule.first_block, keep);
@@ -5625,7 +6601,7 @@ LATTN_FN_ int lattn_resident_(const lattn_cache *cache, const lattn_rule_ *rule,
 
 /* One token's key into lane `lane` of its panel: rotated in float32, then rounded to the stored
    type. */
-LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t slot,
+LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, int32_t type, char *page, int64_t slot,
                                 const lattn_tensor *k, int64_t token, int64_t head,
                                 const float *angles) {
   int64_t from = token * k->stride_token + head * k->stride_head;
@@ -5636,27 +6612,28 @@ LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, char *page, int64_t sl
   int lost = 0;
   for (int64_t d = 0; d < cache->dk; d++) {
     if (pairs && d >= d0 && d < d0 + 2 * pairs) continue;
-    lost |= lattn_put_(page, cache->key_type, to + d * 16, lattn_get_(k->data, k->type, from + d));
+    lost |= lattn_put_(page, type, to + d * 16, lattn_get_(k->data, k->type, from + d));
   }
   for (int64_t f = 0; f < pairs; f++) {
     int64_t d = d0 + f * step;
     float x = lattn_get_(k->data, k->type, from + d),
           y = lattn_get_(k->data, k->type, from + d + other);
     lattn_turn_pair_(&x, &y, angles[f], angles[pairs + f]);
-    lost |= lattn_put_(page, cache->key_type, to + d * 16, x);
-    lost |= lattn_put_(page, cache->key_type, to + (d + other) * 16, y);
+    lost |= lattn_put_(page, type, to + d * 16, x);
+    lost |= lattn_put_(page, type, to + (d + other) * 16, y);
   }
   return lost;
 }
 
-LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, char *values, int64_t slot,
-                                  const lattn_tensor *v, int64_t token, int64_t head) {
+LATTN_FN_ int lattn_append_value_(const lattn_cache *cache, int32_t type, char *values,
+                                  int64_t slot, const lattn_tensor *v, int64_t token,
+                                  int64_t head) {
   int64_t from = token * v->stride_token + head * v->stride_head, to = slot * cache->dv;
   int lost = 0;
   for (int64_t d = 0; d < cache->dv; d += 16) {
     int n = cache->dv - d < 16 ? (int)(cache->dv - d) : 16;
 #define LATTN_BODY_(T)                                      \
-  lost |= lattn_v_put_n_(values, cache->value_type, to + d, \
+  lost |= lattn_v_put_n_(values, type, to + d,              \
                          lattn_v_get_n_(v->data, T, from + d, n), n)
     LATTN_EACH_TYPE_(v->type, LATTN_BODY_)
 #undef LATTN_BODY_
@@ -5678,7 +6655,7 @@ LATTN_FN_ lattn_turning_ lattn_cache_turning_(const lattn_cache *cache) {
 
 /* 16 tokens of one head that fill a panel: rows [16][dk] are turned, transposed, rounded. The same
    operations on every element as one token at a time. */
-LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, char *page, int64_t slot,
+LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, int32_t type, char *page, int64_t slot,
                                   const lattn_tensor *k, int64_t token, int64_t head,
                                   const lattn_turning_ *turning, const float *angles, float *rows) {
   lattn_v16_ x[LATTN_PANEL_];
@@ -5693,7 +6670,7 @@ LATTN_FN_ int lattn_append_panel_(const lattn_cache *cache, char *page, int64_t 
     for (int t = 0; t < LATTN_PANEL_; t++) x[t] = lattn_v_load_n_(rows + t * cache->dk + d, n);
     lattn_v_transpose_(x);
     for (int i = 0; i < n; i++)
-      lost |= lattn_v_put_n_(page, cache->key_type, slot * cache->dk + (d + i) * LATTN_PANEL_, x[i],
+      lost |= lattn_v_put_n_(page, type, slot * cache->dk + (d + i) * LATTN_PANEL_, x[i],
                              LATTN_PANEL_);
   }
   return lost;
@@ -5715,7 +6692,7 @@ typedef struct lattn_writing_ {
 
 /* Where a token is stored: the page of a slot, or the draft area. */
 typedef struct lattn_place_at_ {
-  char *keys, *values;
+  char *keys, *values, *scales;
   int64_t slot;
 } lattn_place_at_;
 
@@ -5725,15 +6702,41 @@ LATTN_FN_ lattn_place_at_ lattn_place_of_(const lattn_cache *cache, int32_t kv, 
   lattn_place_at_ at;
   if (is_draft) {
     at.keys = (char *)(uintptr_t)lattn_draft_keys_(cache, kv);
-    at.values = at.keys + cache->draft_value_at;
+    at.values = at.keys + rule->s.draft_value_at;
+    at.scales = at.keys + rule->s.draft_scales_at;
     at.slot = i;
   } else {
     at.keys = lattn_page_at_(lattn_cache_pool_(cache),
                              *lattn_page_entry_(cache, rule, i / LATTN_BLOCK_));
-    at.values = at.keys + cache->value_at;
+    at.values = at.keys + rule->s.value_at;
+    at.scales = at.values + lattn_scales_at_(&rule->s, LATTN_BLOCK_);
     at.slot = i % LATTN_BLOCK_;
   }
   return at;
+}
+
+/* One token's key of integers: turned in float32, then in its basis, then rounded. */
+LATTN_NOINLINE_ int lattn_append_key_ints_(const lattn_storage_ *st, const lattn_place_at_ *at,
+                                           const lattn_tensor *k, int64_t token, int64_t head,
+                                           const lattn_turning_ *turning, const float *angles) {
+  float row[LATTN_MAX_INT_DIM_];
+  lattn_widen_row_(row, k, token, head);
+  if (turning->turns) lattn_turn_(row, angles, turning);
+  if (st->key_basis) lattn_hadamard_(row, k->dim, st->key_basis);
+  return lattn_put_key_ints_(at->keys + at->slot / LATTN_PANEL_ * st->panel_bytes, st->key_type,
+                             (int)(at->slot % LATTN_PANEL_), row, k->dim);
+}
+
+/* The value of the token `more` behind. */
+LATTN_NOINLINE_ int lattn_append_value_ints_(const lattn_storage_ *st, const lattn_place_at_ *at,
+                                             int64_t more, const lattn_tensor *v, int64_t token,
+                                             int64_t head) {
+  float row[LATTN_MAX_INT_DIM_];
+  int64_t slot = at->slot + more;
+  lattn_widen_row_(row, v, token, head);
+  if (st->value_basis) lattn_hadamard_(row, v->dim, st->value_basis);
+  return lattn_put_value_ints_(at->values + slot * st->row_bytes, st->value_type, row, v->dim,
+                               at->scales + 2 * slot);
 }
 
 /* The next slot of the cache, or number of a draft, that the sequence's tokens get. */
@@ -5743,6 +6746,7 @@ LATTN_FN_ int64_t lattn_next_place_(const lattn_seq_ *seq) {
 
 LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, int32_t h,
                                 float *rows) {
+  const lattn_storage_ *st = &lattn_cache_rule_(seq->cache, h)->s;
   int64_t t = lattn_max_(seq->q0, w->from), to = lattn_min_(seq->q0 + seq->nq, w->to);
   int64_t i = lattn_next_place_(seq);
   int lost = 0;
@@ -5750,13 +6754,20 @@ LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, 
     const float *angles = w->turning.turns ? w->angles + (t - w->from) * w->turning.n_dims : 0;
     lattn_place_at_ at = lattn_place_of_(seq->cache, h, seq->depth != 0, i);
     n = rows && at.slot % LATTN_PANEL_ == 0 && to - t >= LATTN_PANEL_ ? LATTN_PANEL_ : 1;
-    if (n == 1)
-      lost |= lattn_append_key_(seq->cache, at.keys, at.slot, w->k, t, h, angles);
+    if (lattn_is_int_(st->key_type)) n = 1;
+    if (lattn_is_int_(st->key_type))
+      lost |= lattn_append_key_ints_(st, &at, w->k, t, h, &w->turning, angles);
+    else if (n == 1)
+      lost |= lattn_append_key_(seq->cache, st->key_type, at.keys, at.slot, w->k, t, h, angles);
     else
-      lost |= lattn_append_panel_(seq->cache, at.keys, at.slot, w->k, t, h, &w->turning, angles,
-                                  rows);
+      lost |= lattn_append_panel_(seq->cache, st->key_type, at.keys, at.slot, w->k, t, h,
+                                  &w->turning, angles, rows);
     for (int64_t j = 0; j < n; j++)
-      lost |= lattn_append_value_(seq->cache, at.values, at.slot + j, w->v, t + j, h);
+      if (lattn_is_int_(st->value_type))
+        lost |= lattn_append_value_ints_(st, &at, j, w->v, t + j, h);
+      else
+        lost |= lattn_append_value_(seq->cache, st->value_type, at.values, at.slot + j, w->v, t + j,
+                                    h);
   }
   return lost;
 }
@@ -5844,12 +6855,23 @@ LATTN_FN_ lattn_status lattn_check_room_(const lattn_cache *cache, int64_t n, la
   return LATTN_OK;
 }
 
+/* Bit i: a head has pages of size i. */
+LATTN_FN_ uint32_t lattn_cache_sizes_(const lattn_cache *cache) {
+  uint32_t sizes = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    sizes |= 1u << lattn_cache_rule_(cache, i)->s.page_size;
+  return sizes;
+}
+
 /* Promises the pages of appending n tokens in steps. */
 LATTN_FN_ lattn_status lattn_reserve_(const lattn_cache *cache, int64_t n, int64_t step,
                                       lattn_fault *f) {
-  int64_t peak = lattn_peak_pages_(cache, n, step);
-  if (peak > 0 && !lattn_pool_reserve_(lattn_cache_pool_(cache), cache->page_size, (uint64_t)peak))
-    return lattn_fail_(f, LATTN_E_FULL, "pool");
+  uint32_t sizes = lattn_cache_sizes_(cache);
+  for (int32_t i = 0; sizes; i++, sizes >>= 1) {
+    int64_t peak = sizes & 1u ? lattn_peak_pages_(cache, n, step, i) : 0;
+    if (peak > 0 && !lattn_pool_reserve_(lattn_cache_pool_(cache), i, (uint64_t)peak))
+      return lattn_fail_(f, LATTN_E_FULL, "pool");
+  }
   return LATTN_OK;
 }
 
@@ -5911,9 +6933,6 @@ typedef struct lattn_batch_ {
 /* A job whose keys are in caches like this one; everything but the views of q and out. */
 LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
   const char *base = (const char *)cache;
-  job->key_type = cache->key_type;
-  job->value_type = cache->value_type;
-  job->value_at = (int64_t)cache->value_at;
   job->turning = lattn_cache_turning_(cache);
   job->dk = cache->dk;
   job->dv = cache->dv;
@@ -5968,7 +6987,6 @@ LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
   const char *p = (const char *)a, *q = (const char *)b;
   if (a == b) return 1;
   if (a->dk != b->dk || a->dv != b->dv || a->n_kv != b->n_kv || a->n_heads != b->n_heads ||
-      a->key_type != b->key_type || a->value_type != b->value_type ||
       lattn_bits_(a->scale) != lattn_bits_(b->scale) || lattn_bits_(a->softcap) !=
       lattn_bits_(b->softcap) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
       !a->sink_logits != !b->sink_logits || x.layout != y.layout || x.first_dim != y.first_dim ||
@@ -6217,6 +7235,14 @@ LATTN_FN_ lattn_status lattn_batch_check_(lattn_batch_ *b, const lattn_call *cal
   return s;
 }
 
+/* The basis of all heads' values; 0 if they differ. */
+LATTN_FN_ int32_t lattn_common_basis_(const lattn_cache *cache) {
+  int32_t basis = lattn_cache_rule_(cache, 0)->s.value_basis;
+  for (int32_t i = 1; i < cache->n_kv; i++)
+    if (lattn_cache_rule_(cache, i)->s.value_basis != basis) return 0;
+  return basis;
+}
+
 LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, int appends,
                                     const lattn_call *call, lattn_tensor q, lattn_tensor *k,
                                     lattn_tensor *v, lattn_tensor out, float *lse,
@@ -6253,6 +7279,7 @@ LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, 
   s = lattn_batch_check_(&b, call, q, out, lse);
   if (s) return s;
   if (b.job.partial) {
+    b.job.partial->basis = lattn_common_basis_(list[0].cache);
     b.job.partial->first_segment = 0;
     b.job.partial->n_segments = lattn_segments_(lattn_stored_slots_(list[0].cache));
   }
@@ -6364,7 +7391,7 @@ LATTN_FN_ void lattn_drop_blocks_(lattn_cache *cache, const lattn_rule_ *rule, i
   lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
   for (int64_t b = lattn_next_held_(cache, rule, from - 1); b < lattn_min_(to, end);
        b = lattn_next_held_(cache, rule, b))
-    lattn_pool_return_(lattn_cache_pool_(cache), cache->page_size,
+    lattn_pool_return_(lattn_cache_pool_(cache), rule->s.page_size,
                        *lattn_page_entry_(cache, rule, b));
 }
 
@@ -6405,19 +7432,44 @@ LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache) {
 
 /* ---- accept ---- */
 
+/* Piece i of a key in its panel: where that of lane 0 is, and its bytes (lane t's is t times as
+   many behind); 0: no more. Scales are pieces too, 2 bytes behind the 4 of integers. */
+LATTN_FN_ int lattn_key_piece_(int32_t type, int64_t dim, int64_t i, int64_t *at) {
+  int64_t units = lattn_up_(dim, 4) / 4, group = 4;
+  if (!lattn_is_int_(type)) {
+    int size = type == LATTN_F32 ? 4 : 2;
+    *at = i * LATTN_PANEL_ * size;
+    return i < dim ? size : 0;
+  }
+  if (type == LATTN_I4) {
+    int64_t g = i / 5;
+    i %= 5;
+    *at = g * (256 + 2 * LATTN_PANEL_) + i * 64;
+    if (32 * g >= dim) return 0;
+    group = lattn_up_(lattn_min_(dim - 32 * g, 32), 8) / 8;
+    return i < group ? 4 : i == group ? 2 : 0;
+  }
+  *at = i * 64;
+  return i < units ? 4 : i == units ? 2 : 0;
+}
+
 /* A draft of every head becomes the next token, bit for bit; its pages are there. */
 LATTN_FN_ void lattn_accept_one_(lattn_cache *cache, int draft) {
-  size_t key = lattn_type_size_(cache->key_type), value = lattn_type_size_(cache->value_type);
-  int64_t slot = lattn_stored_slots_(cache);
+  int64_t slot = lattn_stored_slots_(cache), at;
   for (int32_t h = 0; h < cache->n_kv; h++) {
+    const lattn_storage_ *st = &lattn_cache_rule_(cache, h)->s;
     lattn_place_at_ from = lattn_place_of_(cache, h, 1, draft);
     lattn_place_at_ to = lattn_place_of_(cache, h, 0, slot);
-    const char *k = from.keys + (size_t)(draft / 16 * 16 * cache->dk + draft % 16) * key;
-    char *into = to.keys + (size_t)(to.slot / 16 * 16 * cache->dk + to.slot % 16) * key;
-    for (int64_t d = 0; d < cache->dk; d++)
-      LATTN_MEMCPY_(into + (size_t)d * 16 * key, k + (size_t)d * 16 * key, key);
-    LATTN_MEMCPY_(to.values + (size_t)(to.slot * cache->dv) * value,
-                  from.values + (size_t)(draft * cache->dv) * value, (size_t)cache->dv * value);
+    const char *k = from.keys + draft / LATTN_PANEL_ * st->panel_bytes;
+    char *into = to.keys + to.slot / LATTN_PANEL_ * st->panel_bytes;
+    int size;
+    for (int64_t i = 0; (size = lattn_key_piece_(st->key_type, cache->dk, i, &at)) != 0; i++)
+      LATTN_MEMCPY_(into + at + to.slot % LATTN_PANEL_ * size,
+                    k + at + draft % LATTN_PANEL_ * size, (size_t)size);
+    LATTN_MEMCPY_(to.values + to.slot * st->row_bytes, from.values + draft * st->row_bytes,
+                  (size_t)st->row_bytes);
+    if (st->value_type == LATTN_I8)
+      LATTN_MEMCPY_(to.scales + 2 * to.slot, from.scales + 2 * draft, 2);
   }
   cache->n_tokens++;
 }
@@ -6500,8 +7552,6 @@ LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int
   head.pages = lattn_lay_(&at, n_pages * 4);
   head.bytes = lattn_round64_((uint64_t)at);
   head.fingerprint = cache->fingerprint;
-  head.page_bytes = cache->page_bytes;
-  head.page_size = cache->page_size;
   head.n_kv = cache->n_kv;
   head.n_holes = n_holes;
   head.from_pool = (int64_t)lattn_pool_take_table_(pool, head.bytes);
@@ -6533,6 +7583,8 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     lattn_kept_ *kept = lattn_checkpoint_heads_(own) + i;
     kept->first_block = rule->first_block;
+    kept->page_bytes = rule->s.page_bytes;
+    kept->page_size = rule->s.page_size;
     end = lattn_blocks_(slots);
     for (int64_t b = lattn_first_held_(cache, rule); b < end;
          b = lattn_next_held_(cache, rule, b)) {
@@ -6560,7 +7612,7 @@ LATTN_FN_ void lattn_restore_head_(lattn_cache *cache, lattn_rule_ *rule, const 
     if (b < sinks || b >= keep)
       *lattn_page_entry_(cache, rule, b) = *pages;
     else
-      lattn_pool_return_(lattn_cache_pool_(cache), cache->page_size, *pages);
+      lattn_pool_return_(lattn_cache_pool_(cache), rule->s.page_size, *pages);
   rule->first_block = lattn_max_(rule->first_block, keep);
 }
 
@@ -6573,8 +7625,11 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   if (cache->n_drafts) return LATTN_E_STATE;
   pool = lattn_cache_pool_(cache);
   if (pool != lattn_checkpoint_pool_(c) || c->fingerprint != cache->fingerprint ||
-      c->page_bytes != cache->page_bytes || c->n_kv != cache->n_kv)
+      c->n_kv != cache->n_kv)
     return LATTN_E_CONFIG;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    if (lattn_checkpoint_heads_(c)[i].page_size != lattn_cache_rule_(cache, i)->s.page_size)
+      return LATTN_E_CONFIG;
   if (c->n_tokens > cache->capacity || c->n_holes > cache->max_holes) return LATTN_E_FULL;
   pages = lattn_checkpoint_pages_(c);
   for (int64_t i = 0; i < c->n_pages; i++) lattn_pool_share_(pool, pages[i]);
@@ -6595,10 +7650,14 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
 
 LATTN_API lattn_status lattn_checkpoint_release(lattn_checkpoint *checkpoint) {
   lattn_pool *pool;
+  const uint32_t *pages;
   if (!checkpoint) return LATTN_E_NULL;
   pool = lattn_checkpoint_pool_(checkpoint);
-  for (int64_t i = 0; i < checkpoint->n_pages; i++)
-    lattn_pool_return_(pool, checkpoint->page_size, lattn_checkpoint_pages_(checkpoint)[i]);
+  pages = lattn_checkpoint_pages_(checkpoint);
+  for (int32_t h = 0; h < checkpoint->n_kv; h++) {
+    const lattn_kept_ *kept = lattn_checkpoint_heads_(checkpoint) + h;
+    for (int64_t i = 0; i < kept->count; i++) lattn_pool_return_(pool, kept->page_size, *pages++);
+  }
   pool->n_checkpoints--;
   lattn_pool_return_table_(pool, (uint64_t)checkpoint->from_pool, checkpoint->bytes);
   lattn_pool_settle_(pool);
@@ -6608,15 +7667,19 @@ LATTN_API lattn_status lattn_checkpoint_release(lattn_checkpoint *checkpoint) {
 LATTN_API lattn_status lattn_checkpoint_stats_get(const lattn_checkpoint *checkpoint,
                                                   lattn_checkpoint_stats *stats) {
   lattn_checkpoint_stats s;
+  const uint32_t *pages;
   if (!checkpoint || !stats) return LATTN_E_NULL;
   LATTN_MEMSET_(&s, 0, sizeof s);
   s.n_tokens = checkpoint->n_tokens;
   s.table_bytes = (int64_t)checkpoint->bytes;
-  for (int64_t i = 0; i < checkpoint->n_pages; i++) {
-    uint32_t number = lattn_checkpoint_pages_(checkpoint)[i];
-    s.page_bytes += (int64_t)checkpoint->page_bytes;
-    if (lattn_page_of_(lattn_checkpoint_pool_(checkpoint), number)->holders == 1)
-      s.own_bytes += (int64_t)checkpoint->page_bytes;
+  pages = lattn_checkpoint_pages_(checkpoint);
+  for (int32_t h = 0; h < checkpoint->n_kv; h++) {
+    const lattn_kept_ *kept = lattn_checkpoint_heads_(checkpoint) + h;
+    for (int64_t i = 0; i < kept->count; i++, pages++) {
+      s.page_bytes += kept->page_bytes;
+      if (lattn_page_of_(lattn_checkpoint_pool_(checkpoint), *pages)->holders == 1)
+        s.own_bytes += kept->page_bytes;
+    }
   }
   return lattn_export_(stats, &s, sizeof s);
 }
@@ -6750,8 +7813,13 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
   s.first_token = lattn_position_from_(cache, first * LATTN_BLOCK_);
   if (first == sinks) s.n_sink_tokens = s.first_token = 0;
   s.n_tokens_held = s.n_sink_tokens + cache->n_tokens - s.first_token;
-  s.page_bytes = held * (int64_t)cache->page_bytes;
+  s.page_bytes = held * rule->s.page_bytes;
   return lattn_export_(stats, &s, sizeof s);
+}
+
+/* Bytes of a token's key and value. */
+LATTN_FN_ int64_t lattn_token_bytes_(const lattn_storage_ *st) {
+  return st->panel_bytes / LATTN_PANEL_ + st->row_bytes + lattn_scale_bytes_(st, 1);
 }
 
 /* Pages of the head that others hold too. */
@@ -6763,10 +7831,7 @@ LATTN_FN_ int64_t lattn_shared_pages_(const lattn_cache *cache, const lattn_rule
 
 LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cache_stats *stats) {
   lattn_cache_stats s;
-  int64_t token;
   if (!cache || !stats) return LATTN_E_NULL;
-  token = cache->dk * (int64_t)lattn_type_size_(cache->key_type) +
-          cache->dv * (int64_t)lattn_type_size_(cache->value_type);
   LATTN_MEMSET_(&s, 0, sizeof s);
   s.n_tokens = cache->n_tokens;
   s.capacity = cache->capacity == LATTN_MAX_POSITION_ ? INT64_MAX : cache->capacity;
@@ -6775,6 +7840,7 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
   s.n_holes = cache->n_holes;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_cache_head_stats h;
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     h.size = sizeof h;
     lattn_cache_head_stats_get(cache, i, &h);
     if (h.policy == LATTN_HEAD_FULL) {
@@ -6784,9 +7850,8 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
       s.n_streaming_heads++;
       s.streaming_bytes += h.page_bytes;
     }
-    s.token_bytes += h.n_tokens_held * token;
-    s.shared_bytes += lattn_shared_pages_(cache, lattn_cache_rule_(cache, i)) *
-                      (int64_t)cache->page_bytes;
+    s.token_bytes += h.n_tokens_held * lattn_token_bytes_(&rule->s);
+    s.shared_bytes += lattn_shared_pages_(cache, rule) * rule->s.page_bytes;
   }
   return lattn_export_(stats, &s, sizeof s);
 }
@@ -6922,18 +7987,16 @@ LATTN_FN_ int lattn_stream_check_(lattn_stream_ *st) {
 LATTN_FN_ void lattn_stream_element_(lattn_stream_ *st, char *p, uint32_t size) {
   uint32_t x = 0;
   uint16_t half;
+  unsigned char byte;
+  void *own = size == 4 ? (void *)&x : size == 2 ? (void *)&half : (void *)&byte;
   if (st->read) {
     x = (uint32_t)lattn_stream_get_(st, size);
     half = (uint16_t)x;
-    if (p) LATTN_MEMCPY_(p, size == 4 ? (const void *)&x : (const void *)&half, size);
+    byte = (unsigned char)x;
+    if (p) LATTN_MEMCPY_(p, own, size);
   } else {
-    if (size == 4) {
-      LATTN_MEMCPY_(&x, p, 4);
-    } else {
-      LATTN_MEMCPY_(&half, p, 2);
-      x = half;
-    }
-    lattn_stream_put_(st, x, size);
+    LATTN_MEMCPY_(own, p, size);
+    lattn_stream_put_(st, size == 4 ? x : size == 2 ? half : byte, size);
   }
 }
 
@@ -6972,6 +8035,42 @@ LATTN_FN_ void lattn_stream_row_(lattn_stream_ *st, char *p, uint32_t size, int6
   }
 }
 
+/* A key as stored; of integers, groups of 4 bytes, and scales. page NULL: read past. */
+LATTN_FN_ void lattn_stream_key_(lattn_stream_ *st, const lattn_storage_ *how, int64_t dim,
+                                 char *page, int64_t lane) {
+  char *panel = page ? page + lane / LATTN_PANEL_ * how->panel_bytes : 0;
+  int64_t at;
+  int size;
+  lane %= LATTN_PANEL_;
+  if (!lattn_is_int_(how->key_type)) {
+    size = (int)lattn_type_size_(how->key_type);
+    lattn_stream_row_(st, panel ? panel + lane * size : 0, (uint32_t)size, dim, LATTN_PANEL_);
+    return;
+  }
+  for (int64_t i = 0; (size = lattn_key_piece_(how->key_type, dim, i, &at)) != 0; i++) {
+    char *piece = panel ? panel + at + lane * size : 0;
+    lattn_stream_row_(st, piece, size == 4 ? 1 : 2, size == 4 ? 4 : 1, 1);
+  }
+}
+
+/* A value as stored: of LATTN_I8 its dims up to a multiple of 16, then its scale; of LATTN_I4 16
+   bytes for each 32 dims, then their scales. */
+LATTN_FN_ void lattn_stream_value_(lattn_stream_ *st, const lattn_storage_ *how, int64_t dim,
+                                   char *page, int64_t lane) {
+  char *row = page ? page + how->value_at + lane * how->row_bytes : 0;
+  char *scales = page ? page + how->value_at + lattn_scales_at_(how, LATTN_BLOCK_) + 2 * lane : 0;
+  int64_t ints = (dim + 31) / 32 * 16;
+  if (how->value_type == LATTN_I8) {
+    lattn_stream_row_(st, row, 1, how->row_bytes, 1);
+    lattn_stream_row_(st, scales, 2, 1, 1);
+  } else if (how->value_type == LATTN_I4) {
+    lattn_stream_row_(st, row, 1, ints, 1);
+    lattn_stream_row_(st, row ? row + ints : 0, 2, ints / 16, 1);
+  } else {
+    lattn_stream_row_(st, row, (uint32_t)lattn_type_size_(how->value_type), dim, 1);
+  }
+}
+
 /* The keys or values of a head's held tokens, in order. Blocks before `keep` that are no sink
    blocks are read past. */
 LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
@@ -6984,13 +8083,11 @@ LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
     if (b < rule->sink_blocks || b >= keep)
       page = lattn_page_at_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, b));
     for (int64_t slot = b * LATTN_BLOCK_; slot < stop; slot++) {
-      int64_t lane = slot % LATTN_BLOCK_;
-      uint32_t size = (uint32_t)lattn_type_size_(values ? cache->value_type : cache->key_type);
-      int64_t at = values ? (int64_t)cache->value_at + lane * cache->dv * size
-                          : (lane / 16 * 16 * cache->dk + lane % 16) * size;
       if (cache->n_holes && lattn_in_hole_(cache, slot, 0)) continue;
-      lattn_stream_row_(st, page ? page + at : 0, size, values ? cache->dv : cache->dk,
-                        values ? 1 : 16);
+      if (values)
+        lattn_stream_value_(st, &rule->s, cache->dv, page, slot % LATTN_BLOCK_);
+      else
+        lattn_stream_key_(st, &rule->s, cache->dk, page, slot % LATTN_BLOCK_);
     }
   }
 }
@@ -7026,12 +8123,11 @@ LATTN_FN_ uint64_t lattn_saved_header_(const lattn_cache *cache) {
 /* Bytes of the whole saved cache. */
 LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
   uint64_t bytes = lattn_saved_header_(cache) + LATTN_SAVED_CHECK_;
-  uint64_t token = (uint64_t)cache->dk * lattn_type_size_(cache->key_type) +
-                   (uint64_t)cache->dv * lattn_type_size_(cache->value_type);
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(cache, i);
     int64_t sink_end, first;
-    bytes += (uint64_t)lattn_saved_range_(cache, &rule, &sink_end, &first) * token;
+    bytes += (uint64_t)(lattn_saved_range_(cache, &rule, &sink_end, &first) *
+                        lattn_token_bytes_(&rule.s));
   }
   return bytes;
 }
@@ -7170,17 +8266,17 @@ LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
 /* Takes the pages of what the cache is to hold: of what is in the file, what its slack wants. */
 LATTN_FN_ lattn_status lattn_load_pages_(lattn_cache *own) {
   lattn_pool *pool = lattn_cache_pool_(own);
-  int64_t slots = lattn_stored_slots_(own), n = 0, sinks, first, end;
+  int64_t slots = lattn_stored_slots_(own), sinks, first, end;
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(own, i);
-    n += lattn_held_blocks_(own, &rule, slots, &sinks, &first, &end);
+    int64_t n = lattn_held_blocks_(own, &rule, slots, &sinks, &first, &end);
+    if (!lattn_pool_reserve_(pool, rule.s.page_size, (uint64_t)n)) return LATTN_E_FULL;
   }
-  if (!lattn_pool_reserve_(pool, own->page_size, (uint64_t)n)) return LATTN_E_FULL;
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(own, i);
     for (int64_t b = lattn_first_held_(own, &rule); b < lattn_blocks_(slots);
          b = lattn_next_held_(own, &rule, b))
-      *lattn_page_entry_(own, &rule, b) = lattn_pool_take_(pool, own->page_size);
+      *lattn_page_entry_(own, &rule, b) = lattn_pool_take_(pool, rule.s.page_size);
   }
   return LATTN_OK;
 }
@@ -7198,9 +8294,9 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
   bytes = lattn_saved_header_(own) + LATTN_SAVED_CHECK_;
   for (int32_t i = 0; i < own->n_kv; i++) {
     int64_t sink_end, first;
-    bytes += (uint64_t)lattn_saved_range_(own, lattn_cache_rule_(own, i), &sink_end, &first) *
-             ((uint64_t)own->dk * lattn_type_size_(own->key_type) +
-              (uint64_t)own->dv * lattn_type_size_(own->value_type));
+    const lattn_rule_ *rule = lattn_cache_rule_(own, i);
+    bytes += (uint64_t)(lattn_saved_range_(own, rule, &sink_end, &first) *
+                        lattn_token_bytes_(&rule->s));
   }
   if (bytes != h.bytes) return LATTN_E_FORMAT;
   s = lattn_load_pages_(own);
@@ -7249,32 +8345,64 @@ LATTN_API lattn_status lattn_cache_load(lattn_cache *cache, lattn_read_function 
   return s;
 }
 
-/* The key of one slot, turned back, into row `to` of k. */
-LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const char *page, int64_t slot,
-                              const lattn_tensor *k, int64_t to, float *angles) {
+/* The inverse of (c, s) is (c, -s) / (c^2 + s^2). */
+LATTN_FN_ void lattn_turn_back_(float *x, float *y, float c, float s) {
+  float size = lattn_fma_(c, c, lattn_fma_(s, s, 0.0f));
+  lattn_turn_pair_(x, y, c / size, -s / size);
+}
+
+/* The key of one slot, turned back if angles is there, into row `to` of k. */
+LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const lattn_storage_ *st, const char *page,
+                              int64_t slot, const lattn_tensor *k, int64_t to, float *angles) {
   int64_t lane = slot % LATTN_BLOCK_, at = lane / 16 * 16 * cache->dk + lane % 16;
-  int64_t pairs = angles ? cache->n_dims / 2 : 0, d0 = cache->first_dim;
-  int64_t step = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
+  int64_t pairs = angles ? cache->n_dims / 2 : 0, d0 = cache->first_dim, step = 16;
+  int64_t next = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
   int64_t other = cache->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+  float row[LATTN_MAX_INT_DIM_]; /* of integers */
+  const void *from = page;
+  int32_t type = st->key_type;
   void *out = (void *)(uintptr_t)k->data;
   int lost = 0;
-  if (angles) {
-    lattn_turning_ turning = lattn_cache_turning_(cache);
-    lattn_angles_(angles, &turning, slot);
+  if (lattn_is_int_(type)) {
+    lattn_get_key_ints_(page + lane / 16 * st->panel_bytes, type, (int)(lane % 16), row, cache->dk);
+    if (st->key_basis) lattn_hadamard_(row, cache->dk, st->key_basis);
+    from = row;
+    type = LATTN_F32;
+    at = 0;
+    step = 1;
   }
   to *= k->stride_token;
   for (int64_t d = 0; d < cache->dk; d++)
     if (!pairs || d < d0 || d >= d0 + 2 * pairs)
-      lost |= lattn_put_(out, k->type, to + d, lattn_get_(page, cache->key_type, at + d * 16));
-  for (int64_t f = 0; f < pairs; f++) { /* the inverse of (c, s): (c, -s) / (c^2 + s^2) */
-    int64_t d = d0 + f * step;
-    float c = angles[f], s = angles[pairs + f], size = lattn_fma_(c, c, lattn_fma_(s, s, 0.0f));
-    float x = lattn_get_(page, cache->key_type, at + d * 16);
-    float y = lattn_get_(page, cache->key_type, at + (d + other) * 16);
-    lattn_turn_pair_(&x, &y, c / size, -s / size);
+      lost |= lattn_put_(out, k->type, to + d, lattn_get_(from, type, at + d * step));
+  for (int64_t f = 0; f < pairs; f++) {
+    int64_t d = d0 + f * next;
+    float x = lattn_get_(from, type, at + d * step);
+    float y = lattn_get_(from, type, at + (d + other) * step);
+    lattn_turn_back_(&x, &y, angles[f], angles[pairs + f]);
     lost |= lattn_put_(out, k->type, to + d, x);
     lost |= lattn_put_(out, k->type, to + d + other, y);
   }
+  return lost;
+}
+
+LATTN_FN_ int lattn_read_value_(const lattn_cache *cache, const lattn_storage_ *st,
+                                const char *page, int64_t lane, const lattn_tensor *v, int64_t to) {
+  float row[LATTN_MAX_INT_DIM_]; /* of integers */
+  const char *values = page + st->value_at;
+  int lost = 0;
+  to *= v->stride_token;
+  if (lattn_is_int_(st->value_type)) {
+    lattn_widen_ints_(row, values + lane * st->row_bytes, st->value_type, cache->dv);
+    if (st->value_type == LATTN_I8)
+      lattn_scale_(row, cache->dv,
+                   lattn_value_scale_(values + lattn_scales_at_(st, LATTN_BLOCK_), lane));
+    if (st->value_basis) lattn_hadamard_(row, cache->dv, st->value_basis);
+  }
+  for (int64_t d = 0; d < cache->dv; d++)
+    lost |= lattn_put_((void *)(uintptr_t)v->data, v->type, to + d,
+                       lattn_is_int_(st->value_type)
+                           ? row[d] : lattn_get_(values, st->value_type, lane * cache->dv + d));
   return lost;
 }
 
@@ -7282,16 +8410,16 @@ LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const char *page, int64_
 LATTN_NOINLINE_ int lattn_read_tokens_(const lattn_cache *cache, int32_t kv, int64_t first,
                                        int64_t n, const lattn_tensor *k, const lattn_tensor *v,
                                        int unrotated) {
+  const lattn_storage_ *st = &lattn_cache_rule_(cache, kv)->s;
+  lattn_turning_ turning = lattn_cache_turning_(cache);
   float angles[2 * LATTN_MAX_PAIRS_];
   int lost = 0;
   for (int64_t i = 0; i < n; i++) {
     int64_t slot = lattn_slot_of_(cache, first + i);
     const char *page = lattn_cache_page_(cache, kv, slot / LATTN_BLOCK_);
-    if (k->data) lost |= lattn_read_key_(cache, page, slot, k, i, unrotated ? angles : 0);
-    for (int64_t d = 0; v->data && d < cache->dv; d++)
-      lost |= lattn_put_((void *)(uintptr_t)v->data, v->type, i * v->stride_token + d,
-                         lattn_get_(page + cache->value_at, cache->value_type,
-                                    slot % LATTN_BLOCK_ * cache->dv + d));
+    if (unrotated) lattn_angles_(angles, &turning, slot);
+    if (k->data) lost |= lattn_read_key_(cache, st, page, slot, k, i, unrotated ? angles : 0);
+    if (v->data) lost |= lattn_read_value_(cache, st, page, slot % LATTN_BLOCK_, v, i);
   }
   return lost;
 }
@@ -7330,12 +8458,12 @@ LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_hea
 /* ==== §9 merge ===================================================================================
    Partials of one row, folded by the segment tree (heads.md 9.3; the rule of lattn_height_),
    whatever the order of the list; those outside of the order come last, in the order given. A
-   row is folded in strips of 64 columns, so a stack of subtrees fits in 8 KiB. */
+   row is folded in strips of 128 columns, so a stack of subtrees fits in 12 KiB. */
 
-enum { LATTN_MAX_PARTS_ = 1024, LATTN_STRIP_ = 64 };
+enum { LATTN_MAX_PARTS_ = 1024, LATTN_STRIP_ = 128 }; /* a strip holds the largest basis */
 
 typedef struct lattn_fold_ {
-  int32_t mode, n;
+  int32_t mode, n, basis;
   const lattn_partial *parts;
   int16_t order[LATTN_MAX_PARTS_];
   int64_t dv, heads, rows;
@@ -7447,8 +8575,8 @@ LATTN_NOINLINE_ void lattn_fold_rows_(lattn_fold_ *fold, int64_t from, int64_t t
         if (gate.dim > 1)
           gate.data = (const char *)gate.data + (size_t)c * lattn_type_size_(gate.type);
       }
-      if (lattn_finish_row_(m, l, strip, z, n, fold->gate ? &gate : 0, &out, token, head, &lse,
-                            0))
+      if (lattn_finish_row_(m, l, strip, z, n, fold->basis, fold->gate ? &gate : 0, &out, token,
+                            head, &lse, 0))
         lattn_raise_(&fold->overflowed);
       if (fold->lse) fold->lse[row] = fold->mode == LATTN_MERGE_LINEAR ? LATTN_NAN_ : lse;
     }
@@ -7471,6 +8599,10 @@ LATTN_FN_ lattn_status lattn_check_parts_(const lattn_fold_ *fold, lattn_fault *
     const lattn_partial *p = fold->parts + i;
     lattn_status s = lattn_check_partial_(p, fold->rows, fold->dv, f);
     if (s) return s;
+    if (p->basis && (lattn_basis_(fold->dv) < p->basis || p->basis < 16 ||
+                     (p->basis & (p->basis - 1))))
+      return lattn_fail_(f, LATTN_E_FIELD, "partial.basis");
+    if (p->basis != fold->parts->basis) return lattn_fail_(f, LATTN_E_TYPE, "partial.basis");
     if (p->n_segments < 0 || p->first_segment < 0)
       return lattn_fail_(f, LATTN_E_VALUE, "parts.first_segment");
     if (p->first_segment > LATTN_MAX_POSITION_ / LATTN_SEGMENT_ ||
@@ -7567,6 +8699,8 @@ LATTN_API lattn_status lattn_merge(const lattn_merge_options *options, int64_t n
   fold.gate = o.gate ? &job.gate : 0;
   fold.sink_logits = o.sink_logits;
   fold.partial = o.partial;
+  fold.basis = n ? parts[0].basis : 0;
+  if (fold.partial) fold.partial->basis = fold.basis;
   fold.n_workers = ex.n_threads > 0 ? ex.n_threads : 1;
   lattn_sort_parts_(&fold);
   if (fold.partial) {
@@ -7616,6 +8750,7 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
   if (s) return s;
   if (rows > 0 && !lse) return LATTN_E_NULL;
   partial->first_segment = partial->n_segments = 0;
+  partial->basis = 0;
   lattn_fpenv_enter_(&saved);
   lattn_import_rows_(partial, &out, lse, flags);
   lattn_fpenv_leave_(&saved);
@@ -8368,6 +9503,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_HAS_MXCSR_
 #undef LATTN_HAS_ATOMIC_
 #undef LATTN_BIG_ENDIAN_
+#undef LATTN_DOT_BIAS_
 #undef LATTN_FN_
 #undef LATTN_NOINLINE_
 #undef LATTN_INLINE_

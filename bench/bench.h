@@ -6,7 +6,7 @@
    of them; each figure is a median, and every claim is a ratio of two of them. Absolute figures
    drift.
 
-   Environment: JSON=1 one JSON object a line; QUICK=1 about 20 seconds; ONLY=word only rows whose
+   Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
    time it gets: for a machine that is busy with other work; SWEEP=1 every shape, for hours: see
    sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */

@@ -397,7 +397,6 @@ static const mutation attention_plain[] = {
     I64(options.s.key_position, INT64_C(1) << 31, AS(OVERFLOW)),
     I64(options.s.key_position, INT64_MAX, AS(OVERFLOW)),
     SIZES(partial, lattn_partial),
-    I32(partial.s.basis, 1, AS(FIELD)),
     I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
     I64(partial.s.n_rows, -1, AS(SHAPE)),
     I64(partial.s.n_rows, INT64_MAX, AS(SHAPE)),
@@ -960,7 +959,7 @@ static lattn_status object_sizes(void) {
   return bytes ? LATTN_OK : LATTN_E_CONFIG;
 }
 
-static const lattn_head head_unknown[KV_HEADS] = {{2, 0, 0, 4, 0}, {0, 0, 0, 0, 0}};
+static const lattn_head head_unknown[KV_HEADS] = {{2, 0, 0, 4, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0}};
 
 #define ARGS object_args
 static const mutation pool_init_list[] = {
@@ -995,9 +994,9 @@ static const mutation config_list[] = {
     I32(config.s.key_dim, -1, AS(SHAPE)),
     I32(config.s.key_dim, 2, AS(SHAPE)),
     I32(config.s.value_dim, -1, AS(SHAPE)),
-    I32(config.s.key_type, 4, AS(TYPE)),
+    I32(config.s.key_type, 6, AS(TYPE)),
     I32(config.s.key_type, -1, AS(TYPE)),
-    I32(config.s.value_type, 4, AS(TYPE)),
+    I32(config.s.value_type, 6, AS(TYPE)),
     I32(config.s.value_type, INT32_MIN, AS(TYPE)),
     I64(config.s.capacity, -1, AS(SHAPE)),
     I64(config.s.capacity, 0, AS(CONFIG)),

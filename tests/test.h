@@ -329,9 +329,10 @@ static inline void guard_read_only(const test_guard *g, int read_only) {
 /* Gives the buffer back; false when something was written beside the data. */
 static inline int guard_free(test_guard *g) {
   size_t page = test_page();
-  const char *end = g->map + g->map_bytes - page;
+  const char *end;
   int intact = 1;
   if (!g->map) return 1;
+  end = g->map + g->map_bytes - page;
   for (const char *p = g->map + page; p < g->data; p++) intact &= (unsigned char)*p == TEST_CANARY;
   for (const char *p = g->data + g->bytes; p < end; p++) intact &= (unsigned char)*p == TEST_CANARY;
   munmap(g->map, g->map_bytes);

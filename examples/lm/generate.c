@@ -27,7 +27,7 @@ static const char usage[] =
     "                     a config.json beside it gives sinks = sink_size and window =\n"
     "                     recent_size + 1, at absolute positions\n"
     "  --sparsity X       share of heads that stream, lowest gates first (else: gates below 0.5)\n"
-    "  --kv-type T        type of the KV cache: f32, f16 or bf16 (f32)\n"
+    "  --kv-type T        type of the KV cache: f32, f16, bf16, i8 or i4 (f32)\n"
     "  --threads N        (1)\n"
     "  --temperature X    0 = always the likeliest token (0)\n"
     "  --seed N           of the random choices (1)\n";
@@ -65,8 +65,8 @@ static int real(const char *text, double least, double most, double *value) {
 }
 
 static int kv_type(const char *text, int32_t *type) {
-  static const char *const names[] = {"f32", "f16", "bf16"}; /* LATTN_F32 = 1, and so on */
-  for (int32_t i = 0; i < 3; i++)
+  static const char *const names[] = {"f32", "f16", "bf16", "i8", "i4"}; /* LATTN_F32 = 1 ... */
+  for (int32_t i = 0; i < 5; i++)
     if (!strcmp(text, names[i])) return *type = i + 1, 0;
   return fail("unknown type", text);
 }
@@ -140,7 +140,8 @@ static char *read_prompt(const settings *s, int64_t *n_bytes) {
 /* Sets the policy of each head: NULL heads on return 0 = all full. */
 static int choose_heads(const settings *s, const llama_model *m, lattn_head **heads) {
   int64_t sink_size, recent_size, n = (int64_t)m->n_layers * m->n_kv_heads;
-  lattn_head streaming = {LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, s->sinks, s->window, 0};
+  lattn_head streaming = {LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, s->sinks, s->window,
+                          0, 0, 0};
   head_table table;
   char error[POLICY_ERROR];
   *heads = NULL;
