@@ -2544,7 +2544,7 @@ LATTN_FN_ int lattn_put_key_ints_(char *panel, int type, int lane, const float *
     lattn_ints_ y = lattn_quantise_dims_(x + d, n, type, 1, all, &lost);
     if (type == LATTN_I8) {
       for (int i = 0; i < lattn_up_(n, 4); i++)
-        panel[(d + i) / 4 * 64 + 4 * lane + i % 4] = y.q[i];
+        panel[(d + i) / 4 * 64 + 4 * lane + i % 4] = (char)y.q[i];
       LATTN_MEMCPY_(scales + 2 * lane, &y.scale, 2);
       continue;
     }

@@ -148,6 +148,7 @@ static const char *version(void) { return version_text; }
 /* ---- a shape ---- */
 
 static const char *unsupported(const bench_shape *s) {
+  if (s->type != LATTN_F32 && s->type != LATTN_F16 && s->type != LATTN_BF16) return "other types";
   if (s->streaming_heads) return "no streaming heads";
   if (s->queries > 1 && s->queries * s->keys * 2 > MOST_MASK) return "its mask is too large";
   return NULL;

@@ -173,6 +173,7 @@ typedef struct onnx_state {
 
 static const char *unsupported(const bench_shape *s) {
   if (s->type == LATTN_BF16) return "no bf16 on CPUs";
+  if (s->type != LATTN_F32 && s->type != LATTN_F16) return "f32 and f16 only";
   if (s->streaming_heads) return "no streaming heads";
   if (s->key_dim != s->value_dim) return "key and value dims alike";
   if (s->key_dim % 8) return "dims in multiples of 8";

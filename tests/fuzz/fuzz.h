@@ -93,10 +93,10 @@ typedef struct fuzz_config {
    have 2 KV heads, dims of 4, and 2 or 4 query heads. It points into itself: do not copy. */
 static void fuzz_config_make(fuzz_config *c, int kind) {
   static const lattn_head heads[FUZZ_CONFIGS][2] = {
-      {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},
-      {{0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 3, 20, 6}},
-      {{LATTN_HEAD_STREAMING, 0, 0, 1, 2}, {LATTN_HEAD_STREAMING, 2, 130, 40, 0}},
-      {{LATTN_HEAD_STREAMING, 0, 4, 130, 0}, {LATTN_HEAD_STREAMING, 0, 1, 7, 1}}};
+      {{0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0}},
+      {{0, 0, 0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 3, 20, 6, 0, 0}},
+      {{LATTN_HEAD_STREAMING, 0, 0, 1, 2, 0, 0}, {LATTN_HEAD_STREAMING, 2, 130, 40, 0, 0, 0}},
+      {{LATTN_HEAD_STREAMING, 0, 4, 130, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 1, 7, 1, 0, 0}}};
   memset(c, 0, sizeof *c);
   memcpy(c->heads, heads[kind], sizeof c->heads);
   c->turns[0] = (uint64_t)1 << 61;
