@@ -272,7 +272,9 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 typedef struct lattn_partial {
   uint32_t size;          /* sizeof(lattn_partial) */
   int32_t basis;          /* attend sets it. 0: plain; 16 ... 128: output is in the basis that the
-                             cache's values are stored in (LATTN_I4); merged parts agree in it */
+                             cache's values are stored in (LATTN_I4); merged parts agree in it.
+                             Heads of several bases give a plain one, whose merges are exact to
+                             rounding only */
   int64_t first_segment;  /* the absolute segments (2048 tokens) that the keys lie in: attend
                              sets these. */
   int64_t n_segments;     /* 0 = outside of the order of segments: merged last, in argument order */
@@ -666,8 +668,8 @@ LATTN_API lattn_status lattn_pool_init(lattn_pool **pool, void *arena, size_t ar
 LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_stats *stats);
 
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
-   (in-cache positions without rotary or ALiBi; no capacity with a full head; more than 8 page
-   sizes in a pool), FULL. */
+   (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
+   dims below 16 or above 1024; more than 8 page sizes in a pool), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
