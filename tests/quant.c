@@ -2,22 +2,22 @@
  * route, special values, errors, and how far the outputs are from those of an f32 cache.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   quant --print writes the golden hashes anew, quant --table the whole table of errors.
+   quant --print writes the golden hashes anew, quant --table all families of the table of errors.
 
-   THE REFERENCE. Each token's key and value, and each query, is turned, rounded and read in double
-   as longattn.h says (lattn_cache_config; "keys and values of 8 and 4 bits"). Two things keep it
-   from being the cache's number exactly. The transform in float32 is off by delta (derived at
-   ref_hadamard), so that x / scale may fall to the other side of a tie: then the stored number may
-   be its neighbour, and `off` of that number is the step. Likewise for a scale that falls near a
-   tie of float16. Of keys and values both are rare (delta is 1e-4 steps of 8 bits); else `off` is
-   0, as it is for all dims that have no transform. A step of a query of 15 bits is often in doubt,
-   but small: 6e-5 of its largest. The rest is float32 arithmetic on equal numbers, bounded as in
-   ref.h:
+   THE REFERENCE. Each token's key and value, and each query, is turned, rounded and read in
+   double as §1 of longattn.h and its section "keys and values of 8 and 4 bits" say. Two things
+   keep it from being the cache's number exactly. The transform in float32 is off by delta
+   (derived at ref_hadamard), so that x / scale may fall to the other side of a tie: then the
+   stored number may be its neighbour, and `off` of that number is the step. Likewise for a scale
+   that falls near a tie of float16. Of keys and values both are rare (delta is 1e-4 steps of 8
+   bits); else `off` is 0, as it is for all dims that have no transform. A step of a query of 15
+   bits is often in doubt, but small: 6e-5 of its largest. All the rest is float32 arithmetic on
+   equal numbers, bounded as in ref.h:
 
    Scores. Sums of products of integers are exact: |sum| <= 127 * 128 * 127 * 1024 < 2^31. Then
    come, each rounded once: the number as a float; the product with the key's scale (LATTN_I4: a
-   fused multiply-add for each 32 channels), and with the query's, of which amplitude / 127 and the
-   factor 1/sqrt(dk) took 4. With A = sum |q_d k_d|:
+   fused multiply-add for each 32 channels), and with the query's, of which amplitude / 127 and
+   the factor 1/sqrt(dk) took 4. With A = sum |q_d k_d|:
        |ds| <= |scale| (7 + channels / 32) u A + what `off` of both can do.
 
    Values. LATTN_I8: one rounding of weight * scale; LATTN_I4: none (4 bits * 11 bits). Otherwise as
@@ -213,7 +213,8 @@ static const lattn_call *call_of(call_views *c, const rig *r, int64_t first, int
     c->call.key_bias = &c->key_bias;
   }
   if (r->pair_bias) {
-    c->pair_bias = tensor_of(r->pair_bias + first * r->heads * all, LATTN_F32, n, r->heads, all);
+    c->pair_bias =
+        tensor_of(r->pair_bias + first * r->heads * all, LATTN_F32, n, r->heads, all);
     c->call.pair_bias = &c->pair_bias;
   }
   if (r->gate) {
@@ -257,9 +258,10 @@ static lattn_status rig_extend(const rig *r, lattn_cache *cache, int64_t at, int
   runner x;
   call_views c;
   const lattn_exec *exec = runner_open(&x, r, n, rng);
-  lattn_status status = lattn_cache_extend(cache, call_of(&c, r, at, n), rig_q(r, first, n),
-                                           rig_k(r, first, n), rig_v(r, first, n),
-                                           rig_out(r, out, first, n), lse + first * r->heads, exec);
+  lattn_status status =
+      lattn_cache_extend(cache, call_of(&c, r, at, n), rig_q(r, first, n), rig_k(r, first, n),
+                         rig_v(r, first, n), rig_out(r, out, first, n), lse + first * r->heads,
+                         exec);
   if (status < 0) printf("    at %s\n", x.fault.argument ? x.fault.argument : "?");
   runner_close(&x);
   return status;
@@ -739,8 +741,8 @@ static void name_case(const char *what, uint64_t seed, const rig *r) {
              quant_type_name(value_type_of(r, g)),
              r->head[g].policy ? (r->head[g].positions ? "/absolute" : "/stream") : "");
   }
-  check_case("%s, seed %" PRIu64 ": %" PRId64 " tokens, %" PRId64 "/%" PRId64
-             " heads%s, dims %" PRId64 " %" PRId64 "%s%s%s",
+  check_case("%s, seed %" PRIu64 ": %" PRId64 " tokens, %" PRId64 "/%" PRId64 " heads%s, dims %"
+             PRId64 " %" PRId64 "%s%s%s",
              what, seed, r->n_tokens, r->heads, r->kv_heads, heads, r->key_dim, r->value_dim,
              r->config.rotary ? ", rotary" : "", r->config.alibi_slopes ? ", ALiBi" : "",
              r->config.sink_logits ? ", sinks" : "");
@@ -760,11 +762,10 @@ static void extend_cut(rig *r, lattn_cache *cache, int64_t first, int64_t end, f
 /* ---- tests against the reference ---- */
 
 static void test_random(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(1200); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(400); seed++) {
     test_rng rng = rng_seed(1000 + seed);
-    int64_t n = seed % 60 == 59 ? 2300
-                : seed % 6 == 5 ? rng_range(&rng, 200, 500)
-                                : rng_range(&rng, 1, 150);
+    int64_t n = seed % 60 == 59 ? 2300 : seed % 6 == 5 ? rng_range(&rng, 200, 500)
+                                                       : rng_range(&rng, 1, 150);
     rig r;
     ref_list l;
     pick_config(&r, &rng, n, 0);
@@ -824,12 +825,12 @@ static void drafts_attend(drafts *d, const rig *r, lattn_cache *cache, int64_t a
     call_views c;
     n = first || d->n < 4 || rng_chance(rng, 50) ? d->n - first : d->n / 2;
     const lattn_exec *exec = runner_open(&x, r, n, rng);
-    lattn_tensor q =
-        tensor_of(d->q + first * r->heads * r->key_dim, LATTN_F32, n, r->heads, r->key_dim);
-    lattn_tensor k =
-        tensor_of(d->k + first * r->kv_heads * r->key_dim, LATTN_F32, n, r->kv_heads, r->key_dim);
-    lattn_tensor v = tensor_of(d->v + first * r->kv_heads * r->value_dim, LATTN_F32, n, r->kv_heads,
-                               r->value_dim);
+    lattn_tensor q = tensor_of(d->q + first * r->heads * r->key_dim, LATTN_F32, n, r->heads,
+                               r->key_dim);
+    lattn_tensor k = tensor_of(d->k + first * r->kv_heads * r->key_dim, LATTN_F32, n, r->kv_heads,
+                               r->key_dim);
+    lattn_tensor v = tensor_of(d->v + first * r->kv_heads * r->value_dim, LATTN_F32, n,
+                               r->kv_heads, r->value_dim);
     CHECK_STATUS(lattn_cache_draft(cache, call_of(&c, r, at + first, n), d->parent + first, q, k, v,
                                    rig_out(r, d->out, first, n), d->lse + first * r->heads, exec),
                  LATTN_OK);
@@ -874,7 +875,7 @@ static int pick_hole(const rig *r, int64_t n, int64_t slack, int64_t *from, int6
 
 /* Some tokens, a hole or two, more tokens, then drafts: all rows against the reference. */
 static void test_holes_and_drafts(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(400); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(160); seed++) {
     test_rng rng = rng_seed(5000 + seed);
     int64_t n = rng_range(&rng, 30, 350), first = rng_range(&rng, 10, n - DRAFTS - 5);
     int64_t from, to, end = n - DRAFTS;
@@ -1031,7 +1032,7 @@ static void route_truncate(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
 }
 
 /* Drafts, some of them the tokens to come: their rows, and what follows when some are accepted. A
-   tree only without biases and gates, whose rows it would change; those off the path may be NaN. */
+   tree only without biases and gates, whose rows it would change; strays may be NaN. */
 static void route_drafts(rig *r, int64_t mid, test_rng *rng) {
   route x = route_new(r, "drafts", NULL);
   drafts d;
@@ -1043,6 +1044,9 @@ static void route_drafts(rig *r, int64_t mid, test_rng *rng) {
   while (d.n < DRAFTS) {
     if (tree && rng_chance(rng, 40)) {
       int32_t parent = (int32_t)rng_range(rng, -1, d.n - 1);
+      int64_t depth = 0;
+      for (int32_t p = parent; p >= 0; p = d.parent[p]) depth++;
+      if (mid + depth >= r->n_tokens) parent = -1; /* no deeper than the capacity */
       drafts_add(&d, r, rng_below(rng, mid), parent);
       if (rng_chance(rng, 30)) d.k[(d.n - 1) * r->kv_heads * r->key_dim] = NAN;
       if (rng_chance(rng, 30)) d.v[(d.n - 1) * r->kv_heads * r->value_dim] = NAN;
@@ -1182,12 +1186,12 @@ static void route_batch(rig *r, int64_t mid, test_rng *rng) {
     s[i].parents = NULL;
     all += m;
   }
-  CHECK_STATUS(
-      lattn_batch_extend(3, s, NULL, tensor_of(q, LATTN_F32, all, r->heads, r->key_dim),
-                         tensor_of(k, LATTN_F32, all, r->kv_heads, r->key_dim),
-                         tensor_of(v, LATTN_F32, all, r->kv_heads, r->value_dim),
-                         tensor_of(out, LATTN_F32, all, r->heads, r->value_dim), lse, &exec),
-      LATTN_OK);
+  CHECK_STATUS(lattn_batch_extend(3, s, NULL, tensor_of(q, LATTN_F32, all, r->heads, r->key_dim),
+                                  tensor_of(k, LATTN_F32, all, r->kv_heads, r->key_dim),
+                                  tensor_of(v, LATTN_F32, all, r->kv_heads, r->value_dim),
+                                  tensor_of(out, LATTN_F32, all, r->heads, r->value_dim), lse,
+                                  &exec),
+               LATTN_OK);
   all = 0;
   for (int i = 0; i < 3; i++) {
     int64_t m = s[i].n_tokens;
@@ -1201,7 +1205,7 @@ static void route_batch(rig *r, int64_t mid, test_rng *rng) {
 }
 
 static void test_routes(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(300); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(100); seed++) {
     test_rng rng = rng_seed(9000 + seed);
     int64_t n = seed % 50 == 49 ? 2200 : rng_range(&rng, 40, 320), stray = 0, mid;
     rig r;
@@ -1231,7 +1235,7 @@ static void test_routes(void) {
 
 /* lattn_cache_read against the reference of the format, turned back. */
 static void test_read(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(200); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(80); seed++) {
     test_rng rng = rng_seed(20000 + seed);
     int64_t n = rng_range(&rng, 1, 200), loose = 0, dim;
     rig r;
@@ -1248,14 +1252,14 @@ static void test_read(void) {
     float *k = (float *)ref_memory(n * dim, sizeof(float));
     float *v = (float *)ref_memory(n * dim, sizeof(float));
     for (int64_t g = 0; g < r.kv_heads; g++) {
-      CHECK_STATUS(
-          lattn_cache_read(r.cache, (int32_t)g, 0, tensor_of(k, LATTN_F32, n, 1, r.key_dim),
-                           tensor_of(v, LATTN_F32, n, 1, r.value_dim), 0),
-          LATTN_OK);
+      CHECK_STATUS(lattn_cache_read(r.cache, (int32_t)g, 0,
+                                    tensor_of(k, LATTN_F32, n, 1, r.key_dim),
+                                    tensor_of(v, LATTN_F32, n, 1, r.value_dim), 0),
+                   LATTN_OK);
       for (int64_t i = 0; i < 2 * n; i++) {
         int is_key = i < n;
-        int64_t t = i % n, dims = is_key ? r.key_dim : r.value_dim,
-                at = (t * r.kv_heads + g) * dims;
+        int64_t t = i % n, dims = is_key ? r.key_dim : r.value_dim;
+        int64_t at = (t * r.kv_heads + g) * dims;
         int32_t type = is_key ? key_type_of(&r, g) : value_type_of(&r, g);
         double *x = (is_key ? l.k : l.v) + at, *off = (is_key ? l.k_off : l.v_off) + at;
         for (int64_t d = 0; d < dims; d++)
@@ -1286,10 +1290,8 @@ static void test_bytes(void) {
   static const struct {
     int32_t key, value;
     int64_t bytes;
-  } want[4] = {{LATTN_I8, LATTN_I8, 260},
-               {LATTN_I4, LATTN_I4, 144},
-               {LATTN_I8, LATTN_I4, 202},
-               {LATTN_F16, LATTN_I8, 386}};
+  } want[4] = {{LATTN_I8, LATTN_I8, 260}, {LATTN_I4, LATTN_I4, 144},
+               {LATTN_I8, LATTN_I4, 202}, {LATTN_F16, LATTN_I8, 386}};
   for (int i = 0; i < 4; i++) {
     lattn_cache_head_stats stats;
     const lattn_cache_config *config;
@@ -1323,15 +1325,14 @@ static void test_bytes(void) {
 
 /* ---- special values ---- */
 
-/* Two caches get the same tokens but for one number, which in the second is not finite: rows that
-   do not see its token keep their bits; those that do are NaN, of a value only where its transform
-   or scale reaches. */
+/* Copies of a rig's tokens into two caches of which the second gets one number changed: rows
+   that do not see the token keep their bits; those that do are NaN in all of the key's head, or
+   where the value's transform or scale reaches. */
 static int sees(const rig *r, int64_t g, int64_t i, int64_t j) {
   return i >= j && list_distance(r, g, i, j) >= 0;
 }
 
-/* Whether dim d of a value is lost with dim `bad`: they share a scale (of 32 dims) or a block of
-   the basis, both powers of two. */
+/* Whether dim d of a value is lost with dim `bad`: they share a scale, or a block of the basis. */
 static int shares(const rig *r, int64_t g, int64_t bad, int64_t d) {
   int64_t basis = ref_basis(r->value_dim), unit = basis > 32 ? basis : 32;
   if (value_type_of(r, g) == LATTN_I8) return 1;
@@ -1351,15 +1352,16 @@ static void check_poisoned(const rig *r, const float *out, const float *lse, int
       }
       right &= hit && key >= 0 ? isnan(lse[i * r->heads + h])
                                : same_f32(lse[i * r->heads + h], r->lse[i * r->heads + h]);
-      if (!right)
-        FAIL("row %" PRId64 " head %" PRId64 " (%s the token)", i, h,
-             hit ? "sees" : "does not see");
+      if (!right) FAIL("row %" PRId64 " head %" PRId64 " (%s the token)", i, h,
+                       hit ? "sees" : "does not see");
     }
 }
 
+/* A head whose basis and 32-channel groups do not nest: dims 48 has a basis of 16 in groups of
+   32 and 16. `shares` needs one to divide the other, so those dims are left out. */
 static void test_poison(void) {
   static const float bad[3] = {NAN, INFINITY, -INFINITY};
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(160); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(80); seed++) {
     test_rng rng = rng_seed(30000 + seed);
     int64_t n = rng_range(&rng, 2, 300), j = rng_below(&rng, n), g, key = -1, value = -1;
     rig r;
@@ -1381,6 +1383,11 @@ static void test_poison(void) {
     *at = bad[is_quant(type) ? rng_below(&rng, 3) : 0];
     route x = route_new(&r, "poisoned", NULL);
     route_go(&x, 0, n, &rng);
+    check_poisoned(&r, x.out, x.lse, g, j, key, value);
+    CHECK_STATUS(lattn_cache_clear(x.cache), LATTN_OK); /* and by few rows: other code */
+    for (int64_t t = 0; t < n; t += 3)
+      CHECK_STATUS(rig_extend(&r, x.cache, t, t, n - t < 3 ? n - t : 3, x.out, x.lse, NULL),
+                   LATTN_OK);
     check_poisoned(&r, x.out, x.lse, g, j, key, value);
     *at = clean;
     route_end(&x, 0, 0);
@@ -1422,7 +1429,7 @@ static void test_bad_query(void) {
 /* Tokens of every amplitude: scales that underflow, that are below float16's normal numbers, and
    that overflow, which the note tells and which reads as NaN. */
 static void test_amplitudes(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(120); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(60); seed++) {
     test_rng rng = rng_seed(50000 + seed);
     int64_t n = rng_range(&rng, 1, 60);
     int large = rng_chance(&rng, 50), lost = 0;
@@ -1636,101 +1643,96 @@ static void part_attend(part *p, const rig *r, const lattn_cache *cache, int64_t
   memset(&call, 0, sizeof call);
   call.size = sizeof call;
   call.partial = &p->p;
-  CHECK_STATUS(
-      lattn_cache_attend(cache, &call, rig_q(r, row, 1),
-                         tensor_of(NULL, LATTN_F32, 1, r->heads, r->value_dim), NULL, NULL),
-      LATTN_OK);
+  CHECK_STATUS(lattn_cache_attend(cache, &call, rig_q(r, row, 1),
+                                  tensor_of(NULL, LATTN_F32, 1, r->heads, r->value_dim), NULL,
+                                  NULL),
+               LATTN_OK);
 }
 
-enum { SEGMENT = 2048, PART_TOKENS = 2 * SEGMENT + 300 };
-
-static part parts[3], whole, merged;
-
-/* Three caches hold a segment, a segment, and what is left: their partials, with the query of the
-   newest token. */
-static void make_parts(rig *r, int64_t basis) {
+/* Three caches hold a segment, a segment, and what is left of n tokens: their partials of the last
+   row, and a list of them in another order. */
+static void parts_make(const rig *r, int64_t n_tokens, int32_t basis, part parts[3],
+                       lattn_partial list[3]) {
   for (int i = 0; i < 3; i++) {
     lattn_cache *cache = cache_new(r->pool, r);
-    int64_t first = SEGMENT * i, n = i < 2 ? SEGMENT : PART_TOKENS - first;
+    int64_t first = 2048 * i, n = i < 2 ? 2048 : n_tokens - first;
     for (int64_t t = first; t < first + n; t += 300) {
       int64_t m = first + n - t < 300 ? first + n - t : 300;
       CHECK_STATUS(lattn_cache_append(cache, rig_k(r, t, m), rig_v(r, t, m), NULL), LATTN_OK);
     }
-    part_attend(&parts[i], r, cache, PART_TOKENS - 1);
+    part_attend(&parts[i], r, cache, n_tokens - 1);
     CHECK_I64(parts[i].p.basis, basis);
     CHECK_I64(parts[i].p.first_segment, 0);
     CHECK_I64(parts[i].p.n_segments, 1);
     parts[i].p.first_segment = i;
+    list[(i + 1) % 3] = parts[i].p;
     CHECK_STATUS(lattn_cache_release(cache), LATTN_OK);
   }
 }
 
-/* Parts 0 and 1 merged to a partial. */
-static lattn_partial make_merged(int64_t dim) {
-  lattn_partial list[2];
-  lattn_merge_options options;
-  merged.p = parts[0].p;
-  merged.p.maximum = merged.maximum;
-  merged.p.sum = merged.sum;
-  merged.p.output = merged.output;
-  memset(&options, 0, sizeof options);
-  options.size = sizeof options;
-  options.partial = &merged.p;
-  list[0] = parts[0].p, list[1] = parts[1].p;
-  CHECK_STATUS(lattn_merge(&options, 2, list, tensor_of(NULL, LATTN_F32, 1, 2, dim), NULL, NULL),
-               LATTN_OK);
-  CHECK_I64(merged.p.basis, parts[0].p.basis);
-  return merged.p;
-}
-
-/* The partials merge to the row of one cache that holds all, bit for bit: in any order of the list,
-   by way of a partial of two of them, and that cache's own. */
+/* Those partials merge to the row of one cache that holds all, bit for bit, in any order. */
 static void test_partials(int32_t key_type, int32_t value_type, int64_t dim) {
+  enum { N = 2 * 2048 + 300 };
+  static part parts[3], whole, merged;
   test_rng rng = rng_seed(4);
   lattn_partial list[3];
   lattn_merge_options options;
-  float *out = (float *)ref_memory(2 * dim, sizeof(float)), lse[2];
-  int64_t newest = (PART_TOKENS - 1) * 2;
+  float *out, *lse;
   rig r;
   check_case("partials, %s/%s, dim %" PRId64, quant_type_name(key_type),
              quant_type_name(value_type), dim);
-  rig_init(&r, 2, 1, dim, dim, PART_TOKENS);
+  rig_init(&r, 2, 1, dim, dim, N);
   rig_types(&r, key_type, value_type);
   rig_sinks(&r);
   rig_open(&r, 4, &rng);
-  CHECK_STATUS(rig_extend(&r, r.cache, 0, 0, PART_TOKENS, r.out, r.lse, NULL), LATTN_OK);
-  make_parts(&r, value_type == LATTN_I4 ? ref_basis(dim) : 0);
-  part_attend(&whole, &r, r.cache, PART_TOKENS - 1);
-  CHECK_I64(whole.p.n_segments, 3);
+  out = (float *)ref_memory(2 * dim, sizeof(float));
+  lse = (float *)ref_memory(2, sizeof(float));
+  CHECK_STATUS(rig_extend(&r, r.cache, 0, 0, N, r.out, r.lse, NULL), LATTN_OK);
+  parts_make(&r, N, value_type == LATTN_I4 ? (int32_t)ref_basis(dim) : 0, parts, list);
   memset(&options, 0, sizeof options);
   options.size = sizeof options;
   options.sink_logits = r.sinks;
   lattn_tensor to = tensor_of(out, LATTN_F32, 1, 2, dim);
-  for (int way = 0; way < 3; way++) {
-    list[0] = way == 0 ? parts[2].p : way == 1 ? whole.p : make_merged(dim);
-    list[1] = way == 0 ? parts[0].p : parts[2].p;
-    list[2] = parts[1].p;
-    CHECK_STATUS(lattn_merge(&options,
-                             way == 0   ? 3
-                             : way == 1 ? 1
-                                        : 2,
-                             list, to, lse, NULL),
-                 LATTN_OK);
-    CHECK(!memcmp(out, r.out + newest * dim, (size_t)(2 * dim) * sizeof(float)));
-    CHECK(!memcmp(lse, r.lse + newest, 2 * sizeof(float)));
+  for (int way = 0; way < 3; way++) { /* the three; the one undivided; two, then the third */
+    if (way == 0) CHECK_STATUS(lattn_merge(&options, 3, list, to, lse, NULL), LATTN_OK);
+    if (way == 1) {
+      part_attend(&whole, &r, r.cache, N - 1);
+      CHECK_I64(whole.p.n_segments, 3);
+      CHECK_STATUS(lattn_merge(&options, 1, &whole.p, to, lse, NULL), LATTN_OK);
+    }
+    if (way == 2) {
+      lattn_merge_options first = options;
+      merged.p = parts[0].p;
+      merged.p.maximum = merged.maximum;
+      merged.p.sum = merged.sum;
+      merged.p.output = merged.output;
+      first.sink_logits = NULL;
+      first.partial = &merged.p;
+      list[0] = parts[0].p, list[1] = parts[1].p;
+      CHECK_STATUS(lattn_merge(&first, 2, list, tensor_of(NULL, LATTN_F32, 1, 2, dim), NULL, NULL),
+                   LATTN_OK);
+      CHECK_I64(merged.p.basis, parts[0].p.basis);
+      list[0] = merged.p, list[1] = parts[2].p;
+      CHECK_STATUS(lattn_merge(&options, 2, list, to, lse, NULL), LATTN_OK);
+    }
+    CHECK(!memcmp(out, r.out + (N - 1) * 2 * dim, (size_t)(2 * dim) * sizeof(float)));
+    CHECK(!memcmp(lse, r.lse + (N - 1) * 2, 2 * sizeof(float)));
   }
-  list[0] = parts[0].p, list[1] = parts[1].p;
+  list[0] = parts[0].p;
+  list[1] = parts[1].p;
   list[1].basis = list[0].basis ? 0 : 16;
   CHECK_STATUS(lattn_merge(&options, 2, list, to, lse, NULL), LATTN_E_TYPE);
   list[0].basis = list[1].basis = 24;
   CHECK_STATUS(lattn_merge(&options, 2, list, to, lse, NULL), LATTN_E_FIELD);
   free(out);
+  free(lse);
   rig_close(&r);
 }
 
-/* Heads of different bases: their partial is plain, and merges to the reference's bound. */
+/* Heads of several bases: their partial is plain, and merges to the reference within its bound. */
 static void test_partials_mixed(void) {
   enum { N = 300, DIM = 64 };
+  static part whole;
   test_rng rng = rng_seed(5);
   float out[4 * DIM], lse[4];
   rig r;
@@ -1775,9 +1777,9 @@ static void test_weights(void) {
     w.lse = r.lse + (n - 1) * r.heads;
     w.weights = p;
     const lattn_exec *exec = runner_open(&x, &r, 1, NULL);
-    CHECK_STATUS(
-        lattn_cache_weights(r.cache, call_of(&c, &r, n - 1, 1), rig_q(&r, n - 1, 1), &w, exec),
-        LATTN_OK);
+    CHECK_STATUS(lattn_cache_weights(r.cache, call_of(&c, &r, n - 1, 1), rig_q(&r, n - 1, 1), &w,
+                                     exec),
+                 LATTN_OK);
     runner_close(&x);
     list_open(&l, &r, n);
     list_store(&l, 0);
@@ -1788,8 +1790,8 @@ static void test_weights(void) {
       list_scores(&l, n - 1, h, n - 1, &folds, &levels);
       for (int64_t j = 0; j < n; j++) {
         double s = l.sums.scores[j], want = exp(s - y.lse);
-        double e =
-            isinf(s) ? 0 : l.sums.errors[j] + y.lse_bound + REF_U * (2 * fabs(s - y.lse) + 4);
+        double e = l.sums.errors[j] + y.lse_bound + REF_U * (2 * fabs(s - y.lse) + 4);
+        if (isinf(s)) e = 0;
         CHECK(fabs((double)p[h * n + j] - want) <= want * expm1(e) + 0x1p-126);
       }
       ref_row_free(&y);
@@ -1850,11 +1852,11 @@ static void print_golden(void) {
 }
 
 /* ---- how far from an f32 cache ----
-   The newest rows of many tokens, one head of dim 128, normal queries, and the scale that makes a
-   row's logits spread by `deviation`. Keys: normal, and on some channels a constant of so many
-   sigma, of the same sign for all tokens (flow.md, section 8), before rotary where there is one.
-   Values: normal, and where they have a mean, one of norm sqrt(128). Errors are relative L2 norms
-   over all rows: of the cache against a cache of f32, and of the simulation in double against exact
+   The newest rows of many tokens, one head of dim 128, normal queries, and the scale that makes
+   a row's logits spread by `deviation`. Keys: normal, and on some channels a constant of so many
+   sigma, all tokens the same sign (flow.md §8), before rotary where there is one. Values:
+   normal, and where they have a mean, one of norm sqrt(128). Errors are relative L2 norms over
+   all rows: of the cache against a cache of f32, and of the simulation in double against exact
    attention, with the transform and without. */
 
 typedef struct family {
@@ -1962,21 +1964,20 @@ static void family_line(const family *f, float deviation, int mean, const double
 }
 
 static void test_errors(int print) {
-  int64_t n = print || !test_is_quick() ? 2048 : 512, rows = n / 32;
+  int64_t n = print ? 2048 : 512, rows = n / 32;
   if (print)
-    printf("the newest %" PRId64 " rows of %" PRId64
-           " tokens, d = 128; errors in %%\n"
+    printf("the newest %" PRId64 " rows of %" PRId64 " tokens, d = 128; errors in %%\n"
            "keys                   deviation  mean   types     cache    double   ratio  without "
-           "transform\n",
-           rows, n);
+           "transform\n", rows, n);
   for (int i = 0; i < 5; i++)
     for (int deviation = 1; deviation <= 3; deviation += 2)
       for (int mean = 1; mean >= 0; mean--) {
-        double *exact =
-            family_run(&families[i], (float)deviation, mean, LATTN_F32, LATTN_F32, n, rows);
+        double *exact = family_run(&families[i], (float)deviation, mean, LATTN_F32, LATTN_F32, n,
+                                   rows);
         for (int types = 0; types < 3; types++)
-          family_line(&families[i], (float)deviation, mean, exact, types == 2 ? LATTN_I4 : LATTN_I8,
-                      types ? LATTN_I4 : LATTN_I8, n, rows, print);
+          family_line(&families[i], (float)deviation, mean, exact,
+                      types == 2 ? LATTN_I4 : LATTN_I8, types ? LATTN_I4 : LATTN_I8, n, rows,
+                      print);
         free(exact);
       }
 }
