@@ -762,9 +762,9 @@ static void extend_cut(rig *r, lattn_cache *cache, int64_t first, int64_t end, f
 /* ---- tests against the reference ---- */
 
 static void test_random(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(400); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(200); seed++) {
     test_rng rng = rng_seed(1000 + seed);
-    int64_t n = seed % 60 == 59 ? 2300 : seed % 6 == 5 ? rng_range(&rng, 200, 500)
+    int64_t n = seed % 100 == 59 ? 2300 : seed % 6 == 5 ? rng_range(&rng, 200, 500)
                                                        : rng_range(&rng, 1, 150);
     rig r;
     ref_list l;
@@ -875,7 +875,7 @@ static int pick_hole(const rig *r, int64_t n, int64_t slack, int64_t *from, int6
 
 /* Some tokens, a hole or two, more tokens, then drafts: all rows against the reference. */
 static void test_holes_and_drafts(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(160); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(80); seed++) {
     test_rng rng = rng_seed(5000 + seed);
     int64_t n = rng_range(&rng, 30, 350), first = rng_range(&rng, 10, n - DRAFTS - 5);
     int64_t from, to, end = n - DRAFTS;
@@ -1205,9 +1205,9 @@ static void route_batch(rig *r, int64_t mid, test_rng *rng) {
 }
 
 static void test_routes(void) {
-  for (uint64_t seed = 0; seed < (uint64_t)test_count(100); seed++) {
+  for (uint64_t seed = 0; seed < (uint64_t)test_count(50); seed++) {
     test_rng rng = rng_seed(9000 + seed);
-    int64_t n = seed % 50 == 49 ? 2200 : rng_range(&rng, 40, 320), stray = 0, mid;
+    int64_t n = seed % 50 == 3 ? 2200 : rng_range(&rng, 40, 320), stray = 0, mid;
     rig r;
     pick_config(&r, &rng, n, 40);
     if (n > 2000) r.config.max_append = 0;
@@ -1687,7 +1687,11 @@ static void test_partials(int32_t key_type, int32_t value_type, int64_t dim) {
   rig_open(&r, 4, &rng);
   out = (float *)ref_memory(2 * dim, sizeof(float));
   lse = (float *)ref_memory(2, sizeof(float));
-  CHECK_STATUS(rig_extend(&r, r.cache, 0, 0, N, r.out, r.lse, NULL), LATTN_OK);
+  for (int64_t t = 0, n; t < N - 1; t += n) {
+    n = N - 1 - t < 300 ? N - 1 - t : 300;
+    CHECK_STATUS(lattn_cache_append(r.cache, rig_k(&r, t, n), rig_v(&r, t, n), NULL), LATTN_OK);
+  }
+  CHECK_STATUS(rig_extend(&r, r.cache, N - 1, N - 1, 1, r.out, r.lse, NULL), LATTN_OK);
   parts_make(&r, N, value_type == LATTN_I4 ? (int32_t)ref_basis(dim) : 0, parts, list);
   memset(&options, 0, sizeof options);
   options.size = sizeof options;
