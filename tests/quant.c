@@ -1649,6 +1649,14 @@ static void part_attend(part *p, const rig *r, const lattn_cache *cache, int64_t
                LATTN_OK);
 }
 
+/* Appends a rig's tokens [from, to) without attending. */
+static void append_tokens(const rig *r, lattn_cache *cache, int64_t from, int64_t to) {
+  for (int64_t n; from < to; from += n) {
+    n = to - from < 300 ? to - from : 300;
+    CHECK_STATUS(lattn_cache_append(cache, rig_k(r, from, n), rig_v(r, from, n), NULL), LATTN_OK);
+  }
+}
+
 /* Three caches hold a segment, a segment, and what is left of n tokens: their partials of the last
    row, and a list of them in another order. */
 static void parts_make(const rig *r, int64_t n_tokens, int32_t basis, part parts[3],
@@ -1656,10 +1664,7 @@ static void parts_make(const rig *r, int64_t n_tokens, int32_t basis, part parts
   for (int i = 0; i < 3; i++) {
     lattn_cache *cache = cache_new(r->pool, r);
     int64_t first = 2048 * i, n = i < 2 ? 2048 : n_tokens - first;
-    for (int64_t t = first; t < first + n; t += 300) {
-      int64_t m = first + n - t < 300 ? first + n - t : 300;
-      CHECK_STATUS(lattn_cache_append(cache, rig_k(r, t, m), rig_v(r, t, m), NULL), LATTN_OK);
-    }
+    append_tokens(r, cache, first, first + n);
     part_attend(&parts[i], r, cache, n_tokens - 1);
     CHECK_I64(parts[i].p.basis, basis);
     CHECK_I64(parts[i].p.first_segment, 0);
@@ -1687,10 +1692,7 @@ static void test_partials(int32_t key_type, int32_t value_type, int64_t dim) {
   rig_open(&r, 4, &rng);
   out = (float *)ref_memory(2 * dim, sizeof(float));
   lse = (float *)ref_memory(2, sizeof(float));
-  for (int64_t t = 0, n; t < N - 1; t += n) {
-    n = N - 1 - t < 300 ? N - 1 - t : 300;
-    CHECK_STATUS(lattn_cache_append(r.cache, rig_k(&r, t, n), rig_v(&r, t, n), NULL), LATTN_OK);
-  }
+  append_tokens(&r, r.cache, 0, N - 1);
   CHECK_STATUS(rig_extend(&r, r.cache, N - 1, N - 1, 1, r.out, r.lse, NULL), LATTN_OK);
   parts_make(&r, N, value_type == LATTN_I4 ? (int32_t)ref_basis(dim) : 0, parts, list);
   memset(&options, 0, sizeof options);
