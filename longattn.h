@@ -5640,7 +5640,7 @@ struct lattn_cache {
 struct lattn_checkpoint {
   int64_t from_pool;
   uint64_t bytes, fingerprint;
-  int64_t n_tokens, removed;
+  int64_t n_tokens;
   int32_t n_kv, n_holes;
   int64_t holes, heads, pages; /* offsets from this: lattn_hole_ [n_holes], lattn_kept_ [n_kv],
                                   numbers of pages [n_pages] */
@@ -7578,7 +7578,6 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
   own = lattn_checkpoint_make_(cache, cache->n_holes, n_pages);
   if (!own) return LATTN_E_FULL;
   own->n_tokens = cache->n_tokens;
-  own->removed = cache->removed;
   LATTN_MEMCPY_(lattn_checkpoint_holes_(own), lattn_holes_(cache),
                 (size_t)cache->n_holes * sizeof(lattn_hole_));
   for (int32_t i = 0; i < cache->n_kv; i++) {
@@ -7881,7 +7880,7 @@ typedef struct lattn_stream_ {
   lattn_write_function write; /* NULL and no read: only counted */
   lattn_read_function read;
   void *user;
-  uint64_t s1, s2, bytes; /* of all whole buffers so far */
+  uint64_t s1, s2;        /* of all whole buffers so far */
   uint64_t left;          /* reading: bytes that may still be fetched */
   uint32_t n, at, failed; /* in the buffer; reading: taken from it */
   unsigned char buffer[LATTN_STREAM_];
@@ -7925,7 +7924,6 @@ LATTN_FN_ void lattn_stream_init_(lattn_stream_ *st, lattn_write_function write,
 LATTN_FN_ void lattn_stream_flush_(lattn_stream_ *st) {
   if (st->n && st->write && !st->failed && st->write(st->user, st->buffer, st->n)) st->failed = 1;
   lattn_sum_bytes_(&st->s1, &st->s2, st->buffer, st->n);
-  st->bytes += st->n;
   st->n = 0;
 }
 
