@@ -16,6 +16,8 @@ WERROR ?=
 RUN ?=
 # TIER=quick: a twentieth of the random tests, in 20 seconds.
 TIER ?= full
+# Of tests/embed: full takes every compiler, level and flag in all combinations (.ci/run does).
+EMBED_TIER ?= quick
 PREFIX ?= /usr/local
 INCLUDEDIR ?= $(PREFIX)/include
 LIBDIR ?= $(PREFIX)/lib
@@ -146,7 +148,7 @@ $(programs:%=%.log): %.log: % FORCE
 
 $(BUILD)/embed/%.log: tests/embed/%.sh FORCE
 	@mkdir -p $(@D)
-	@sh tests/record $@ sh $<
+	@TIER=$(EMBED_TIER) sh tests/record $@ sh $<
 
 # ---- fuzz --------------------------------------------------------------------------------------
 # tests/fuzz/*.c with libFuzzer: needs clang. What it finds goes into build/fuzz; what breaks is
