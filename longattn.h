@@ -2856,22 +2856,22 @@ LATTN_INLINE_ void lattn_score_ints_panels_(int m, int type, const char *q, int6
   }
 }
 
-#define LATTN_SCORE_INTS_(name, type)                                                              \
+#define LATTN_SCORE_INTS_(name)                                                                    \
   LATTN_NOINLINE_ void name(int m, const char *q, int64_t stride, int64_t dim, const char *k,      \
                             int64_t panel_bytes, int64_t ahead, int first, int end, float *s) {    \
-    switch (m) {                                                                                   \
-      case 1: LATTN_BODY_(1, type); break;                                                         \
-      case 2: LATTN_BODY_(2, type); break;                                                         \
-      case 3: LATTN_BODY_(3, type); break;                                                         \
-      case 4: LATTN_BODY_(4, type); break;                                                         \
-      case 5: LATTN_BODY_(5, type); break;                                                         \
-      default: LATTN_BODY_(6, type); break;                                                        \
+    if (m == 1) {                                                                                  \
+      LATTN_BODY_(1);                                                                              \
+      return;                                                                                      \
     }                                                                                              \
+    LATTN_EACH_ROWS_(m, LATTN_BODY_)                                                               \
   }
-#define LATTN_BODY_(M, type)                                                                       \
-  lattn_score_ints_panels_(M, type, q, stride, dim, k, panel_bytes, ahead, first, end, s)
-LATTN_SCORE_INTS_(lattn_score_i8_, LATTN_I8)
-LATTN_SCORE_INTS_(lattn_score_i4_, LATTN_I4)
+#define LATTN_BODY_(M)                                                                             \
+  lattn_score_ints_panels_(M, LATTN_I8, q, stride, dim, k, panel_bytes, ahead, first, end, s)
+LATTN_SCORE_INTS_(lattn_score_i8_)
+#undef LATTN_BODY_
+#define LATTN_BODY_(M)                                                                             \
+  lattn_score_ints_panels_(M, LATTN_I4, q, stride, dim, k, panel_bytes, ahead, first, end, s)
+LATTN_SCORE_INTS_(lattn_score_i4_)
 #undef LATTN_BODY_
 #undef LATTN_SCORE_INTS_
 
@@ -2920,23 +2920,23 @@ LATTN_INLINE_ void lattn_value_ints_columns_(int m, int type, const float *w, co
                            ahead);
 }
 
-#define LATTN_VALUE_INTS_(name, type)                                                              \
+#define LATTN_VALUE_INTS_(name)                                                                    \
   LATTN_NOINLINE_ void name(int m, const float *w, const char *v, int64_t row_bytes, int n_keys,   \
                             int64_t dim, float *acc, int64_t acc_stride, const float *e,           \
                             int64_t ahead) {                                                       \
-    switch (m) {                                                                                   \
-      case 1: LATTN_BODY_(1, type); break;                                                         \
-      case 2: LATTN_BODY_(2, type); break;                                                         \
-      case 3: LATTN_BODY_(3, type); break;                                                         \
-      case 4: LATTN_BODY_(4, type); break;                                                         \
-      case 5: LATTN_BODY_(5, type); break;                                                         \
-      default: LATTN_BODY_(6, type); break;                                                        \
+    if (m == 1) {                                                                                  \
+      LATTN_BODY_(1);                                                                              \
+      return;                                                                                      \
     }                                                                                              \
+    LATTN_EACH_ROWS_(m, LATTN_BODY_)                                                               \
   }
-#define LATTN_BODY_(M, type)                                                                       \
-  lattn_value_ints_columns_(M, type, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
-LATTN_VALUE_INTS_(lattn_value_i8_, LATTN_I8)
-LATTN_VALUE_INTS_(lattn_value_i4_, LATTN_I4)
+#define LATTN_BODY_(M)                                                                             \
+  lattn_value_ints_columns_(M, LATTN_I8, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
+LATTN_VALUE_INTS_(lattn_value_i8_)
+#undef LATTN_BODY_
+#define LATTN_BODY_(M)                                                                             \
+  lattn_value_ints_columns_(M, LATTN_I4, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
+LATTN_VALUE_INTS_(lattn_value_i4_)
 #undef LATTN_BODY_
 #undef LATTN_VALUE_INTS_
 

@@ -63,30 +63,6 @@ static void source_free(void *user, void *page, size_t bytes) {
   free(page);
 }
 
-static lattn_pool_stats pool_stats(const lattn_pool *pool) {
-  lattn_pool_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_pool_stats_get(pool, &stats), LATTN_OK);
-  return stats;
-}
-
-static lattn_cache_stats cache_stats(const lattn_cache *cache) {
-  lattn_cache_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_stats_get(cache, &stats), LATTN_OK);
-  return stats;
-}
-
-static lattn_cache_head_stats head_stats(const lattn_cache *cache, int64_t g) {
-  lattn_cache_head_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_head_stats_get(cache, (int32_t)g, &stats), LATTN_OK);
-  return stats;
-}
-
 /* A pool for n caches of s, of exactly the size that the library names, filled with NaN. */
 static lattn_pool *pool_new(test_guard *arena, const setup *s, int64_t n, page_source *source) {
   lattn_pool *pool = NULL;

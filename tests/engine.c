@@ -40,31 +40,7 @@ static void line_remove(line *l, int64_t from, int64_t to) {
   l->n -= to - from;
 }
 
-static lattn_pool_stats pool_stats(const lattn_pool *pool) {
-  lattn_pool_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_pool_stats_get(pool, &stats), LATTN_OK);
-  return stats;
-}
-
 static int64_t pages(const world *w) { return pool_stats(w->pool).n_pages; }
-
-static lattn_cache_stats cache_stats(const lattn_cache *cache) {
-  lattn_cache_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_stats_get(cache, &stats), LATTN_OK);
-  return stats;
-}
-
-static lattn_cache_head_stats head_stats(const lattn_cache *cache, int64_t g) {
-  lattn_cache_head_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_head_stats_get(cache, (int32_t)g, &stats), LATTN_OK);
-  return stats;
-}
 
 static lattn_checkpoint_stats checkpoint_stats(const lattn_checkpoint *checkpoint) {
   lattn_checkpoint_stats stats;

@@ -343,30 +343,6 @@ static const lattn_exec *random_exec(lattn_exec *exec, const size_t scratch[2]) 
 
 /* ---- statistics ---- */
 
-static lattn_pool_stats pool_stats(const lattn_pool *pool) {
-  lattn_pool_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_pool_stats_get(pool, &stats), LATTN_OK);
-  return stats;
-}
-
-static lattn_cache_stats cache_stats(const lattn_cache *cache) {
-  lattn_cache_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_stats_get(cache, &stats), LATTN_OK);
-  return stats;
-}
-
-static lattn_cache_head_stats head_stats(const lattn_cache *cache, int64_t g) {
-  lattn_cache_head_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_head_stats_get(cache, (int32_t)g, &stats), LATTN_OK);
-  return stats;
-}
-
 /* The pool has the caches, checkpoints and pages that the model has. */
 static void check_pool(void) {
   lattn_pool_stats stats = pool_stats(w.pool);

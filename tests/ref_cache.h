@@ -83,6 +83,32 @@ static inline int setup_in_cache(const setup *s, int64_t g) {
   return s->config.rotary || s->config.alibi_slopes;
 }
 
+/* ---- statistics ---- */
+
+static inline lattn_pool_stats pool_stats(const lattn_pool *pool) {
+  lattn_pool_stats stats;
+  memset(&stats, 0, sizeof stats);
+  stats.size = sizeof stats;
+  CHECK_STATUS(lattn_pool_stats_get(pool, &stats), LATTN_OK);
+  return stats;
+}
+
+static inline lattn_cache_stats cache_stats(const lattn_cache *cache) {
+  lattn_cache_stats stats;
+  memset(&stats, 0, sizeof stats);
+  stats.size = sizeof stats;
+  CHECK_STATUS(lattn_cache_stats_get(cache, &stats), LATTN_OK);
+  return stats;
+}
+
+static inline lattn_cache_head_stats head_stats(const lattn_cache *cache, int64_t g) {
+  lattn_cache_head_stats stats;
+  memset(&stats, 0, sizeof stats);
+  stats.size = sizeof stats;
+  CHECK_STATUS(lattn_cache_head_stats_get(cache, (int32_t)g, &stats), LATTN_OK);
+  return stats;
+}
+
 /* ---- the list of tokens that a cache stands for ---- */
 
 typedef struct token_list {

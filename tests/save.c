@@ -139,17 +139,9 @@ static void store_open_for(store *p, const setup *s, int allocator) {
   store_open(p, 8 * lattn_pool_bytes(NULL, &s->config, 1) + 65536, allocator);
 }
 
-static lattn_pool_stats pool_stats(const store *p) {
-  lattn_pool_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_pool_stats_get(p->pool, &stats), LATTN_OK);
-  return stats;
-}
-
 /* Every cache and checkpoint must have been released. */
 static void store_close(store *p) {
-  lattn_pool_stats stats = pool_stats(p);
+  lattn_pool_stats stats = pool_stats(p->pool);
   CHECK_I64(stats.n_caches, 0);
   CHECK_I64(stats.n_checkpoints, 0);
   CHECK_I64(stats.n_pages, 0);
@@ -165,14 +157,6 @@ static lattn_cache *cache_new(store *p, const setup *s) {
     exit(test_summary());
   }
   return cache;
-}
-
-static lattn_cache_stats cache_stats(const lattn_cache *cache) {
-  lattn_cache_stats stats;
-  memset(&stats, 0, sizeof stats);
-  stats.size = sizeof stats;
-  CHECK_STATUS(lattn_cache_stats_get(cache, &stats), LATTN_OK);
-  return stats;
 }
 
 static uint64_t hash_heads(uint64_t hash, const lattn_cache *cache) {
@@ -192,7 +176,7 @@ static uint64_t hash_heads(uint64_t hash, const lattn_cache *cache) {
 
 /* Changes when anything does that a user can see: tokens, tables, pages. */
 static uint64_t fingerprint(const lattn_cache *cache, const store *p) {
-  lattn_pool_stats pool = pool_stats(p);
+  lattn_pool_stats pool = pool_stats(p->pool);
   lattn_cache_stats stats = cache_stats(cache);
   stream f = saved(cache);
   uint64_t hash = hash_bytes(HASH_SEED, f.data, f.n);
@@ -1286,7 +1270,7 @@ static void test_empty(void) {
   f = saved(t.w.original.cache);
   CHECK_STATUS(load_all(t.target.cache, &f), LATTN_OK);
   CHECK_I64(cache_stats(t.target.cache).n_tokens, 0);
-  CHECK_I64(pool_stats(&t.p).n_pages, 0);
+  CHECK_I64(pool_stats(t.p.pool).n_pages, 0);
   small_feed(&t.target, 0);
   again = saved(t.target.cache);
   CHECK(stream_equal(&again, &t.f));
