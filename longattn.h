@@ -982,7 +982,7 @@ on s390x: -std=gnu11 or -fexcess-precision=fast"
 #define LATTN_MEMCPY_ __builtin_memcpy
 #define LATTN_MEMSET_ __builtin_memset
 /* Into L2: measured 1.4x the decode speed of a hint into L1. */
-#define LATTN_PREFETCH_(p) __builtin_prefetch((p), 0, 2)
+#define LATTN_PREFETCH_(p) __builtin_prefetch((p), 0, 3)
 #if defined(__clang__) /* constant counts everywhere; else accumulators stay in memory */
 #define LATTN_UNROLL_ _Pragma("clang loop unroll(full)")
 #elif __GNUC__ >= 8
@@ -1154,6 +1154,7 @@ enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_
 
 #define LATTN_SIMD_NAME_ "scalar"
 #define LATTN_TILE_PANELS_ 1
+#define LATTN_EXPS_ 1
 #define LATTN_THIN_VECTORS_ 1
 
 typedef struct lattn_v16_ {
@@ -1359,6 +1360,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
 
 #define LATTN_SIMD_NAME_ "avx512"
+#define LATTN_EXPS_ 8 /* vectors of exp at a time */
 #define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_THIN_VECTORS_ 8 /* value columns of 1 or 2 rows: one pass over 128 of them */
 
@@ -1554,6 +1556,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 
 #define LATTN_SIMD_NAME_ "avx2"
 #define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
+#define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
 
 typedef struct lattn_v16_ {
@@ -1800,6 +1803,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 
 #define LATTN_SIMD_NAME_ "neon"
 #define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
+#define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
 
 typedef struct lattn_v16_ {
@@ -2088,21 +2092,31 @@ LATTN_FN_ int lattn_put_(void *p, int type, int64_t index, float x) {
 /* exp(x) for x <= 0, to 1.1 ulp; +0 below ln(FLT_MIN), so no weight is denormal; NaN stays NaN.
    x = k ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + (r + r^2 P(r)), P of degree 4 (6.3e-8 at most off,
    times r^2 <= 0.12: 0.06 ulp of the result); ln 2 in two parts, the first of 15 bits, so k * it
-   is exact. */
+   is exact.
+   Of n <= LATTN_EXPS_ vectors, step by step: each is a chain of eleven operations, and a
+   processor finds what else it could do only among the next hundred. */
+LATTN_INLINE_ void lattn_v_exps_(lattn_v16_ *x, int n) {
+  lattn_v16_ k[LATTN_EXPS_], r[LATTN_EXPS_], y[LATTN_EXPS_];
+  lattn_v16_ magic = lattn_v_set_(12583039.0f); /* 1.5 * 2^23 + 127 */
+#define LATTN_EACH_ LATTN_UNROLL_ for (int i = 0; i < n; i++)
+  LATTN_EACH_ k[i] = lattn_v_fma_(x[i], lattn_v_set_(1.44269504f), magic);
+  LATTN_EACH_ y[i] = lattn_v_sub_(k[i], magic);
+  LATTN_EACH_ r[i] = lattn_v_fma_(y[i], lattn_v_set_(-0.693145752f), x[i]);
+  LATTN_EACH_ r[i] = lattn_v_fma_(y[i], lattn_v_set_(-1.42860682e-06f), r[i]);
+  LATTN_EACH_ y[i] = lattn_v_fma_(lattn_v_set_(0.00139412144f), r[i], lattn_v_set_(0.00836323481f));
+  LATTN_EACH_ y[i] = lattn_v_fma_(y[i], r[i], lattn_v_set_(0.0416663736f));
+  LATTN_EACH_ y[i] = lattn_v_fma_(y[i], r[i], lattn_v_set_(0.166665763f));
+  LATTN_EACH_ y[i] = lattn_v_fma_(y[i], r[i], lattn_v_set_(0.5f));
+  LATTN_EACH_ y[i] = lattn_v_fma_(lattn_v_mul_(r[i], r[i]), y[i], r[i]);
+  LATTN_EACH_ k[i] = lattn_v_exp2_of_(k[i]);
+  LATTN_EACH_ y[i] = lattn_v_fma_(y[i], k[i], k[i]); /* (1 + y) 2^k: one rounding, that of 1 + y */
+  LATTN_EACH_ x[i] = lattn_v_if_less_(x[i], lattn_v_set_(-87.3365402f), lattn_v_set_(0.0f), y[i]);
+#undef LATTN_EACH_
+}
+
 LATTN_INLINE_ lattn_v16_ lattn_v_exp_(lattn_v16_ x) {
-  lattn_v16_ magic = lattn_v_set_(12583039.0f), k, r, p, y; /* 1.5 * 2^23 + 127 */
-  k = lattn_v_fma_(x, lattn_v_set_(1.44269504f), magic);
-  p = lattn_v_exp2_of_(k);
-  k = lattn_v_sub_(k, magic);
-  r = lattn_v_fma_(k, lattn_v_set_(-0.693145752f), x);
-  r = lattn_v_fma_(k, lattn_v_set_(-1.42860682e-06f), r);
-  y = lattn_v_fma_(lattn_v_set_(0.00139412144f), r, lattn_v_set_(0.00836323481f));
-  y = lattn_v_fma_(y, r, lattn_v_set_(0.0416663736f));
-  y = lattn_v_fma_(y, r, lattn_v_set_(0.166665763f));
-  y = lattn_v_fma_(y, r, lattn_v_set_(0.5f));
-  y = lattn_v_fma_(lattn_v_mul_(r, r), y, r);
-  y = lattn_v_fma_(y, p, p); /* (1 + y) p: exact scaling, so the one rounding is that of 1 + y */
-  return lattn_v_if_less_(x, lattn_v_set_(-87.3365402f), lattn_v_set_(0.0f), y);
+  lattn_v_exps_(&x, 1);
+  return x;
 }
 
 LATTN_FN_ float lattn_exp_(float x) {
@@ -2950,10 +2964,14 @@ LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_
       int n = dim - d < 16 ? (int)(dim - d) : 16;
       float *out = to + (p * dim + d) * LATTN_PANEL_;
 #define LATTN_BODY_(T)                                                                             \
-  for (int t = 0; t < 16; t++)                                                                     \
-  x[t] = p * 16 + t >= from && p * 16 + t < end                                                    \
-             ? lattn_v_get_n_(k, T, (index + p * 16 + t) * stride + d, n)                          \
-             : lattn_v_set_(0)
+  if (n == 16 && p * 16 >= from && p * 16 + 16 <= end)                                             \
+    LATTN_UNROLL_                                                                                  \
+    for (int t = 0; t < 16; t++) x[t] = lattn_v_get_(k, T, (index + p * 16 + t) * stride + d);     \
+  else                                                                                             \
+    for (int t = 0; t < 16; t++)                                                                   \
+      x[t] = p * 16 + t >= from && p * 16 + t < end                                                \
+                 ? lattn_v_get_n_(k, T, (index + p * 16 + t) * stride + d, n)                      \
+                 : lattn_v_set_(0)
       LATTN_EACH_TYPE_(type, LATTN_BODY_)
 #undef LATTN_BODY_
       lattn_v_transpose_(x);
@@ -2997,8 +3015,9 @@ LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
     }
   } else {
     LATTN_UNROLL_
-    for (int p = 0; p < 8; p++)
-      w[p] = lattn_v_exp_(lattn_v_sub_(lattn_v_load_(s + 16 * p), m));
+    for (int p = 0; p < 8; p++) w[p] = lattn_v_sub_(lattn_v_load_(s + 16 * p), m);
+    LATTN_UNROLL_
+    for (int p = 0; p < 8; p += LATTN_EXPS_) lattn_v_exps_(w + p, LATTN_EXPS_);
   }
   LATTN_UNROLL_
   for (int p = 0; p < 8; p++) lattn_v_store_(s + 16 * p, w[p]);
@@ -3357,7 +3376,10 @@ typedef struct lattn_space_ {
   lattn_row_ *rows;
   float *q, *q_other; /* queries, rotated at their slots, scaled; those that score another zone */
   float *s;          /* scores, then weights: [6][128] */
-  float *keys, *values; /* a packed or widened block; NULL on the stack */
+  float *keys, *values; /* two prepared blocks, used in turn; NULL on the stack */
+  int side;             /* of the block in use: 0 or 1 */
+  int ahead_end;        /* panels of the other side before it are prepared ... */
+  int64_t ahead;        /* ... for the block at this slot; -1: none */
   float *angles;
   float *slots;
   size_t slot_floats;
@@ -3395,8 +3417,8 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[1] = (size_t)(job->rows * job->dk) * sizeof(float);
   part[2] = job->turning.turns ? part[1] : 0;
   part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
-  part[4] = packs ? (size_t)(LATTN_BLOCK_ * job->dk) * sizeof(float) : 0;
-  part[5] = packs ? (size_t)(LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
+  part[4] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->dk) * sizeof(float) : 0;
+  part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
   part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
   for (int i = 0; i < 8; i++) {
@@ -3663,7 +3685,6 @@ typedef struct lattn_block_ {
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
   int64_t ahead;       /* bytes to where the next block is, for hints; 0 unknown */
-  const char *page;    /* that next block, if it is a page */
   int lo, hi;          /* lanes that any row of the item may see */
   int stored;          /* lanes below it are in k and v, the others are drafts */
   int holes;           /* some of its slots are in one */
@@ -3697,8 +3718,8 @@ LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, in
   base += LATTN_BLOCK_;
   if (base >= it->lo && base < it->hi && base < lattn_stored_slots_(it->cache) &&
       !lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) {
-    b->page = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
-    b->ahead = (int64_t)((uintptr_t)b->page - (uintptr_t)page);
+    const char *next = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
+    b->ahead = (int64_t)((uintptr_t)next - (uintptr_t)page);
   }
 }
 
@@ -3804,10 +3825,9 @@ LATTN_FN_ void lattn_find_zones_(const lattn_job_ *job, const lattn_item_ *it, l
   }
 }
 
-/* Finds the block at base. For many rows it is packed and widened to float panels first, once. */
-LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                                 int64_t base, lattn_block_ *b) {
-  int hi;
+/* Finds the block at base: its lanes, and where their keys and values are. */
+LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
+                                 lattn_block_ *b) {
   LATTN_MEMSET_(b, 0, sizeof *b);
   b->nonfinite = -1;
   b->lo = b->stored = LATTN_BLOCK_;
@@ -3815,41 +3835,119 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, l
   lattn_cover_(&b->lo, &b->hi, it->lo, it->hi, base);
   lattn_cover_(&b->lo, &b->hi, it->sink_lo, it->sink_hi, base);
   if (b->lo >= b->hi) return;
-  if (it->cache) {
-    b->panels = 1;
-    b->stored = (int)lattn_max_(0, lattn_min_(lattn_stored_slots_(it->cache) - base, LATTN_BLOCK_));
-    b->holes = !lattn_adjacent_(it->cache, base, LATTN_BLOCK_);
-    lattn_find_zones_(job, it, sp, base, b);
-    if (b->stored <= b->lo) return; /* drafts only */
-    lattn_find_page_(job, it, base, b);
-  } else {
+  if (!it->cache) {
     lattn_find_arrays_(job, it, base, b);
-  }
-  hi = (int)lattn_min_(b->hi, b->stored);
-  if (!sp->keys || it->rows <= LATTN_TILE_ROWS_) return;
-  if (it->cache && it->rows <= LATTN_FEW_ROWS_) return;
-  if (!b->panels) {
-    lattn_pack_keys_(sp->keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, b->lo, hi);
-    b->k = sp->keys;
-  } else if (b->k_type == LATTN_F16 || b->k_type == LATTN_BF16) {
-    int64_t from = b->lo / 16 * 16 * job->dk, to = (int64_t)((hi + 15) / 16 * 16) * job->dk;
-    lattn_widen_(sp->keys + from, b->k, b->k_type, from, to - from);
-    b->k = sp->keys;
+    return;
   }
   b->panels = 1;
-  if (!lattn_is_int_(b->k_type)) b->k_type = LATTN_F32;
-  if (job->weights || (b->v_type == LATTN_F32 && it->cache)) return;
-  for (int j = b->lo; j < hi; j++)
+  b->stored = (int)lattn_max_(0, lattn_min_(lattn_stored_slots_(it->cache) - base, LATTN_BLOCK_));
+  b->holes = !lattn_adjacent_(it->cache, base, LATTN_BLOCK_);
+  if (b->stored > b->lo) lattn_find_page_(job, it, base, b);
+}
+
+/* ---- prepared blocks ----
+   For many rows, keys in the caller's layout are packed, and all that is not float32 is widened,
+   once a block. The next block is prepared while the tiles of this one work, panel by panel, and
+   asked for before that: row by row it comes from memory at a fraction of the bandwidth. */
+
+LATTN_FN_ int lattn_prepares_(const lattn_item_ *it, const lattn_space_ *sp) {
+  return sp->keys && it->rows > (it->cache ? (int)LATTN_FEW_ROWS_ : (int)LATTN_TILE_ROWS_);
+}
+
+LATTN_FN_ int lattn_prepares_keys_(const lattn_block_ *b) {
+  return !b->panels || b->k_type == LATTN_F16 || b->k_type == LATTN_BF16;
+}
+
+LATTN_FN_ int lattn_prepares_values_(const lattn_job_ *job, const lattn_block_ *b) {
+  return !job->weights && (!b->panels || b->v_type != LATTN_F32);
+}
+
+LATTN_FN_ int lattn_last_lane_(const lattn_block_ *b) {
+  return b->hi < b->stored ? b->hi : b->stored;
+}
+
+/* Panel p of a block, into one side of the worker's memory. */
+LATTN_FN_ void lattn_prepare_panel_(const lattn_job_ *job, const lattn_space_ *sp,
+                                    const lattn_block_ *b, int side, int p) {
+  float *keys = sp->keys + side * LATTN_BLOCK_ * job->dk;
+  float *values = sp->values + side * LATTN_BLOCK_ * job->columns;
+  int from = b->lo > 16 * p ? b->lo : 16 * p, to = lattn_last_lane_(b);
+  to = to < 16 * p + 16 ? to : 16 * p + 16;
+  if (!b->panels)
+    lattn_pack_keys_(keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, from, to);
+  else if (lattn_prepares_keys_(b))
+    lattn_widen_(keys + 16 * p * job->dk, b->k, b->k_type, 16 * p * job->dk, 16 * job->dk);
+  if (!lattn_prepares_values_(job, b)) return;
+  for (int j = from; j < to; j++)
     if (lattn_is_int_(b->v_type))
-      lattn_widen_ints_(sp->values + j * job->columns,
+      lattn_widen_ints_(values + j * job->columns,
                         (const char *)b->v + (b->v_index + j) * b->v_stride, b->v_type, job->dv);
     else
-      lattn_widen_(sp->values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
+      lattn_widen_(values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
                    job->dv);
-  b->v = sp->values;
-  b->v_type = LATTN_F32;
-  b->v_index = 0;
-  b->v_stride = job->columns;
+}
+
+/* Finds the block at base and makes it ready for the item's tiles. */
+LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                  int64_t base, lattn_block_ *b) {
+  int p;
+  lattn_find_block_(job, it, base, b);
+  if (b->lo >= b->hi) return;
+  if (it->cache) lattn_find_zones_(job, it, sp, base, b);
+  if (b->stored <= b->lo || !lattn_prepares_(it, sp)) return; /* drafts only, or few rows */
+  p = b->lo / 16;
+  if (sp->ahead == base) {
+    sp->side = !sp->side;
+    p = sp->ahead_end;
+  }
+  sp->ahead = -1;
+  for (; p * 16 < lattn_last_lane_(b); p++) lattn_prepare_panel_(job, sp, b, sp->side, p);
+  if (lattn_prepares_keys_(b)) {
+    b->k = sp->keys + sp->side * LATTN_BLOCK_ * job->dk;
+    b->k_type = LATTN_F32;
+  }
+  if (lattn_prepares_values_(job, b)) {
+    b->v = sp->values + sp->side * LATTN_BLOCK_ * job->columns;
+    b->v_type = LATTN_F32;
+    b->v_index = 0;
+    b->v_stride = job->columns;
+  }
+  b->panels = 1;
+}
+
+/* Bytes at p are needed soon. Inline always: gcc takes a function that only hints for one without
+   effect, and deletes its calls. */
+LATTN_INLINE_ void lattn_hint_(const void *p, int64_t at, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    LATTN_PREFETCH_((const void *)((uintptr_t)p + (uintptr_t)(at + i)));
+}
+
+/* So is a row. */
+LATTN_INLINE_ void lattn_fetch_row_(const lattn_tensor *t, int64_t token, int64_t head) {
+  int64_t size = (int64_t)lattn_type_size_(t->type);
+  if (token < t->n_tokens)
+    lattn_hint_(t->data, (token * t->stride_token + head * t->stride_head) * size, t->dim * size);
+}
+
+/* The share of the tile at row r in preparing the next block: keys are asked for 16 keys before
+   they are used. */
+LATTN_FN_ void lattn_look_ahead_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                 const lattn_block_ *next, int64_t r) {
+  int64_t size = lattn_is_int_(next->v_type) ? 1 : (int64_t)lattn_type_size_(next->v_type);
+  int64_t stride = next->v_stride * size, steps = LATTN_BLOCK_ + LATTN_PANEL_;
+  int64_t j = lattn_max_(steps * r / it->rows, next->lo);
+  int64_t end = steps * (r + LATTN_TILE_ROWS_) / it->rows;
+  int last = lattn_last_lane_(next);
+  for (; j < end && j < last; j++) {
+    if (next->panels)
+      lattn_hint_(next->k, j * next->panel_bytes / LATTN_PANEL_, next->panel_bytes / LATTN_PANEL_);
+    else
+      lattn_fetch_row_(&job->k, next->k_index + j, it->kv);
+    lattn_hint_(next->v, (next->v_index + j) * stride, next->panels ? stride : job->dv * size);
+  }
+  if (!lattn_prepares_(it, sp)) return;
+  for (; (sp->ahead_end + 2) * 16 <= end && sp->ahead_end * 16 < last; sp->ahead_end++)
+    lattn_prepare_panel_(job, sp, next, !sp->side, sp->ahead_end);
 }
 
 LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m,
@@ -4098,15 +4196,6 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
 
 /* ---- units ---- */
 
-/* A hint that a row will be read: rows of the caller's layout lie a page apart. */
-LATTN_FN_ void lattn_fetch_row_(const lattn_tensor *t, int64_t token, int64_t head) {
-  int64_t size = (int64_t)lattn_type_size_(t->type);
-  int64_t at = (token * t->stride_token + head * t->stride_head) * size;
-  if (token >= t->n_tokens) return;
-  for (int64_t i = 0; i < t->dim * size; i += 64)
-    LATTN_PREFETCH_((const char *)t->data + at + i);
-}
-
 LATTN_FN_ void lattn_item_sequence_(const lattn_job_ *job, lattn_item_ *it) {
   const lattn_attn *o = &job->o;
   int64_t s = it->sequence;
@@ -4196,6 +4285,8 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
   sp->sinks_differ = 0;
   sp->own = 0;
   sp->other = -2;
+  sp->side = 0;
+  sp->ahead = -1;
   for (int64_t r = 0; r < it->rows; r++) {
     lattn_row_ *row = sp->rows + r;
     float *q = sp->q + r * job->dk;
@@ -4272,13 +4363,6 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   return slot;
 }
 
-/* While the tile at row r works, its share of the next page is asked for. */
-LATTN_FN_ void lattn_hint_(const lattn_item_ *it, const lattn_block_ *b, int64_t r, int64_t rows) {
-  int64_t bytes = lattn_cache_rule_(it->cache, it->kv)->s.page_bytes;
-  int64_t at = bytes * r / rows, end = bytes * (r + LATTN_TILE_ROWS_) / rows;
-  for (; at < end; at += 64) LATTN_PREFETCH_((const void *)((uintptr_t)b->page + (uintptr_t)at));
-}
-
 /* Segments [first, end) of the item into one partial a row; returns its slot. */
 LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int64_t first, int64_t end) {
@@ -4291,12 +4375,12 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
       continue;
     }
     for (int64_t base = start; base < stop; base += LATTN_BLOCK_) {
-      lattn_block_ b;
+      lattn_block_ b, next;
       if (base >= it->sink_hi && base + LATTN_BLOCK_ <= it->lo) {
         base = lattn_min_(it->lo / LATTN_BLOCK_ * LATTN_BLOCK_, stop) - LATTN_BLOCK_;
         continue;
       }
-      lattn_find_block_(job, it, sp, base, &b);
+      lattn_begin_block_(job, it, sp, base, &b);
       if (b.lo >= b.hi) continue;
       if (slot < 0) {
         slot = lattn_free_slot_(sp);
@@ -4304,8 +4388,14 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
         LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
       }
+      next.hi = 0;
+      if (it->rows > LATTN_FEW_ROWS_ && base + LATTN_BLOCK_ < end * LATTN_SEGMENT_) {
+        lattn_find_block_(job, it, base + LATTN_BLOCK_, &next);
+        sp->ahead = base + LATTN_BLOCK_;
+        sp->ahead_end = next.lo / LATTN_PANEL_;
+      }
       for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
-        if (b.ahead && it->rows > LATTN_FEW_ROWS_) lattn_hint_(it, &b, r, it->rows);
+        if (next.hi > 0) lattn_look_ahead_(job, it, sp, &next, r);
         lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
       }
       if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
@@ -4389,6 +4479,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
     int64_t at = row->token * job->n_kv * job->group + row->head;
     float *acc = s.acc + r * job->columns;
     float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
+    if (job->out.data) lattn_fetch_row_(&job->out, row->token + 16 / job->group, row->head);
     if (job->partial) {
       int none = lattn_is_empty_(s.m[r]);
       job->partial->maximum[at] = s.m[r];
@@ -4744,7 +4835,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
   if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
   job->depth = depth;
   most = (uint64_t)job->n_workers *
-         (uint64_t)(512 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
+         (uint64_t)(1024 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
   if (most > SIZE_MAX / 4 || sequences < 0) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
@@ -5344,7 +5435,7 @@ LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_s
   for (int64_t base = 0; base < lattn_max_(it->hi, it->sink_hi); base += LATTN_BLOCK_) {
     lattn_block_ b;
     if (base >= it->sink_hi && base + LATTN_BLOCK_ <= it->lo) continue;
-    lattn_find_block_(job, it, sp, base, &b);
+    lattn_begin_block_(job, it, sp, base, &b);
     if (b.lo >= b.hi) continue;
     for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
       int m = (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), lo, hi, first, end;
@@ -9515,6 +9606,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_NAN_
 #undef LATTN_SIMD_NAME_
 #undef LATTN_TILE_PANELS_
+#undef LATTN_EXPS_
 #undef LATTN_THIN_VECTORS_
 #undef LATTN_EACH_ROWS_
 #undef LATTN_EACH_TYPE_
