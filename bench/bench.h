@@ -62,7 +62,9 @@ typedef struct bench_shape {
   const char *bench;
   int32_t heads, kv_heads, key_dim, value_dim;
   int64_t queries, keys;
-  int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32 */
+  int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32.
+                              LATTN_I8 and LATTN_I4: of the cache's storage */
+  int32_t value_type;      /* 0 = the same */
   int32_t streaming_heads; /* KV heads 0 ... streaming_heads - 1 see `sinks` and `window` only */
   int64_t sinks, window;
   int32_t layers;    /* decode: caches worked on in turn, as the layers of a model are: a step
@@ -70,6 +72,7 @@ typedef struct bench_shape {
   int32_t sequences; /* caches in one call, each with `queries` and `keys`; 0 = one */
   int64_t shared;    /* of the keys, those at the start that all sequences share */
   int32_t quick;     /* part of a QUICK run */
+  int32_t alone;     /* against no rival but naive */
   double goal;       /* fraction of the limit to reach; of a pair: ratio; 0 = none set */
 } bench_shape;
 
@@ -78,11 +81,18 @@ bench_shape bench_shape_of(const char *bench, int32_t heads, int32_t kv_heads, i
                            int64_t queries, int64_t keys, int32_t type);
 int64_t bench_visible(const bench_shape *shape, int32_t kv_head, int64_t row, int64_t *sinks_end);
 double bench_shape_flops(const bench_shape *shape);
-double bench_shape_bytes(const bench_shape *shape); /* of the keys and values that are visible */
-size_t bench_type_bytes(int32_t type);
-const char *bench_type_name(int32_t type);
+/* Of the keys and values that are visible, as stored, with their scales. */
+double bench_shape_bytes(const bench_shape *shape);
+int32_t bench_value_type(const bench_shape *shape);
+int bench_shape_is_int(const bench_shape *shape); /* keys or values */
+const char *bench_shape_type_name(const bench_shape *shape);
+/* Of the arrays that a cache is filled from: float16 for integer storage. */
+int32_t bench_input_type(const bench_shape *shape);
+/* What the rounding of integer storage may add to the error of a row, relative to its largest. */
+double bench_shape_rounding(const bench_shape *shape);
+size_t bench_type_bytes(int32_t type); /* of an element of an array */
 
-/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in shape.type. */
+/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in the input type. */
 typedef struct bench_input {
   bench_buffer q, k, v;
 } bench_input;

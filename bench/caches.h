@@ -23,6 +23,8 @@ typedef struct bench_caches {
 bench_caches bench_caches_make(const bench_shape *shape, int64_t slack);
 /* A pool in `bytes` of arena, and scratch; 0 = failed. */
 int bench_caches_pool(bench_caches *c, size_t bytes, size_t scratch_bytes);
+/* Of arena for n caches that are all filled before one attends. */
+size_t bench_caches_filled_bytes(bench_caches *c, int32_t n);
 void bench_caches_free(bench_caches *c);
 
 /* An empty cache; NULL = failed. */

@@ -141,7 +141,8 @@ static int measure(row *r, double budget, const bench_peer *ours, void *our_stat
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (r->peers[p].n) {
       r->errors[p] = compare(shape, ours, our_state, bench_peers[p], states[p]);
-      if (!(r->errors[p] <= all_errors[p])) all_errors[p] = r->errors[p];
+      if (!bench_shape_is_int(shape) && !(r->errors[p] <= all_errors[p]))
+        all_errors[p] = r->errors[p];
     }
   add(&all_flops[slot], median(&r->flops));
   if (r->read.n) add(&all_read[slot], median(&r->read));
@@ -151,7 +152,9 @@ static int measure(row *r, double budget, const bench_peer *ours, void *our_stat
 static bound bound_of(const row *r) {
   double flops = bench_shape_flops(r->shape), bytes = bench_shape_bytes(r->shape);
   double ours = median(&r->ours), best = extreme(&r->ours, -1);
-  int by_read = r->read.n && bytes / median(&r->read) > flops / median(&r->flops);
+  /* Of integers, the float multiply-adds are no limit, but what prefill is held against. */
+  int by_read = r->read.n && (bench_shape_is_int(r->shape) ||
+                              bytes / median(&r->read) > flops / median(&r->flops));
   const series *limit = by_read ? &r->read : &r->flops;
   double work = by_read ? bytes : flops;
   bound b;
@@ -180,7 +183,7 @@ void bench_shape_json(char *to, size_t bytes, const bench_shape *s, int32_t n_th
            "{\"bench\":\"%s\",\"heads\":%d,\"kv_heads\":%d,\"key_dim\":%d,\"value_dim\":%d,"
            "\"queries\":%lld,\"keys\":%lld,\"type\":\"%s\",\"threads\":%d,\"isa\":\"%s\"%s",
            s->bench, s->heads, s->kv_heads, s->key_dim, s->value_dim, (long long)s->queries,
-           (long long)s->keys, bench_type_name(s->type), n_threads, lattn_simd_name(), more);
+           (long long)s->keys, bench_shape_type_name(s), n_threads, lattn_simd_name(), more);
 }
 
 static void print_json_shape(const bench_shape *s, int32_t n_threads) {
@@ -189,16 +192,16 @@ static void print_json_shape(const bench_shape *s, int32_t n_threads) {
   printf("%s", text);
 }
 
-/* Why a peer has no figure. */
-static const char *why_not(const row *r, int32_t p) {
-  const bench_peer *peer = bench_peers[p];
-  const char *why = peer->missing();
-  if (!why) why = peer->unsupported(r->shape);
-  return why ? why : "failed";
+/* Why a peer is not run; NULL: it is. The first is the check of ours. */
+static const char *why_not(const bench_shape *shape, int32_t p) {
+  const char *why = bench_peers[p]->missing();
+  if (!why && shape->alone && p > 0) why = "not asked";
+  return why ? why : bench_peers[p]->unsupported(shape);
 }
 
 static double tolerance(const row *r, int32_t p) {
-  return bench_peers[p]->tolerance ? bench_peers[p]->tolerance(r->shape) : LARGEST_ERROR;
+  double its = bench_peers[p]->tolerance ? bench_peers[p]->tolerance(r->shape) : LARGEST_ERROR;
+  return its + bench_shape_rounding(r->shape);
 }
 
 /* The first peer that ours differs from, or that failed; -1 = none. */
@@ -206,6 +209,11 @@ static int32_t wrong(const row *r) {
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (r->failed[p] || !(r->errors[p] <= tolerance(r, p))) return p;
   return -1;
+}
+
+/* How many times as fast as a peer ours should be; 0 = not said. */
+static double goal_of(const row *r, int32_t p) {
+  return bench_peers[p]->goal ? bench_peers[p]->goal(r->shape) : 0;
 }
 
 static void print_json(const row *r) {
@@ -220,12 +228,16 @@ static void print_json(const row *r) {
          b.fraction);
   printf(",\"fraction_of_best\":%.4f,\"limit_noise\":%.4f", b.fraction_of_best, b.noise);
   if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (goal_of(r, p) > 0) printf(",\"goal_vs_%s\":%.1f", bench_peers[p]->name, goal_of(r, p));
   for (int32_t p = 0; p < bench_n_peers; p++) {
     const char *name = bench_peers[p]->name;
     if (r->peers[p].n)
       printf(",\"vs_%s\":%.3f,\"ms_%s\":%.4f,\"error_%s\":%.3e", name,
              median(&r->peers[p]) / seconds, name, median(&r->peers[p]) * 1e3, name, r->errors[p]);
-    else printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", name, name, why_not(r, p));
+    else
+      printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", name, name,
+             r->failed[p] ? "failed" : why_not(r->shape, p));
   }
   if (wrong(r) >= 0) printf(",\"wrong\":\"%s\"", bench_peers[wrong(r)]->name);
   printf(",\"error\":%.3e}\n", r->errors[0]);
@@ -238,7 +250,7 @@ static void print_table_shape(const bench_shape *s, int32_t n_threads) {
   if (s->key_dim != s->value_dim) snprintf(dims, sizeof dims, "%d/%d", s->key_dim, s->value_dim);
   long long rows = (long long)s->queries * (s->sequences ? s->sequences : 1);
   printf("%-17s %6s %4s %6lld %7lld %-4s %3d", s->bench, heads, dims, rows, (long long)s->keys,
-         bench_type_name(s->type), n_threads);
+         bench_shape_type_name(s), n_threads);
 }
 
 static void print_table(const row *r) {
@@ -254,6 +266,9 @@ static void print_table(const row *r) {
     if (r->peers[p].n) printf(" %7.1fx", median(&r->peers[p]) / seconds);
     else if (!bench_peers[p]->missing()) printf(" %7s ", r->failed[p] ? "failed" : "-");
   printf(" %8.1e", r->errors[0]);
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (r->peers[p].n && goal_of(r, p) > 0)
+      printf(" %s goal %.1fx", bench_peers[p]->name, goal_of(r, p));
   if (wrong(r) >= 0) printf("  WRONG against %s", bench_peers[wrong(r)]->name);
   printf("\n");
 }
@@ -273,7 +288,9 @@ void bench_report_begin(const bench_options *options) {
       "longattn.h on %s, threads by %s. Limits are measured between the repetitions of each row.\n"
       "limit: fraction of the machine's multiply-adds (fma) or reading (read), whichever binds;\n"
       "goal: what it should reach; +-: noise. GFLOP/s of prefill count half of the square.\n"
-      "vs: how much longer a peer takes; -: it does not support the shape. error: against naive.\n",
+      "vs: how much longer a peer takes; -: it does not support the shape, or a row above has it.\n"
+      "error: against naive, rounding of int8 and int4 included; ggml of int8 and int4: q8_0, "
+      "q4_0.\n",
       lattn_simd_name(), bench_threads_name());
   printf("\n%-17s %6s %4s %6s %7s %-4s %3s %9s %4s %8s %7s %11s %4s", "bench", "heads", "dim",
          "rows", "keys", "type", "thr", "ms", "+-", "GFLOP/s", "GB/s", "limit     ", "goal");
@@ -294,8 +311,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
   void *states[MAX_PEERS] = {NULL};
   void *our_state = ours->unsupported(shape) ? NULL : ours->prepare(shape, &input);
   for (int32_t p = 0; p < bench_n_peers; p++)
-    if (!bench_peers[p]->missing() && !bench_peers[p]->unsupported(shape))
-      states[p] = bench_peers[p]->prepare(shape, &input);
+    if (!why_not(shape, p)) states[p] = bench_peers[p]->prepare(shape, &input);
   for (int32_t i = 0; i < options->n_thread_counts; i++) {
     row *r = calloc(1, sizeof *r);
     if (!r) break;
@@ -466,7 +482,7 @@ static void print_peers(void) {
     const char *why = peer->missing();
     if (why) printf("%-6s %s: `make peers` fetches what it needs\n", peer->name, why);
     else if (all_errors[p] > 0)
-      printf("%-6s differs from ours by up to %.1e of a row's largest%s%s\n", peer->name,
+      printf("%-6s differs from ours by up to %.1e of a row's largest (floats)%s%s\n", peer->name,
              all_errors[p], peer->version ? "; " : "", peer->version ? peer->version() : "");
   }
 }

@@ -17,8 +17,8 @@ enum { LONGEST_SQUARE = 8192, CHUNK_ROWS = 512 };
 enum { HEADS = 8 }; /* query heads of prefill, KV heads of decode */
 
 static const int32_t dims[] = {64, 80, 128, 256}, groups[] = {1, 4, 8};
-static const int32_t types[] = {LATTN_F32, LATTN_F16, LATTN_BF16};
-enum { N_DIMS = 4, N_GROUPS = 3, N_TYPES = 3 };
+static const int32_t types[] = {LATTN_F32, LATTN_F16, LATTN_BF16, LATTN_I8, LATTN_I4};
+enum { N_DIMS = 4, N_GROUPS = 3, N_TYPES = 5 };
 
 static bench_shape prefill_shape(int64_t n, int32_t dim, int32_t group, int32_t type) {
   int64_t rows = n <= LONGEST_SQUARE ? n : CHUNK_ROWS;
@@ -66,7 +66,9 @@ static void cell(const bench_options *options, const char *done, bench_shape sha
   if (!now.n_thread_counts) return;
   shape.quick = 1; /* a third of a second for each, where that is enough for three of ours */
   bench_report_rows(&now, &shape,
-                    shape.queries == shape.keys ? &bench_ours_attention : &bench_ours_cache);
+                    shape.queries == shape.keys && !bench_shape_is_int(&shape)
+                        ? &bench_ours_attention
+                        : &bench_ours_cache);
 }
 
 void bench_sweep(const bench_options *options) {
