@@ -131,6 +131,7 @@ typedef struct bench_pair {
   int (*same)(void *state); /* NULL, or whether both gave the same */
   double bytes;             /* what ours reads or writes, to print GB/s; 0: print its FLOP */
   int32_t one_thread;       /* the number of threads changes nothing */
+  double ideal;             /* 0, or what the ratio is at best: the goal is a fraction of it */
 } bench_pair;
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
                        const bench_pair *pair, void *state);
@@ -166,6 +167,7 @@ void bench_weights(const bench_options *options);
 void bench_memory(const bench_options *options);
 void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
+void bench_ratios(const bench_options *options);
 
 /* SWEEP=1: all of n, head dim, group size and type, in place of the others. */
 void bench_sweep(const bench_options *options);

@@ -15,6 +15,7 @@ static int questions(const bench_options *options) {
   bench_report_begin(options);
   bench_prefill(options);
   bench_decode(options);
+  bench_ratios(options);
   bench_batch(options);
   bench_draft(options);
   bench_weights(options);

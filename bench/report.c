@@ -402,6 +402,8 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
              flops / ours / median(&r->flops));
     printf(",\"%s_ms\":%.4f,\"vs_%s\":%.3f", pair->other_name, median(&r->other) * 1e3,
            pair->other_name, ratio);
+    if (pair->ideal > 0)
+      printf(",\"ideal\":%.3f,\"fraction_of_ideal\":%.4f", pair->ideal, ratio / pair->ideal);
     if (shape->goal > 0) printf(",\"goal\":%.2f", shape->goal);
     if (pair->same) printf(",\"same\":%s", r->same ? "true" : "false");
     printf("}\n");
@@ -413,7 +415,9 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
   else printf(" %8.1f %7s %5.2f fma  ", flops / ours * 1e-9, "", flops / ours / median(&r->flops));
   if (shape->goal > 0) printf(" %.2f", shape->goal);
   else printf("     ");
-  printf(" %7.2fx %s%s\n", ratio, pair->other_name, r->same ? "" : "  WRONG");
+  printf(" %7.3fx %s", ratio, pair->other_name);
+  if (pair->ideal > 0) printf(", %.2f of the %.2fx at best", ratio / pair->ideal, pair->ideal);
+  printf("%s\n", r->same ? "" : "  WRONG");
 }
 
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
