@@ -8,7 +8,7 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work; SWEEP=1 every shape, for hours: see
+   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every shape, for hours: see
    sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
@@ -108,6 +108,7 @@ void bench_fill(void *data, int32_t type, size_t n, uint64_t seed);
 
 typedef struct bench_options {
   int32_t json, quick;
+  int32_t layers; /* of the question of capacity; 0 = one */
   const char *only;
   int32_t n_thread_counts;
   int32_t thread_counts[2];
@@ -147,6 +148,16 @@ typedef struct bench_cost {
 /* A row of operations: the median time of each, and its bytes. */
 void bench_report_costs(const bench_options *options, const bench_shape *shape, int32_t n,
                         const bench_cost *costs);
+/* A model's caches, decoded over. */
+typedef struct bench_capacity {
+  double bytes;        /* of all layers */
+  double fill_seconds; /* to build them */
+  double seconds;      /* of a token through all layers */
+  double read;         /* the machine's reading, bytes a second */
+} bench_capacity;
+void bench_report_capacity(const bench_options *options, const bench_shape *shape,
+                           int32_t n_threads, const bench_capacity *capacity);
+double bench_median(double *values, int32_t n); /* sorts them; NaN of none */
 /* A row that could not be measured. */
 void bench_report_failed(const bench_shape *shape);
 
@@ -167,6 +178,7 @@ void bench_weights(const bench_options *options);
 void bench_memory(const bench_options *options);
 void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
+void bench_capacity_of(const bench_options *options);
 void bench_ratios(const bench_options *options);
 
 /* SWEEP=1: all of n, head dim, group size and type, in place of the others. */

@@ -85,6 +85,17 @@ int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n) {
   return 1;
 }
 
+int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n) {
+  const bench_shape *s = &c->shape;
+  if (!bench_caches_append(c, cache, n < BENCH_CHUNK ? n : BENCH_CHUNK)) return 0;
+  for (int64_t left = n - BENCH_CHUNK, some; left > 0; left -= some) {
+    some = left < BENCH_CHUNK ? left : BENCH_CHUNK;
+    lattn_tensor k = bench_view(c->chunk.data, bench_input_type(s), some, s->kv_heads, s->key_dim);
+    if (bench_failed("lattn_cache_append", lattn_cache_append(cache, k, k, NULL))) return 0;
+  }
+  return 1;
+}
+
 lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads) {
   lattn_exec exec = {0};
   exec.size = sizeof exec;

@@ -31,6 +31,8 @@ void bench_caches_free(bench_caches *c);
 lattn_cache *bench_caches_new(bench_caches *c);
 /* Appends n new tokens, no two alike. */
 int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n);
+/* Appends the same tokens over and over: many soon. */
+int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n);
 lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads);
 
 /* Prints what failed; 1 if anything did. Notes too are not what is to be timed. */

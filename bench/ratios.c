@@ -5,8 +5,6 @@
 #include "caches.h"
 #include "peer.h"
 
-#include <stdlib.h>
-
 enum { SINKS = 4, WINDOW = 1024, DIM = 128 };
 
 /* ---- one way of ours against another, on the same input ---- */
@@ -103,11 +101,6 @@ typedef struct ages {
   lattn_tensor q, kv, out;
 } ages;
 
-static int ascending(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* The median of some steps: append and attend. */
 static double steps(ages *a, lattn_cache *cache, int32_t n_threads) {
   static double seconds[STEPS];
@@ -118,8 +111,7 @@ static double steps(ages *a, lattn_cache *cache, int32_t n_threads) {
     seconds[i] = bench_seconds() - start;
     if (bench_failed("lattn_cache_extend", status)) return -1;
   }
-  qsort(seconds, STEPS, sizeof *seconds, ascending);
-  return seconds[STEPS / 2];
+  return bench_median(seconds, STEPS);
 }
 
 static double old_steps(void *state, int32_t n_threads) {
@@ -132,16 +124,9 @@ static double young_steps(void *state, int32_t n_threads) {
   return steps(a, a->young, n_threads);
 }
 
-/* Appends the same tokens over and over, as many at a time as a call takes. */
 static lattn_cache *grown(ages *a, int64_t n_tokens) {
   lattn_cache *cache = bench_caches_new(&a->c);
-  if (!cache || !bench_caches_append(&a->c, cache, n_tokens % BENCH_CHUNK)) return NULL;
-  lattn_tensor chunk = bench_view(a->c.chunk.data, a->c.shape.type, BENCH_CHUNK,
-                                  a->c.shape.kv_heads, a->c.shape.key_dim);
-  for (int64_t i = n_tokens / BENCH_CHUNK; i > 0; i--)
-    if (bench_failed("lattn_cache_append", lattn_cache_append(cache, chunk, chunk, NULL)))
-      return NULL;
-  return cache;
+  return cache && bench_caches_grow(&a->c, cache, n_tokens) ? cache : NULL;
 }
 
 static int ages_make(ages *a, const bench_shape *s, const lattn_rotary *rotary) {
@@ -149,8 +134,6 @@ static int ages_make(ages *a, const bench_shape *s, const lattn_rotary *rotary) 
   a->c = bench_caches_make(s, 0);
   a->c.config.capacity = 0; /* no limit */
   a->c.config.rotary = rotary;
-  size_t chunk = (size_t)BENCH_CHUNK * kv;
-  bench_fill(a->c.chunk.data, s->type, chunk, 3);
   a->data = bench_buffer_make((2 * q + kv) * sizeof(float));
   float *data = a->data.data;
   bench_fill(data, LATTN_F32, q + kv, 1);

@@ -50,12 +50,15 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+double bench_median(double *values, int32_t n) {
+  if (!n) return (double)NAN;
+  qsort(values, (size_t)n, sizeof *values, ascending);
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
 static double median(const series *s) {
-  double sorted[MAX_REPETITIONS];
-  if (!s->n) return (double)NAN;
-  memcpy(sorted, s->value, (size_t)s->n * sizeof *sorted);
-  qsort(sorted, (size_t)s->n, sizeof *sorted, ascending);
-  return (sorted[(s->n - 1) / 2] + sorted[s->n / 2]) / 2;
+  series sorted = *s;
+  return bench_median(sorted.value, s->n);
 }
 
 /* Median distance from the median, relative to it: how noisy the machine was. */
@@ -346,6 +349,31 @@ void bench_report_memory(const bench_options *options, const bench_shape *shape,
   }
   print_table_shape(shape, 1);
   printf(" %10.0f bytes, %.4f of its tokens'; %.0f while appending\n", bytes, bytes / least, peak);
+}
+
+void bench_report_capacity(const bench_options *options, const bench_shape *shape,
+                           int32_t n_threads, const bench_capacity *c) {
+  bench_shape plain = *shape;
+  plain.type = LATTN_F16;
+  plain.streaming_heads = 0;
+  double f16 = bench_shape_bytes(&plain) * shape->layers;
+  double rate = bench_shape_bytes(shape) * shape->layers / c->seconds;
+  double append = c->fill_seconds / (double)shape->keys;
+  if (options->json) {
+    print_json_shape(shape, n_threads);
+    printf(",\"ms\":%.4f,\"gbs\":%.3f,\"limit\":%.3f,\"limit_of\":\"gbs\"", c->seconds * 1e3,
+           rate * 1e-9, c->read * 1e-9);
+    printf(",\"fraction_of_limit\":%.4f,\"bytes\":%.0f,\"f16_full_bytes\":%.0f", rate / c->read,
+           c->bytes, f16);
+    printf(",\"append_us\":%.3f}\n", append * 1e6);
+  } else {
+    print_table_shape(shape, n_threads);
+    printf(" %9.3f %4s %8s %7.1f %5.2f read ", c->seconds * 1e3, "", "", rate * 1e-9,
+           rate / c->read);
+    printf("     %d layer%s: %.0f bytes, %.3f of f16 with full heads; filled in %.1f us a token\n",
+           shape->layers, shape->layers > 1 ? "s" : "", c->bytes, c->bytes / f16, append * 1e6);
+  }
+  fflush(stdout);
 }
 
 /* ---- pairs and costs ---- */
