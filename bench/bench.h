@@ -8,8 +8,8 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every shape, for hours: see
-   sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
+   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every
+   shape, for hours: see sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
 
@@ -92,7 +92,8 @@ int32_t bench_input_type(const bench_shape *shape);
 double bench_shape_rounding(const bench_shape *shape);
 size_t bench_type_bytes(int32_t type); /* of an element of an array */
 
-/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in the input type. */
+/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in the input
+   type. */
 typedef struct bench_input {
   bench_buffer q, k, v;
 } bench_input;

@@ -1,4 +1,4 @@
-/* capacity.c - does a million tokens fit? The caches of Llama-3-8B (32 layers of 32/8 heads of 128),
+/* capacity.c - do a million tokens fit? The caches of Llama-3-8B (32 layers of 32/8 heads of 128),
  * half of the KV heads streaming, int4: built, decoded over, and their bytes against those of
  * float16 with all heads full.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
