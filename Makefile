@@ -190,6 +190,9 @@ $(examples): $(BUILD)/examples/%: examples/%.c $(BUILD)/flags
 bench: $(BUILD)/bench/bench ## speed and memory against this machine's limits; JSON=1, ONLY=decode
 	@$(RUN) $<
 
+capacity: $(BUILD)/bench/bench ## a million tokens of Llama-3-8B's caches: 18 GiB, some minutes
+	@LAYERS=32 ONLY=capacity $(RUN) $<
+
 peers: ## fetches the rivals that bench compares with, from npm and apt, into build/peers
 	sh bench/peers.sh $(BUILD)/peers
 
@@ -246,7 +249,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume storage soak test fuzz examples bench peers version install \
-  uninstall clean format help FORCE
+.PHONY: run heads speculate resume storage soak test fuzz examples bench capacity peers version \
+  install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

@@ -529,7 +529,14 @@ LATTN_API lattn_status lattn_rotate(const lattn_rotary *rotary, lattn_tensor x,
 /* Owns pages and counts who holds each; hands them to caches. Lives in the arena given to
    lattn_pool_init, or its pages come from an allocator. A pool whose pages are in its arena holds
    no pointer: the arena may be copied, mapped from a file or shared, to another place of the same
-   alignment modulo 64 (caches and checkpoints are then found at the same offsets). */
+   alignment modulo 64 (caches and checkpoints are then found at the same offsets).
+   Where the memory lies is the caller's choice. Long caches are read faster on huge pages: on
+   Linux, align the arena to 2 MiB and madvise(MADV_HUGEPAGE) before its first use
+   (examples/03-heads.c); an allocator cuts its pages from such a range. On a machine of several
+   memory nodes, memory comes from the node of the thread that first touches it. The library touches
+   no page of an arena before it writes a token there (by extend's tasks, or append's caller; pages
+   of an allocator: by the caller), moves none, and binds no task to a thread: give each node a pool
+   of its own, with the sequences or layers that threads of that node work on. */
 typedef struct lattn_pool lattn_pool;
 
 /* One sequence of one layer: keys and values of n_kv_heads heads, each kept by its own policy.

@@ -20,16 +20,11 @@ static void *no_page(void *user, size_t bytes, size_t alignment) {
 static void no_free(void *user, void *page, size_t bytes) { (void)user, (void)page, (void)bytes; }
 
 /* One cache of all the tokens, tables for the others, and pages for what is everybody's own. */
-static size_t arena_bytes(const batch *b) {
+static size_t arena_bytes(batch *b) {
   const bench_shape *s = &b->c.shape;
   lattn_pool_config tables_only = {0};
   lattn_cache_config own = b->c.config;
-  if (!s->shared) { /* all are filled before one attends: a streaming head holds a chunk more */
-    for (int32_t g = 0; g < s->streaming_heads; g++) b->c.heads[g].slack += BENCH_CHUNK;
-    size_t bytes = lattn_pool_bytes(NULL, &b->c.config, s->sequences);
-    for (int32_t g = 0; g < s->streaming_heads; g++) b->c.heads[g].slack -= BENCH_CHUNK;
-    return bytes;
-  }
+  if (!s->shared) return bench_caches_filled_bytes(&b->c, s->sequences);
   tables_only.size = sizeof tables_only;
   tables_only.alloc = no_page;
   tables_only.free = no_free;
@@ -124,7 +119,7 @@ static bench_shape shape_of(int32_t kv_heads, int64_t keys, int64_t shared, doub
 }
 
 void bench_batch(const bench_options *options) {
-  bench_pair pair = {"one_by_one", together, one_by_one, same, 0, 0};
+  bench_pair pair = {"one_by_one", together, one_by_one, same, 0, 0, 0};
   bench_shape shapes[] = {shape_of(32, 2048, 0, 1),
                           shape_of(8, 4096, 0, 1),
                           shape_of(8, 256, 0, 1),

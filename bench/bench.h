@@ -8,8 +8,8 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work; SWEEP=1 every shape, for hours: see
-   sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
+   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every
+   shape, for hours: see sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
 
@@ -62,7 +62,9 @@ typedef struct bench_shape {
   const char *bench;
   int32_t heads, kv_heads, key_dim, value_dim;
   int64_t queries, keys;
-  int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32 */
+  int32_t type;            /* enum lattn_type of keys and values; queries and outputs are float32.
+                              LATTN_I8 and LATTN_I4: of the cache's storage */
+  int32_t value_type;      /* 0 = the same */
   int32_t streaming_heads; /* KV heads 0 ... streaming_heads - 1 see `sinks` and `window` only */
   int64_t sinks, window;
   int32_t layers;    /* decode: caches worked on in turn, as the layers of a model are: a step
@@ -70,6 +72,7 @@ typedef struct bench_shape {
   int32_t sequences; /* caches in one call, each with `queries` and `keys`; 0 = one */
   int64_t shared;    /* of the keys, those at the start that all sequences share */
   int32_t quick;     /* part of a QUICK run */
+  int32_t alone;     /* against no rival but naive */
   double goal;       /* fraction of the limit to reach; of a pair: ratio; 0 = none set */
 } bench_shape;
 
@@ -78,11 +81,19 @@ bench_shape bench_shape_of(const char *bench, int32_t heads, int32_t kv_heads, i
                            int64_t queries, int64_t keys, int32_t type);
 int64_t bench_visible(const bench_shape *shape, int32_t kv_head, int64_t row, int64_t *sinks_end);
 double bench_shape_flops(const bench_shape *shape);
-double bench_shape_bytes(const bench_shape *shape); /* of the keys and values that are visible */
-size_t bench_type_bytes(int32_t type);
-const char *bench_type_name(int32_t type);
+/* Of the keys and values that are visible, as stored, with their scales. */
+double bench_shape_bytes(const bench_shape *shape);
+int32_t bench_value_type(const bench_shape *shape);
+int bench_shape_is_int(const bench_shape *shape); /* keys or values */
+const char *bench_shape_type_name(const bench_shape *shape);
+/* Of the arrays that a cache is filled from: float16 for integer storage. */
+int32_t bench_input_type(const bench_shape *shape);
+/* What the rounding of integer storage may add to the error of a row, relative to its largest. */
+double bench_shape_rounding(const bench_shape *shape);
+size_t bench_type_bytes(int32_t type); /* of an element of an array */
 
-/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in shape.type. */
+/* q [queries][heads][key_dim] float32; k [keys][kv_heads][key_dim] and v likewise in the input
+   type. */
 typedef struct bench_input {
   bench_buffer q, k, v;
 } bench_input;
@@ -98,6 +109,7 @@ void bench_fill(void *data, int32_t type, size_t n, uint64_t seed);
 
 typedef struct bench_options {
   int32_t json, quick;
+  int32_t layers; /* of the question of capacity; 0 = one */
   const char *only;
   int32_t n_thread_counts;
   int32_t thread_counts[2];
@@ -121,6 +133,7 @@ typedef struct bench_pair {
   int (*same)(void *state); /* NULL, or whether both gave the same */
   double bytes;             /* what ours reads or writes, to print GB/s; 0: print its FLOP */
   int32_t one_thread;       /* the number of threads changes nothing */
+  double ideal;             /* 0, or what the ratio is at best: the goal is a fraction of it */
 } bench_pair;
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
                        const bench_pair *pair, void *state);
@@ -136,6 +149,16 @@ typedef struct bench_cost {
 /* A row of operations: the median time of each, and its bytes. */
 void bench_report_costs(const bench_options *options, const bench_shape *shape, int32_t n,
                         const bench_cost *costs);
+/* A model's caches, decoded over. */
+typedef struct bench_capacity {
+  double bytes;        /* of all layers */
+  double fill_seconds; /* to build them */
+  double seconds;      /* of a token through all layers */
+  double read;         /* the machine's reading, bytes a second */
+} bench_capacity;
+void bench_report_capacity(const bench_options *options, const bench_shape *shape,
+                           int32_t n_threads, const bench_capacity *capacity);
+double bench_median(double *values, int32_t n); /* sorts them; NaN of none */
 /* A row that could not be measured. */
 void bench_report_failed(const bench_shape *shape);
 
@@ -156,6 +179,8 @@ void bench_weights(const bench_options *options);
 void bench_memory(const bench_options *options);
 void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
+void bench_capacity_of(const bench_options *options);
+void bench_ratios(const bench_options *options);
 
 /* SWEEP=1: all of n, head dim, group size and type, in place of the others. */
 void bench_sweep(const bench_options *options);

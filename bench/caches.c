@@ -34,11 +34,12 @@ bench_caches bench_caches_make(const bench_shape *shape, int64_t slack) {
   c.config.n_kv_heads = shape->kv_heads;
   c.config.key_dim = shape->key_dim;
   c.config.value_dim = shape->value_dim;
-  c.config.key_type = c.config.value_type = shape->type;
+  c.config.key_type = shape->type;
+  c.config.value_type = bench_value_type(shape);
   c.config.capacity = shape->keys;
   c.config.heads = c.heads;
   size_t elements = BENCH_CHUNK * (size_t)shape->kv_heads * (size_t)shape->key_dim;
-  c.chunk = bench_buffer_make(elements * bench_type_bytes(shape->type));
+  c.chunk = bench_buffer_make(elements * bench_type_bytes(bench_input_type(shape)));
   return c;
 }
 
@@ -48,6 +49,14 @@ int bench_caches_pool(bench_caches *c, size_t bytes, size_t scratch_bytes) {
   c->arena = bench_buffer_make(bytes ? bytes : 1);
   c->scratch = bench_buffer_make(scratch_bytes ? scratch_bytes : 1);
   return !bench_failed("lattn_pool_init", lattn_pool_init(&c->pool, c->arena.data, bytes, &config));
+}
+
+/* Each streaming head may hold a chunk more. */
+size_t bench_caches_filled_bytes(bench_caches *c, int32_t n) {
+  for (int32_t g = 0; g < c->shape.streaming_heads; g++) c->heads[g].slack += BENCH_CHUNK;
+  size_t bytes = lattn_pool_bytes(NULL, &c->config, n);
+  for (int32_t g = 0; g < c->shape.streaming_heads; g++) c->heads[g].slack -= BENCH_CHUNK;
+  return bytes;
 }
 
 void bench_caches_free(bench_caches *c) {
@@ -65,11 +74,23 @@ lattn_cache *bench_caches_new(bench_caches *c) {
 
 int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n) {
   const bench_shape *s = &c->shape;
+  int32_t type = bench_input_type(s);
   for (int64_t left = n, some; left; left -= some) {
     some = left < BENCH_CHUNK ? left : BENCH_CHUNK;
     size_t elements = (size_t)some * (size_t)s->kv_heads * (size_t)s->key_dim;
-    bench_fill(c->chunk.data, s->type, elements, c->seed++);
-    lattn_tensor k = bench_view(c->chunk.data, s->type, some, s->kv_heads, s->key_dim);
+    bench_fill(c->chunk.data, type, elements, c->seed++);
+    lattn_tensor k = bench_view(c->chunk.data, type, some, s->kv_heads, s->key_dim);
+    if (bench_failed("lattn_cache_append", lattn_cache_append(cache, k, k, NULL))) return 0;
+  }
+  return 1;
+}
+
+int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n) {
+  const bench_shape *s = &c->shape;
+  if (!bench_caches_append(c, cache, n < BENCH_CHUNK ? n : BENCH_CHUNK)) return 0;
+  for (int64_t left = n - BENCH_CHUNK, some; left > 0; left -= some) {
+    some = left < BENCH_CHUNK ? left : BENCH_CHUNK;
+    lattn_tensor k = bench_view(c->chunk.data, bench_input_type(s), some, s->kv_heads, s->key_dim);
     if (bench_failed("lattn_cache_append", lattn_cache_append(cache, k, k, NULL))) return 0;
   }
   return 1;

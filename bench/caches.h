@@ -23,12 +23,16 @@ typedef struct bench_caches {
 bench_caches bench_caches_make(const bench_shape *shape, int64_t slack);
 /* A pool in `bytes` of arena, and scratch; 0 = failed. */
 int bench_caches_pool(bench_caches *c, size_t bytes, size_t scratch_bytes);
+/* Of arena for n caches that are all filled before one attends. */
+size_t bench_caches_filled_bytes(bench_caches *c, int32_t n);
 void bench_caches_free(bench_caches *c);
 
 /* An empty cache; NULL = failed. */
 lattn_cache *bench_caches_new(bench_caches *c);
 /* Appends n new tokens, no two alike. */
 int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n);
+/* Appends the same tokens over and over: many soon. */
+int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n);
 lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads);
 
 /* Prints what failed; 1 if anything did. Notes too are not what is to be timed. */

@@ -19,10 +19,14 @@ void bench_decode(const bench_options *options) {
       bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_F16),
       bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_BF16),
       bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_F32),
-      streaming(bench_shape_of("decode_streaming", 32, 32, 128, 1, 4096, LATTN_F16), 32, 16),
-      streaming(bench_shape_of("decode_split", 32, 8, 128, 1, 32768, LATTN_F16), 4, 0)};
-  shapes[0].goal = 0.75;
-  shapes[0].quick = shapes[1].quick = 1;
+      bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_I8),
+      bench_shape_of("decode", 32, 8, 128, 1, 32768, LATTN_I4),
+      bench_shape_of("decode", 32, 32, 128, 1, 32768, LATTN_I8),
+      bench_shape_of("decode", 32, 32, 128, 1, 32768, LATTN_I4),
+      streaming(bench_shape_of("decode_streaming", 32, 32, 128, 1, 4096, LATTN_F16), 32, 16)};
+  shapes[0].goal = 0.88;
+  shapes[1].goal = 0.65;
+  shapes[0].quick = shapes[1].quick = shapes[4].quick = 1;
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
     bench_report_rows(options, &shapes[i], &bench_ours_cache);
 }

@@ -15,10 +15,12 @@ static int questions(const bench_options *options) {
   bench_report_begin(options);
   bench_prefill(options);
   bench_decode(options);
+  bench_ratios(options);
   bench_batch(options);
   bench_draft(options);
   bench_weights(options);
   bench_memory(options);
+  bench_capacity_of(options);
   bench_cost_of_caches(options);
   bench_save(options);
   return bench_report_end(options);
@@ -28,6 +30,7 @@ int main(void) {
   bench_options options = {0};
   options.json = number("JSON");
   options.quick = number("QUICK");
+  options.layers = number("LAYERS");
   options.only = getenv("ONLY");
   options.thread_counts[0] = 1;
   options.thread_counts[1] = number("THREADS") > 0 ? number("THREADS") : 2;

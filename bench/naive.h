@@ -43,10 +43,11 @@ static void naive_row(const naive_state *s, int64_t row, int32_t head, float *sc
   int64_t last = p->keys - p->queries + row;
   const float *q = (const float *)s->input->q.data + (row * p->heads + head) * dk;
   float *out = s->out + (row * p->heads + head) * dv;
+  int32_t type = bench_input_type(p);
   float buffer[1024], largest = -INFINITY, sum = 0, scale = 1 / sqrtf((float)dk);
   for (int64_t j = 0; j <= last; j++) {
     if (j >= sinks_end && j < first) continue;
-    const float *k = naive_load(s->input->k.data, p->type, (j * p->kv_heads + g) * dk, dk, buffer);
+    const float *k = naive_load(s->input->k.data, type, (j * p->kv_heads + g) * dk, dk, buffer);
     float dot = 0;
     for (int64_t d = 0; d < dk; d++) dot += q[d] * k[d];
     scores[j] = dot * scale;
@@ -55,7 +56,7 @@ static void naive_row(const naive_state *s, int64_t row, int32_t head, float *sc
   memset(out, 0, (size_t)dv * sizeof *out);
   for (int64_t j = 0; j <= last; j++) {
     if (j >= sinks_end && j < first) continue;
-    const float *v = naive_load(s->input->v.data, p->type, (j * p->kv_heads + g) * dv, dv, buffer);
+    const float *v = naive_load(s->input->v.data, type, (j * p->kv_heads + g) * dv, dv, buffer);
     float weight = expf(scores[j] - largest);
     sum += weight;
     for (int64_t d = 0; d < dv; d++) out[d] += weight * v[d];

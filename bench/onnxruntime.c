@@ -318,6 +318,8 @@ static const float *row(void *state, int64_t query, int32_t head) {
 /* Of float16, its outputs are rounded to it, by 2^-11 of the largest and less. */
 static double tolerance(const bench_shape *s) { return s->type == LATTN_F16 ? 2 * 0x1p-11 : 1e-4; }
 
+static double goal(const bench_shape *s) { return s->queries == s->keys ? 1.5 : 0; }
+
 const bench_peer bench_onnxruntime = {
     .name = "onnx",
     .missing = missing,
@@ -327,5 +329,6 @@ const bench_peer bench_onnxruntime = {
     .row = row,
     .release = release,
     .tolerance = tolerance,
+    .goal = goal,
     .version = version,
 };

@@ -25,6 +25,8 @@ typedef struct bench_peer {
   /* Largest difference to ours, relative to the largest value of the row, that its arithmetic
      explains; more means that it was called wrongly. NULL: float32 rounding. */
   double (*tolerance)(const bench_shape *shape);
+  /* How many times as fast as it ours should be; 0, or NULL: not said. */
+  double (*goal)(const bench_shape *shape);
   /* Of the library, when it is not missing; NULL: it has none. */
   const char *(*version)(void);
 } bench_peer;
@@ -34,7 +36,7 @@ extern const bench_peer *const bench_peers[];
 extern const int32_t bench_n_peers;
 
 /* ggml.c, onnxruntime.c, blas.c */
-extern const bench_peer bench_ggml, bench_ggml_q8_0, bench_ggml_q4_0;
+extern const bench_peer bench_ggml;
 extern const bench_peer bench_onnxruntime, bench_openblas;
 
 /* Ours (ours.c): lattn_attention on the user's arrays; lattn_cache_extend of the newest

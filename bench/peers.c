@@ -37,6 +37,6 @@ void bench_to_float(const void *data, int32_t type, int64_t first, int64_t n, fl
   if (from != to) memcpy(to, from, (size_t)n * sizeof *to);
 }
 
-const bench_peer *const bench_peers[] = {&naive_peer,      &bench_ggml,        &bench_ggml_q8_0,
-                                         &bench_ggml_q4_0, &bench_onnxruntime, &bench_openblas};
+const bench_peer *const bench_peers[] = {&naive_peer, &bench_ggml, &bench_onnxruntime,
+                                         &bench_openblas};
 const int32_t bench_n_peers = (int32_t)(sizeof bench_peers / sizeof *bench_peers);

@@ -50,12 +50,15 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+double bench_median(double *values, int32_t n) {
+  if (!n) return (double)NAN;
+  qsort(values, (size_t)n, sizeof *values, ascending);
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
 static double median(const series *s) {
-  double sorted[MAX_REPETITIONS];
-  if (!s->n) return (double)NAN;
-  memcpy(sorted, s->value, (size_t)s->n * sizeof *sorted);
-  qsort(sorted, (size_t)s->n, sizeof *sorted, ascending);
-  return (sorted[(s->n - 1) / 2] + sorted[s->n / 2]) / 2;
+  series sorted = *s;
+  return bench_median(sorted.value, s->n);
 }
 
 /* Median distance from the median, relative to it: how noisy the machine was. */
@@ -141,7 +144,8 @@ static int measure(row *r, double budget, const bench_peer *ours, void *our_stat
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (r->peers[p].n) {
       r->errors[p] = compare(shape, ours, our_state, bench_peers[p], states[p]);
-      if (!(r->errors[p] <= all_errors[p])) all_errors[p] = r->errors[p];
+      if (!bench_shape_is_int(shape) && !(r->errors[p] <= all_errors[p]))
+        all_errors[p] = r->errors[p];
     }
   add(&all_flops[slot], median(&r->flops));
   if (r->read.n) add(&all_read[slot], median(&r->read));
@@ -151,7 +155,9 @@ static int measure(row *r, double budget, const bench_peer *ours, void *our_stat
 static bound bound_of(const row *r) {
   double flops = bench_shape_flops(r->shape), bytes = bench_shape_bytes(r->shape);
   double ours = median(&r->ours), best = extreme(&r->ours, -1);
-  int by_read = r->read.n && bytes / median(&r->read) > flops / median(&r->flops);
+  /* Of integers, the float multiply-adds are no limit, but what prefill is held against. */
+  int by_read = r->read.n && (bench_shape_is_int(r->shape) ||
+                              bytes / median(&r->read) > flops / median(&r->flops));
   const series *limit = by_read ? &r->read : &r->flops;
   double work = by_read ? bytes : flops;
   bound b;
@@ -180,7 +186,7 @@ void bench_shape_json(char *to, size_t bytes, const bench_shape *s, int32_t n_th
            "{\"bench\":\"%s\",\"heads\":%d,\"kv_heads\":%d,\"key_dim\":%d,\"value_dim\":%d,"
            "\"queries\":%lld,\"keys\":%lld,\"type\":\"%s\",\"threads\":%d,\"isa\":\"%s\"%s",
            s->bench, s->heads, s->kv_heads, s->key_dim, s->value_dim, (long long)s->queries,
-           (long long)s->keys, bench_type_name(s->type), n_threads, lattn_simd_name(), more);
+           (long long)s->keys, bench_shape_type_name(s), n_threads, lattn_simd_name(), more);
 }
 
 static void print_json_shape(const bench_shape *s, int32_t n_threads) {
@@ -189,16 +195,16 @@ static void print_json_shape(const bench_shape *s, int32_t n_threads) {
   printf("%s", text);
 }
 
-/* Why a peer has no figure. */
-static const char *why_not(const row *r, int32_t p) {
-  const bench_peer *peer = bench_peers[p];
-  const char *why = peer->missing();
-  if (!why) why = peer->unsupported(r->shape);
-  return why ? why : "failed";
+/* Why a peer is not run; NULL: it is. The first is the check of ours. */
+static const char *why_not(const bench_shape *shape, int32_t p) {
+  const char *why = bench_peers[p]->missing();
+  if (!why && shape->alone && p > 0) why = "not asked";
+  return why ? why : bench_peers[p]->unsupported(shape);
 }
 
 static double tolerance(const row *r, int32_t p) {
-  return bench_peers[p]->tolerance ? bench_peers[p]->tolerance(r->shape) : LARGEST_ERROR;
+  double its = bench_peers[p]->tolerance ? bench_peers[p]->tolerance(r->shape) : LARGEST_ERROR;
+  return its + bench_shape_rounding(r->shape);
 }
 
 /* The first peer that ours differs from, or that failed; -1 = none. */
@@ -206,6 +212,11 @@ static int32_t wrong(const row *r) {
   for (int32_t p = 0; p < bench_n_peers; p++)
     if (r->failed[p] || !(r->errors[p] <= tolerance(r, p))) return p;
   return -1;
+}
+
+/* How many times as fast as a peer ours should be; 0 = not said. */
+static double goal_of(const row *r, int32_t p) {
+  return bench_peers[p]->goal ? bench_peers[p]->goal(r->shape) : 0;
 }
 
 static void print_json(const row *r) {
@@ -220,12 +231,16 @@ static void print_json(const row *r) {
          b.fraction);
   printf(",\"fraction_of_best\":%.4f,\"limit_noise\":%.4f", b.fraction_of_best, b.noise);
   if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (goal_of(r, p) > 0) printf(",\"goal_vs_%s\":%.1f", bench_peers[p]->name, goal_of(r, p));
   for (int32_t p = 0; p < bench_n_peers; p++) {
     const char *name = bench_peers[p]->name;
     if (r->peers[p].n)
       printf(",\"vs_%s\":%.3f,\"ms_%s\":%.4f,\"error_%s\":%.3e", name,
              median(&r->peers[p]) / seconds, name, median(&r->peers[p]) * 1e3, name, r->errors[p]);
-    else printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", name, name, why_not(r, p));
+    else
+      printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", name, name,
+             r->failed[p] ? "failed" : why_not(r->shape, p));
   }
   if (wrong(r) >= 0) printf(",\"wrong\":\"%s\"", bench_peers[wrong(r)]->name);
   printf(",\"error\":%.3e}\n", r->errors[0]);
@@ -238,7 +253,7 @@ static void print_table_shape(const bench_shape *s, int32_t n_threads) {
   if (s->key_dim != s->value_dim) snprintf(dims, sizeof dims, "%d/%d", s->key_dim, s->value_dim);
   long long rows = (long long)s->queries * (s->sequences ? s->sequences : 1);
   printf("%-17s %6s %4s %6lld %7lld %-4s %3d", s->bench, heads, dims, rows, (long long)s->keys,
-         bench_type_name(s->type), n_threads);
+         bench_shape_type_name(s), n_threads);
 }
 
 static void print_table(const row *r) {
@@ -254,6 +269,9 @@ static void print_table(const row *r) {
     if (r->peers[p].n) printf(" %7.1fx", median(&r->peers[p]) / seconds);
     else if (!bench_peers[p]->missing()) printf(" %7s ", r->failed[p] ? "failed" : "-");
   printf(" %8.1e", r->errors[0]);
+  for (int32_t p = 0; p < bench_n_peers; p++)
+    if (r->peers[p].n && goal_of(r, p) > 0)
+      printf(" %s goal %.1fx", bench_peers[p]->name, goal_of(r, p));
   if (wrong(r) >= 0) printf("  WRONG against %s", bench_peers[wrong(r)]->name);
   printf("\n");
 }
@@ -273,7 +291,9 @@ void bench_report_begin(const bench_options *options) {
       "longattn.h on %s, threads by %s. Limits are measured between the repetitions of each row.\n"
       "limit: fraction of the machine's multiply-adds (fma) or reading (read), whichever binds;\n"
       "goal: what it should reach; +-: noise. GFLOP/s of prefill count half of the square.\n"
-      "vs: how much longer a peer takes; -: it does not support the shape. error: against naive.\n",
+      "vs: how much longer a peer takes; -: it does not support the shape, or a row above has it.\n"
+      "error: against naive, rounding of int8 and int4 included; ggml of int8 and int4: q8_0, "
+      "q4_0.\n",
       lattn_simd_name(), bench_threads_name());
   printf("\n%-17s %6s %4s %6s %7s %-4s %3s %9s %4s %8s %7s %11s %4s", "bench", "heads", "dim",
          "rows", "keys", "type", "thr", "ms", "+-", "GFLOP/s", "GB/s", "limit     ", "goal");
@@ -294,8 +314,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
   void *states[MAX_PEERS] = {NULL};
   void *our_state = ours->unsupported(shape) ? NULL : ours->prepare(shape, &input);
   for (int32_t p = 0; p < bench_n_peers; p++)
-    if (!bench_peers[p]->missing() && !bench_peers[p]->unsupported(shape))
-      states[p] = bench_peers[p]->prepare(shape, &input);
+    if (!why_not(shape, p)) states[p] = bench_peers[p]->prepare(shape, &input);
   for (int32_t i = 0; i < options->n_thread_counts; i++) {
     row *r = calloc(1, sizeof *r);
     if (!r) break;
@@ -330,6 +349,31 @@ void bench_report_memory(const bench_options *options, const bench_shape *shape,
   }
   print_table_shape(shape, 1);
   printf(" %10.0f bytes, %.4f of its tokens'; %.0f while appending\n", bytes, bytes / least, peak);
+}
+
+void bench_report_capacity(const bench_options *options, const bench_shape *shape,
+                           int32_t n_threads, const bench_capacity *c) {
+  bench_shape plain = *shape;
+  plain.type = LATTN_F16;
+  plain.streaming_heads = 0;
+  double f16 = bench_shape_bytes(&plain) * shape->layers;
+  double rate = bench_shape_bytes(shape) * shape->layers / c->seconds;
+  double append = c->fill_seconds / (double)shape->keys;
+  if (options->json) {
+    print_json_shape(shape, n_threads);
+    printf(",\"ms\":%.4f,\"gbs\":%.3f,\"limit\":%.3f,\"limit_of\":\"gbs\"", c->seconds * 1e3,
+           rate * 1e-9, c->read * 1e-9);
+    printf(",\"fraction_of_limit\":%.4f,\"bytes\":%.0f,\"f16_full_bytes\":%.0f", rate / c->read,
+           c->bytes, f16);
+    printf(",\"append_us\":%.3f}\n", append * 1e6);
+  } else {
+    print_table_shape(shape, n_threads);
+    printf(" %9.3f %4s %8s %7.1f %5.2f read ", c->seconds * 1e3, "", "", rate * 1e-9,
+           rate / c->read);
+    printf("     %d layer%s: %.0f bytes, %.3f of f16 with full heads; filled in %.1f us a token\n",
+           shape->layers, shape->layers > 1 ? "s" : "", c->bytes, c->bytes / f16, append * 1e6);
+  }
+  fflush(stdout);
 }
 
 /* ---- pairs and costs ---- */
@@ -386,6 +430,8 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
              flops / ours / median(&r->flops));
     printf(",\"%s_ms\":%.4f,\"vs_%s\":%.3f", pair->other_name, median(&r->other) * 1e3,
            pair->other_name, ratio);
+    if (pair->ideal > 0)
+      printf(",\"ideal\":%.3f,\"fraction_of_ideal\":%.4f", pair->ideal, ratio / pair->ideal);
     if (shape->goal > 0) printf(",\"goal\":%.2f", shape->goal);
     if (pair->same) printf(",\"same\":%s", r->same ? "true" : "false");
     printf("}\n");
@@ -397,7 +443,9 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
   else printf(" %8.1f %7s %5.2f fma  ", flops / ours * 1e-9, "", flops / ours / median(&r->flops));
   if (shape->goal > 0) printf(" %.2f", shape->goal);
   else printf("     ");
-  printf(" %7.2fx %s%s\n", ratio, pair->other_name, r->same ? "" : "  WRONG");
+  printf(" %7.3fx %s", ratio, pair->other_name);
+  if (pair->ideal > 0) printf(", %.2f of the %.2fx at best", ratio / pair->ideal, pair->ideal);
+  printf("%s\n", r->same ? "" : "  WRONG");
 }
 
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
@@ -466,7 +514,7 @@ static void print_peers(void) {
     const char *why = peer->missing();
     if (why) printf("%-6s %s: `make peers` fetches what it needs\n", peer->name, why);
     else if (all_errors[p] > 0)
-      printf("%-6s differs from ours by up to %.1e of a row's largest%s%s\n", peer->name,
+      printf("%-6s differs from ours by up to %.1e of a row's largest (floats)%s%s\n", peer->name,
              all_errors[p], peer->version ? "; " : "", peer->version ? peer->version() : "");
   }
 }

@@ -14,11 +14,12 @@
 enum { LEAST = 512, MOST = 131072 };
 /* A whole prompt up to this length; of a longer one the newest rows: its square takes hours. */
 enum { LONGEST_SQUARE = 8192, CHUNK_ROWS = 512 };
-enum { HEADS = 8 }; /* query heads of prefill, KV heads of decode */
+enum { LONGEST_ALONE = 32768 }; /* ours alone goes this far, in float32 with a head dim of 128 */
+enum { HEADS = 8 };             /* query heads of prefill, KV heads of decode */
 
 static const int32_t dims[] = {64, 80, 128, 256}, groups[] = {1, 4, 8};
-static const int32_t types[] = {LATTN_F32, LATTN_F16, LATTN_BF16};
-enum { N_DIMS = 4, N_GROUPS = 3, N_TYPES = 3 };
+static const int32_t types[] = {LATTN_F32, LATTN_F16, LATTN_BF16, LATTN_I8, LATTN_I4};
+enum { N_DIMS = 4, N_GROUPS = 3, N_TYPES = 5 };
 
 static bench_shape prefill_shape(int64_t n, int32_t dim, int32_t group, int32_t type) {
   int64_t rows = n <= LONGEST_SQUARE ? n : CHUNK_ROWS;
@@ -66,7 +67,9 @@ static void cell(const bench_options *options, const char *done, bench_shape sha
   if (!now.n_thread_counts) return;
   shape.quick = 1; /* a third of a second for each, where that is enough for three of ours */
   bench_report_rows(&now, &shape,
-                    shape.queries == shape.keys ? &bench_ours_attention : &bench_ours_cache);
+                    shape.queries == shape.keys && !bench_shape_is_int(&shape)
+                        ? &bench_ours_attention
+                        : &bench_ours_cache);
 }
 
 void bench_sweep(const bench_options *options) {
@@ -85,6 +88,12 @@ void bench_sweep(const bench_options *options) {
   bench_options quiet = *options;
   quiet.json = quiet.quick = 1;
   for (int64_t n = LEAST; n <= MOST; n *= 2) {
+    if (n > LONGEST_SQUARE && n <= LONGEST_ALONE) {
+      bench_shape s = bench_shape_of("sweep_prefill", HEADS, HEADS, 128, n, n, LATTN_F32);
+      s.alone = 1;
+      s.goal = 0.86;
+      cell(&quiet, done, s);
+    }
     for (int i = 0; i < N_DIMS * N_GROUPS * N_TYPES; i++) {
       int32_t dim = dims[i % N_DIMS], group = groups[i / N_DIMS % N_GROUPS];
       int32_t type = types[i / N_DIMS / N_GROUPS];
