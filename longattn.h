@@ -1437,6 +1437,23 @@ LATTN_INLINE_ lattn_v16_ lattn_v_copysign_(lattn_v16_ x, lattn_v16_ s) {
 LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
   return lattn_v_of_(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.r), 23)));
 }
+/* Lane 4 (a % 4) + 2 (a / 4): the lanes of x[a] in one, in the order of the two below. */
+#define LATTN_REDUCE_ROWS_ 1
+LATTN_INLINE_ lattn_v16_ lattn_v_reduce8_(const lattn_v16_ x[8], int largest) {
+  __m512 a[4], b[2], c;
+#define LATTN_JOIN_(u, v) (largest ? _mm512_max_ps(u, v) : _mm512_add_ps(u, v))
+  LATTN_UNROLL_
+  for (int i = 0; i < 4; i++)
+    a[i] = LATTN_JOIN_(_mm512_shuffle_f32x4(x[2 * i].r, x[2 * i + 1].r, 0x44),
+                       _mm512_shuffle_f32x4(x[2 * i].r, x[2 * i + 1].r, 0xee));
+  LATTN_UNROLL_
+  for (int i = 0; i < 2; i++)
+    b[i] = LATTN_JOIN_(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                       _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
+  c = LATTN_JOIN_(_mm512_shuffle_ps(b[0], b[1], 0x44), _mm512_shuffle_ps(b[0], b[1], 0xee));
+  return lattn_v_of_(LATTN_JOIN_(c, _mm512_permute_ps(c, 0xb1)));
+#undef LATTN_JOIN_
+}
 LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
   __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.r), _mm512_extractf32x8_ps(x.r, 1));
   __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -2039,6 +2056,23 @@ LATTN_INLINE_ lattn_v16_ lattn_v_get_(const void *p, int type, int64_t index) {
   if (type == LATTN_F16) return lattn_v_load_f16_((const uint16_t *)p + index);
   if (type == LATTN_BF16) return lattn_v_load_bf16_((const uint16_t *)p + index);
   return lattn_v_load_((const float *)p + index);
+}
+
+/* to[a]: the sum, or the largest, of the lanes of x[a], a < m <= 6. */
+LATTN_INLINE_ void lattn_v_reduce_rows_(const lattn_v16_ *x, int m, int largest, float *to) {
+#ifdef LATTN_REDUCE_ROWS_ /* six at once take half of the time */
+  if (m > 2) {
+    lattn_v16_ all[8];
+    float lanes[16];
+    LATTN_UNROLL_
+    for (int a = 0; a < 8; a++) all[a] = x[a < m ? a : 0];
+    lattn_v_store_(lanes, lattn_v_reduce8_(all, largest));
+    for (int a = 0; a < m; a++) to[a] = lanes[a % 4 * 4 + a / 4 * 2];
+    return;
+  }
+#endif
+  for (int a = 0; a < m; a++)
+    to[a] = largest ? lattn_v_reduce_max_(x[a]) : lattn_v_reduce_add_(x[a]);
 }
 
 LATTN_INLINE_ lattn_v16_ lattn_v_get_n_(const void *p, int type, int64_t index, int n) {
@@ -3022,9 +3056,9 @@ LATTN_NOINLINE_ int lattn_values_nonfinite_(const void *v, int type, int64_t at,
 }
 
 /* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)),
-   then lanes. x - x is 0 for infinities too: only m = +infinity can meet an equal infinite
+   whose lanes the caller adds. x - x is 0 for infinities too: only m = +infinity can meet an equal infinite
    score. */
-LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
+LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
   lattn_v16_ m = lattn_v_set_(maximum), w[8];
   if (lattn_bits_(maximum) == 0x7f800000u) {
     for (int p = 0; p < 8; p++) {
@@ -3041,7 +3075,7 @@ LATTN_NOINLINE_ float lattn_weights_(float *s, float maximum) {
   for (int p = 0; p < 8; p++) lattn_v_store_(s + 16 * p, w[p]);
   w[0] = lattn_v_add_(lattn_v_add_(w[0], w[1]), lattn_v_add_(w[2], w[3]));
   w[4] = lattn_v_add_(lattn_v_add_(w[4], w[5]), lattn_v_add_(w[6], w[7]));
-  return lattn_v_reduce_add_(lattn_v_add_(w[0], w[4]));
+  return lattn_v_add_(w[0], w[4]);
 }
 
 /* Merge of two partials of one row (DESIGN 3): the one with the larger maximum leads, B on a tie
@@ -3660,29 +3694,17 @@ LATTN_FN_ float lattn_mask_row_(const lattn_job_ *job, const lattn_item_ *it, co
                                 uint32_t visible[8]) {
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), top = least;
   float maximum;
-  int whole = first == 0 && end == 8 && row->lo <= base && row->hi >= base + LATTN_BLOCK_ &&
-              !lattn_by_lane_(job) && !holes;
-  if (whole && job->plain) { /* four chains; NaN is never greater, so it never enters one */
-    lattn_v16_ t[4];
-    LATTN_UNROLL_
-    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p), least);
-    LATTN_UNROLL_
-    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p + 64), t[p]);
-    top = lattn_v_max_(lattn_v_max_(t[0], t[1]), lattn_v_max_(t[2], t[3]));
-    for (int p = 0; p < 8; p++) visible[p] = 0xffffu;
-  } else {
-    for (int p = 0; p < 8; p++) {
-      lattn_v16_ x = least;
-      visible[p] = 0;
-      if (p >= first && p < end) {
-        visible[p] = whole ? 0xffffu : lattn_visible16_(job, it, row, base + 16 * p, holes);
-        x = lattn_v_load_(s + 16 * p);
-        if (visible[p] && !job->plain) x = lattn_adjust_(job, it, row, base + 16 * p, x);
-        x = lattn_v_if_bits_(visible[p], x, least);
-        top = lattn_v_max_(x, top); /* NaN is never greater: it is found by the sum of weights */
-      }
-      lattn_v_store_(s + 16 * p, x);
+  for (int p = 0; p < 8; p++) {
+    lattn_v16_ x = least;
+    visible[p] = 0;
+    if (p >= first && p < end) {
+      visible[p] = lattn_visible16_(job, it, row, base + 16 * p, holes);
+      x = lattn_v_load_(s + 16 * p);
+      if (visible[p] && !job->plain) x = lattn_adjust_(job, it, row, base + 16 * p, x);
+      x = lattn_v_if_bits_(visible[p], x, least);
+      top = lattn_v_max_(x, top); /* NaN is never greater: it is found by the sum of weights */
     }
+    lattn_v_store_(s + 16 * p, x);
   }
   maximum = lattn_v_reduce_max_(top);
   if (lattn_is_empty_(maximum))
@@ -4165,32 +4187,58 @@ LATTN_FN_ void lattn_scale_weights_(float *w, const char *scales, int first, int
   }
 }
 
+/* The maxima of m rows whose tile needs no mask; 0: it does, or a row has no finite score. Four
+   chains; NaN is never greater, so it never enters one. */
+LATTN_FN_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows, int64_t base,
+                            const lattn_block_ *b, int m, const float *s, float *top) {
+  lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), most[LATTN_TILE_ROWS_];
+  int masked = !job->plain || lattn_by_lane_(job) || b->holes || b->stored < LATTN_BLOCK_;
+  for (int a = 0; a < m; a++)
+    masked |= rows[a].lo > base || rows[a].hi < base + LATTN_BLOCK_;
+  if (masked) return 0;
+  for (int a = 0; a < m; a++, s += LATTN_BLOCK_) {
+    lattn_v16_ t[4];
+    LATTN_UNROLL_
+    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p), least);
+    LATTN_UNROLL_
+    for (int p = 0; p < 4; p++) t[p] = lattn_v_max_(lattn_v_load_(s + 16 * p + 64), t[p]);
+    most[a] = lattn_v_max_(lattn_v_max_(t[0], t[1]), lattn_v_max_(t[2], t[3]));
+  }
+  lattn_v_reduce_rows_(most, m, 1, top);
+  for (int a = 0; a < m; a++) masked |= lattn_is_empty_(top[a]);
+  return !masked;
+}
+
 /* Rows r ... r + m - 1 of the item against one block. */
 LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                            lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
   uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
-  float sum[LATTN_TILE_ROWS_], e[16] = {0};
-  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_], apart = 0;
+  float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
+  lattn_v16_ sums[LATTN_TILE_ROWS_];
+  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_] = {0}, apart = 0;
   lattn_rows_ rows;
   if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
   drafts = hi > b->stored;
-  for (int a = 0; a < m; a++) {
-    float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a], top;
-    top = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end, s, visible[a]);
-    empty[a] = lattn_is_empty_(top);
-    if (empty[a]) {
-      LATTN_MEMSET_(s, 0, LATTN_BLOCK_ * sizeof *s);
-      sum[a] = 0;
-      apart = 1;
-      continue; /* e = exp(0): the fold below is then the identity */
+  if (!lattn_maxima_(job, sp->rows + r, base, b, m, sp->s, top))
+    for (int a = 0; a < m; a++) {
+      top[a] = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end,
+                               sp->s + a * LATTN_BLOCK_, visible[a]);
+      empty[a] = lattn_is_empty_(top[a]);
+      for (int p = first; p < end; p++) all &= visible[a][p];
+      apart |= empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
     }
-    top = old > top ? old : top;
-    sum[a] = lattn_weights_(s, top);
-    e[a] = old == top ? 0.0f : old - top;
-    to.m[r + a] = top;
-    for (int p = first; p < end; p++) all &= visible[a][p];
-    if (all != 0xffffu) apart = 1; /* a row may not see a key that the tile touches */
+  for (int a = 0; a < m; a++) {
+    float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a];
+    if (empty[a]) { /* e = exp(0): the fold below is then the identity */
+      LATTN_MEMSET_(s, 0, LATTN_BLOCK_ * sizeof *s);
+      sums[a] = lattn_v_set_(0);
+      continue;
+    }
+    to.m[r + a] = old > top[a] ? old : top[a];
+    e[a] = old == to.m[r + a] ? 0.0f : old - to.m[r + a];
+    sums[a] = lattn_weights_(s, to.m[r + a]);
   }
+  lattn_v_reduce_rows_(sums, m, 0, sum);
   lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
   for (int a = 0; a < m; a++) to.l[r + a] = lattn_fma_(to.l[r + a], e[a], sum[a]);
   for (int a = 0; drafts && a < m; a++)
@@ -9625,6 +9673,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_SIMD_NAME_
 #undef LATTN_TILE_PANELS_
 #undef LATTN_EXPS_
+#undef LATTN_REDUCE_ROWS_
 #undef LATTN_THIN_VECTORS_
 #undef LATTN_EACH_ROWS_
 #undef LATTN_EACH_TYPE_
