@@ -44,6 +44,7 @@ FLAGS_strict := $(FLAGS_scalar) -DLONGATTN_STRICT=1
 target := $(shell $(CC) -dumpmachine)
 cpu := $(shell (grep -m1 '^flags' /proc/cpuinfo || \
   sysctl -n machdep.cpu.features machdep.cpu.leaf7_features | tr A-Z a-z) 2>/dev/null)
+comma := ,
 has = $(if $(filter-out $(cpu),$(1)),,yes)
 
 ifneq (,$(filter x86_64% amd64%,$(target)))
@@ -196,7 +197,30 @@ capacity: $(BUILD)/bench/bench ## a million tokens of Llama-3-8B's caches: 18 Gi
 peers: ## fetches the rivals that bench compares with, from npm and apt, into build/peers
 	sh bench/peers.sh $(BUILD)/peers
 
-$(BUILD)/bench/bench: $(patsubst bench/%.c,$(BUILD)/bench/%.o,$(wildcard bench/*.c))
+# bench/ours.c and limits.c by each of these compilers, for each level with vectors (the widest
+# first), under names of their own: bench/builds.c compares them.
+bench_ccs := $(foreach c,gcc clang,$(if $(filter $(firstword $(subst -, ,$(target)))-%,\
+  $(shell $(c) -dumpmachine 2>/dev/null)),$(c)))
+bench_levels := $(filter avx512 neon,$(levels)) $(filter avx2,$(levels))
+bench_builds := $(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(c)_$(l)))
+
+bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_limit_flops \
+  bench_limit_read bench_limits_free
+
+define build_rule
+$(BUILD)/bench/%_$(1)_$(2).o: bench/%.c $(BUILD)/flags
+	@mkdir -p $$(@D)
+	$(1) $(CPPFLAGS) $(STD) $(CFLAGS) $(WARNINGS) $(WERROR) -I. -MMD -MP $(FLAGS_$(2)) \
+	  -DLONGATTN_PREFIX=lattn_$(1)_$(2)_ $(foreach n,$(bench_names),-D$(n)=$(n)_$(1)_$(2)) \
+	  -c $$< -o $$@
+endef
+$(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(eval $(call build_rule,$(c),$(l)))))
+
+$(BUILD)/bench/builds.o: CPPFLAGS += \
+  "-DBENCH_BUILDS=$(foreach b,$(bench_builds),BUILD($(subst _,$(comma),$(b))))"
+
+$(BUILD)/bench/bench: $(patsubst bench/%.c,$(BUILD)/bench/%.o,$(wildcard bench/*.c)) \
+  $(foreach b,$(bench_builds),$(BUILD)/bench/ours_$(b).o $(BUILD)/bench/limits_$(b).o)
 	$(CC) $(CFLAGS) $(OPENMP) $^ -o $@ $(link)
 
 $(BUILD)/bench/%.o: bench/%.c $(BUILD)/flags
@@ -245,7 +269,7 @@ help: ## this list
 # What was built with other flags is built again.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP)' >$@.new
+	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP) $(bench_builds)' >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:

@@ -181,6 +181,8 @@ void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
 void bench_capacity_of(const bench_options *options);
 void bench_ratios(const bench_options *options);
+void bench_contract(const bench_options *options);
+void bench_builds(const bench_options *options);
 
 /* SWEEP=1: all of n, head dim, group size and type, in place of the others. */
 void bench_sweep(const bench_options *options);

@@ -117,6 +117,23 @@ static double cache_run(void *state, int32_t n_threads) {
   return seconds / s->n_caches;
 }
 
+/* ---- lattn_cache_attend ---- */
+
+static void *attend_prepare(const bench_shape *shape, const bench_input *input) {
+  ours_state *s = ours_make(shape, input);
+  if (!s || caches_make(s, 1, shape->keys)) return s;
+  return ours_release(s), NULL;
+}
+
+static double attend_run(void *state, int32_t n_threads) {
+  ours_state *s = state;
+  lattn_exec exec = bench_caches_exec(&s->c, n_threads);
+  double start = bench_seconds();
+  lattn_status status = lattn_cache_attend(s->caches[0], NULL, s->q, s->out, NULL, &exec);
+  double seconds = bench_seconds() - start;
+  return bench_failed("lattn_cache_attend", status) ? -1 : seconds;
+}
+
 static const char *attention_unsupported(const bench_shape *shape) {
   if (bench_shape_is_int(shape)) return "storage of caches only";
   return shape->streaming_heads ? "no streaming heads" : NULL;
@@ -140,6 +157,15 @@ const bench_peer bench_ours_cache = {
     .unsupported = cache_unsupported,
     .prepare = cache_prepare,
     .run = cache_run,
+    .row = ours_row,
+    .release = ours_release,
+};
+const bench_peer bench_ours_attend = {
+    .name = "cache",
+    .missing = ours_missing,
+    .unsupported = cache_unsupported,
+    .prepare = attend_prepare,
+    .run = attend_run,
     .row = ours_row,
     .release = ours_release,
 };

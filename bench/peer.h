@@ -40,8 +40,15 @@ extern const bench_peer bench_ggml;
 extern const bench_peer bench_onnxruntime, bench_openblas;
 
 /* Ours (ours.c): lattn_attention on the user's arrays; lattn_cache_extend of the newest
-   `queries` tokens into caches that hold the ones before (none: prefill; all but one: decode). */
-extern const bench_peer bench_ours_attention, bench_ours_cache;
+   `queries` tokens into caches that hold the ones before (none: prefill; all but one: decode);
+   lattn_cache_attend over a cache that holds all. */
+extern const bench_peer bench_ours_attention, bench_ours_cache, bench_ours_attend;
+
+/* A row of two in turn (two.c): how much longer the other takes. Their outputs may differ by
+   `tolerance` of a row's largest. ideal: of bench_pair. */
+void bench_report_two(const bench_options *options, const bench_shape *shape,
+                      const bench_peer *ours, const bench_peer *other, double tolerance,
+                      double ideal);
 
 /* ---- what rivals share (peers.c) ---- */
 
