@@ -8,7 +8,16 @@
 #include <string.h>
 
 enum { LOG_LEAST = 9, LOG_MOST = 17, N_POINTS = LOG_MOST - LOG_LEAST + 1, MOST_CURVES = 6 };
-enum { COLUMNS = 2, WIDTH = 560, HEIGHT = 330, LEFT = 52, RIGHT = 118, TOP = 34, BOTTOM = 34 };
+enum {
+  COLUMNS = 2,
+  WIDTH = 560,
+  HEIGHT = 330,
+  LEFT = 52,
+  RIGHT = 118,
+  TOP = 34,
+  BOTTOM = 34,
+  NOTE = 28
+};
 
 /* One value of the rows of one kind, or a peer's, over n. */
 typedef struct curve {
@@ -29,12 +38,26 @@ static const panel panels[] = {
       {"ONNX Runtime", 0, 128, 1, 2, "f32", "gflops", "onnx"},
       {"ggml", 0, 128, 1, 2, "f32", "gflops", "ggml"},
       {"peak", 0, 128, 1, 2, "f32", "limit", NULL}}},
-    {"decode, f16, 32/8 heads of 128, 2 threads: GB/s of keys and values",
-     {{"longattn", 1, 128, 4, 2, "f16", "gbs", NULL},
+    {"flash against the two-pass BLAS form: prefill, f32, 8/8 heads, times as fast",
+     {{"dim 64, 2 thr.", 0, 64, 1, 2, "f32", "vs_blas", NULL},
+      {"dim 128, 2", 0, 128, 1, 2, "f32", "vs_blas", NULL},
+      {"dim 256, 2", 0, 256, 1, 2, "f32", "vs_blas", NULL},
+      {"dim 64, 1", 0, 64, 1, 1, "f32", "vs_blas", NULL},
+      {"dim 128, 1", 0, 128, 1, 1, "f32", "vs_blas", NULL},
+      {"dim 256, 1", 0, 256, 1, 1, "f32", "vs_blas", NULL}}},
+    {"decode, 32/8 heads of 128, 2 threads: GB/s of keys and values as stored",
+     {{"longattn f16", 1, 128, 4, 2, "f16", "gbs", NULL},
+      {"longattn int8", 1, 128, 4, 2, "int8", "gbs", NULL},
+      {"longattn int4", 1, 128, 4, 2, "int4", "gbs", NULL},
+      {"ggml f16", 1, 128, 4, 2, "f16", "gbs", "ggml"},
       {"ggml q8_0", 1, 128, 4, 2, "int8", "gbs", "ggml"},
-      {"ONNX Runtime", 1, 128, 4, 2, "f16", "gbs", "onnx"},
-      {"ggml", 1, 128, 4, 2, "f16", "gbs", "ggml"},
       {"ggml q4_0", 1, 128, 4, 2, "int4", "gbs", "ggml"}}},
+    {"causal prefill, 8/8 heads of 128, 2 threads: GFLOP/s by storage",
+     {{"f32", 0, 128, 1, 2, "f32", "gflops", NULL},
+      {"f16", 0, 128, 1, 2, "f16", "gflops", NULL},
+      {"bf16", 0, 128, 1, 2, "bf16", "gflops", NULL},
+      {"int8", 0, 128, 1, 2, "int8", "gflops", NULL},
+      {"int4", 0, 128, 1, 2, "int4", "gflops", NULL}}},
     {"causal prefill, f32, 8/8 heads, 2 threads: fraction of the limit",
      {{"dim 64", 0, 64, 1, 2, "f32", "fraction_of_limit", NULL},
       {"dim 80", 0, 80, 1, 2, "f32", "fraction_of_limit", NULL},
@@ -106,13 +129,13 @@ static double points(char *rows, const curve *c, double values[N_POINTS]) {
   return most;
 }
 
-/* The least of 1, 2, 2.5 and 5 times a power of ten that reaches `most` in five steps. */
+/* The least round number that reaches `most` in five steps. */
 static double step_of(double most) {
-  static const double nice[] = {1, 2, 2.5, 5, 10};
+  static const double round[] = {1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8};
   double power = pow(10, floor(log10(most / 5)));
-  for (int i = 0; i < 4; i++)
-    if (nice[i] * power * 5 >= most) return nice[i] * power;
-  return nice[4] * power;
+  for (int i = 0; i < 10; i++)
+    if (round[i] * power * 5 >= most) return round[i] * power;
+  return 10 * power;
 }
 
 static void draw_axes(FILE *f, const panel *p, double step) {
@@ -147,9 +170,9 @@ static void draw_curve(FILE *f, const curve *c, int at, const double values[N_PO
   fprintf(f, "'/>");
   for (int i = 0; i < N_POINTS; i++)
     if (!isnan(values[i]))
-      fprintf(f, "<circle cx='%.1f' cy='%.1f' r='2'/>",
+      fprintf(f, "<circle cx='%.1f' cy='%.1f' r='2' fill='%s'/>",
               LEFT + (right - LEFT) * i / (double)(N_POINTS - 1),
-              bottom - (bottom - TOP) * values[i] / top);
+              bottom - (bottom - TOP) * values[i] / top, colours[at]);
   fprintf(f, "<path d='M%d %dh14'/></g>\n", right + 8, TOP + 8 + 18 * at);
   fprintf(f, "<text x='%d' y='%d'>%s</text>\n", right + 26, TOP + 12 + 18 * at, c->label);
 }
@@ -158,7 +181,7 @@ void bench_plot(char *rows, const char *path) {
   FILE *f = fopen(path, "w");
   if (!f) return;
   fprintf(f, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' ", COLUMNS * WIDTH,
-          (N_PANELS + COLUMNS - 1) / COLUMNS * HEIGHT);
+          (N_PANELS + COLUMNS - 1) / COLUMNS * HEIGHT + NOTE);
   fprintf(f,
           "font-family='sans-serif' font-size='12'>\n<rect width='100%%' height='100%%' "
           "fill='white'/>\n");
@@ -174,6 +197,9 @@ void bench_plot(char *rows, const char *path) {
       draw_curve(f, &p->curves[j], j, values[j], 5 * step);
     fprintf(f, "</g>\n");
   }
-  fprintf(f, "</svg>\n");
+  fprintf(f,
+          "<text x='%d' y='%d'>n, the number of keys, along. Prefill of n above 8k: the newest 512 "
+          "rows of a prompt of n tokens, for flash and peers alike.</text>\n</svg>\n",
+          LEFT - 40, (N_PANELS + COLUMNS - 1) / COLUMNS * HEIGHT + NOTE / 2);
   fclose(f);
 }
