@@ -96,6 +96,9 @@ resume: $(BUILD)/lm/resume ## saves a conversation, and goes on in a second proc
 storage: $(BUILD)/lm/storage ## perplexity and bytes with f32, f16, bf16, int8 and int4 caches
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
+errors: $(BUILD)/$(lastword $(levels))/quant ## error of int8 and int4 caches, with and without rotation
+	@$(RUN) $< --table
+
 soak: $(BUILD)/lm/soak ## ten million tokens through sinks and a window: SOAK_TOKENS=100000
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
@@ -273,7 +276,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume storage soak test fuzz examples bench capacity peers version \
+.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity peers version \
   install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)
