@@ -96,7 +96,7 @@ resume: $(BUILD)/lm/resume ## saves a conversation, and goes on in a second proc
 storage: $(BUILD)/lm/storage ## perplexity and bytes with f32, f16, bf16, int8 and int4 caches
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
-errors: $(BUILD)/$(lastword $(levels))/quant ## error of int8 and int4 caches, with and without rotation
+errors: $(BUILD)/$(lastword $(levels))/quant ## the error of int8 and int4 caches, outliers or not
 	@$(RUN) $< --table
 
 soak: $(BUILD)/lm/soak ## ten million tokens through sinks and a window: SOAK_TOKENS=100000
@@ -276,7 +276,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity peers version \
-  install uninstall clean format help FORCE
+.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity peers \
+  version install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

@@ -1441,18 +1441,18 @@ LATTN_INLINE_ lattn_v16_ lattn_v_exp2_of_(lattn_v16_ x) {
 #define LATTN_REDUCE_ROWS_ 1
 LATTN_INLINE_ lattn_v16_ lattn_v_reduce8_(const lattn_v16_ x[8], int largest) {
   __m512 a[4], b[2], c;
-#define LATTN_JOIN_(u, v) (largest ? _mm512_max_ps(u, v) : _mm512_add_ps(u, v))
+#define LATTN_PAIR_(u, v) (largest ? _mm512_max_ps(u, v) : _mm512_add_ps(u, v))
   LATTN_UNROLL_
   for (int i = 0; i < 4; i++)
-    a[i] = LATTN_JOIN_(_mm512_shuffle_f32x4(x[2 * i].r, x[2 * i + 1].r, 0x44),
+    a[i] = LATTN_PAIR_(_mm512_shuffle_f32x4(x[2 * i].r, x[2 * i + 1].r, 0x44),
                        _mm512_shuffle_f32x4(x[2 * i].r, x[2 * i + 1].r, 0xee));
   LATTN_UNROLL_
   for (int i = 0; i < 2; i++)
-    b[i] = LATTN_JOIN_(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+    b[i] = LATTN_PAIR_(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
                        _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
-  c = LATTN_JOIN_(_mm512_shuffle_ps(b[0], b[1], 0x44), _mm512_shuffle_ps(b[0], b[1], 0xee));
-  return lattn_v_of_(LATTN_JOIN_(c, _mm512_permute_ps(c, 0xb1)));
-#undef LATTN_JOIN_
+  c = LATTN_PAIR_(_mm512_shuffle_ps(b[0], b[1], 0x44), _mm512_shuffle_ps(b[0], b[1], 0xee));
+  return lattn_v_of_(LATTN_PAIR_(c, _mm512_permute_ps(c, 0xb1)));
+#undef LATTN_PAIR_
 }
 LATTN_INLINE_ float lattn_v_reduce_max_(lattn_v16_ x) {
   __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.r), _mm512_extractf32x8_ps(x.r, 1));
