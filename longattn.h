@@ -1155,7 +1155,7 @@ LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
    lanes, 0 ... 16: nothing past it is read or written, and lanes past it load as +0. `bits`:
    lane t is bit t. */
 
-enum { LATTN_AHEAD_ = 16, LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_ROWS_ = 6 };
+enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_ROWS_ = 6 };
 
 #if LONGATTN_SIMD == LONGATTN_SIMD_SCALAR
 
@@ -2271,8 +2271,11 @@ LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q
       lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_, acc[a][p]);
 }
 
-/* Rows that the loop over tokens reaches LATTN_AHEAD_ tokens later are needed soon: in the caller's
-   layout the rows of one head lie apart, and no processor foresees them. */
+/* Rows of one head in the caller's layout lie apart, and no processor foresees them: each asks for
+   the one that many tokens later. */
+enum { LATTN_AHEAD_ = 16 };
+
+/* So n rows are needed soon. */
 LATTN_INLINE_ void lattn_fetch_strided_(const void *p, int type, int64_t row, int64_t n,
                                         int64_t stride, int64_t dim) {
   const int64_t size = type == LATTN_F32 ? 4 : 2;
@@ -2408,13 +2411,16 @@ LATTN_NOINLINE_ void lattn_score_strided_(int m, int type, const float *q, int64
   int whole = from <= 0 && to >= LATTN_PANEL_ && dim % LATTN_PANEL_ == 0;
   for (int n; m > 0; m -= n, q += n * dim, s += n * LATTN_BLOCK_) {
     n = !whole || m == 1 ? 1 : m < 4 ? 2 : 4;
+#define LATTN_PART_(M, T, whole)                                                                   \
+  lattn_score_strided_body_(M, T, whole, q, dim, k, index, stride, from, to, s)
 #define LATTN_BODY_(T)                                                                             \
-  if (n == 4) lattn_score_strided_body_(4, T, 1, q, dim, k, index, stride, 0, LATTN_PANEL_, s);    \
-  else if (n == 2) lattn_score_strided_body_(2, T, 1, q, dim, k, index, stride, 0, LATTN_PANEL_, s); \
-  else if (whole) lattn_score_strided_body_(1, T, 1, q, dim, k, index, stride, 0, LATTN_PANEL_, s); \
-  else lattn_score_strided_body_(1, T, 0, q, dim, k, index, stride, from, to, s)
+  if (n == 4) LATTN_PART_(4, T, 1);                                                                \
+  else if (n == 2) LATTN_PART_(2, T, 1);                                                           \
+  else if (whole) LATTN_PART_(1, T, 1);                                                            \
+  else LATTN_PART_(1, T, 0)
     LATTN_EACH_TYPE_(type, LATTN_BODY_)
 #undef LATTN_BODY_
+#undef LATTN_PART_
   }
 }
 
