@@ -2271,24 +2271,46 @@ LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q
       lattn_v_store_(s + a * LATTN_BLOCK_ + p * LATTN_PANEL_, acc[a][p]);
 }
 
+/* Rows of one head in the caller's layout lie apart, and no processor foresees them: each asks for
+   the one that many tokens later. */
+enum { LATTN_AHEAD_ = 16 };
+
+/* So n rows are needed soon. */
+LATTN_INLINE_ void lattn_fetch_strided_(const void *p, int type, int64_t row, int64_t n,
+                                        int64_t stride, int64_t dim) {
+  const int64_t size = type == LATTN_F32 ? 4 : 2;
+  for (int64_t end = row + n; row < end; row++)
+    for (int64_t i = 0; i < dim * size; i += 64)
+      LATTN_PREFETCH_((const void *)((uintptr_t)p + (uintptr_t)(row * stride * size + i)));
+}
+
 /* The same for one panel of keys in the caller's layout: key of lane t at (index + t) * stride,
-   lanes [from, to) exist. 16 x 16 transposes in registers instead of a packing pass. */
-LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, const float *q, int64_t dim,
-                                             const void *k, int64_t index, int64_t stride, int from,
-                                             int to, float *s) {
+   lanes [from, to) exist. 16 x 16 transposes in registers instead of a packing pass: 16 loads and
+   64 shuffles for 16 m multiply-adds. whole: all lanes exist, and dim is a multiple of 16. */
+LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, int whole, const float *q,
+                                             int64_t dim, const void *k, int64_t index,
+                                             int64_t stride, int from, int to, float *s) {
   lattn_v16_ acc[LATTN_TILE_ROWS_], x[LATTN_PANEL_];
+  int64_t hinted = 0, hint = 0;
   LATTN_UNROLL_
   for (int a = 0; a < m; a++) acc[a] = lattn_v_set_(0);
   for (int64_t d = 0; d < dim; d += LATTN_PANEL_) {
-    int n = dim - d < LATTN_PANEL_ ? (int)(dim - d) : LATTN_PANEL_;
+    int n = whole || dim - d >= LATTN_PANEL_ ? LATTN_PANEL_ : (int)(dim - d);
+    hint = (d + n) * LATTN_PANEL_ / dim;
+    lattn_fetch_strided_(k, type, index + LATTN_AHEAD_ + hinted, hint - hinted, stride, dim);
+    hinted = hint;
+    LATTN_UNROLL_
     for (int t = 0; t < LATTN_PANEL_; t++)
-      x[t] = t >= from && t < to ? lattn_v_get_n_(k, type, (index + t) * stride + d, n)
-                                 : lattn_v_set_(0);
+      x[t] = whole || (t >= from && t < to) ? lattn_v_get_n_(k, type, (index + t) * stride + d, n)
+                                            : lattn_v_set_(0);
     lattn_v_transpose_(x);
-    for (int i = 0; i < n; i++)
+    LATTN_UNROLL_
+    for (int i = 0; i < LATTN_PANEL_; i++) {
+      if (!whole && i == n) break;
       LATTN_UNROLL_
       for (int a = 0; a < m; a++)
         acc[a] = lattn_v_fma_(lattn_v_set_(q[a * dim + d + i]), x[i], acc[a]);
+    }
   }
   LATTN_UNROLL_
   for (int a = 0; a < m; a++) lattn_v_store_(s + a * LATTN_BLOCK_, acc[a]);
@@ -2301,7 +2323,7 @@ LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, const float *q, in
 LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, const float *w,
                                      const void *v, int64_t at, int64_t stride, int n_keys,
                                      int last, float *acc, int64_t acc_stride, const float *e,
-                                     int64_t hint, int64_t ahead) {
+                                     int64_t hint, int64_t hints, int64_t ahead) {
   lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_THIN_VECTORS_ > LATTN_TILE_PANELS_ ? LATTN_THIN_VECTORS_
                                                                              : LATTN_TILE_PANELS_];
   lattn_v16_ b[sizeof sum[0] / sizeof sum[0][0]];
@@ -2309,12 +2331,12 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
   for (int a = 0; a < m; a++)
     LATTN_UNROLL_
     for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_set_(0);
-  for (int j = 0; j < n_keys; j++, at += stride) {
+  for (int j = 0; j < n_keys; j++, at += stride, hint += hints) {
     LATTN_UNROLL_
-    for (int c = 0; c < vectors; c++, hint += 16) {
+    for (int c = 0; c < vectors; c++) {
       b[c] =
           whole ? lattn_v_get_(v, type, at + c * 16) : lattn_v_get_n_(v, type, at + c * 16, last);
-      lattn_fetch_(m, v, type, c, hint, ahead);
+      lattn_fetch_(m, v, type, c, hint + c * 16, ahead);
     }
     LATTN_UNROLL_
     for (int a = 0; a < m; a++) {
@@ -2386,15 +2408,19 @@ LATTN_NOINLINE_ void lattn_score_bf16_(int m, const float *q, int64_t dim, const
 LATTN_NOINLINE_ void lattn_score_strided_(int m, int type, const float *q, int64_t dim,
                                           const void *k, int64_t index, int64_t stride, int from,
                                           int to, float *s) {
-  for (; m >= 2; m -= 2, q += 2 * dim, s += 2 * LATTN_BLOCK_) {
-#define LATTN_BODY_(T) lattn_score_strided_body_(2, T, q, dim, k, index, stride, from, to, s)
+  int whole = from <= 0 && to >= LATTN_PANEL_ && dim % LATTN_PANEL_ == 0;
+  for (int n; m > 0; m -= n, q += n * dim, s += n * LATTN_BLOCK_) {
+    n = !whole || m == 1 ? 1 : m < 4 ? 2 : 4;
+#define LATTN_PART_(M, T, whole)                                                                   \
+  lattn_score_strided_body_(M, T, whole, q, dim, k, index, stride, from, to, s)
+#define LATTN_BODY_(T)                                                                             \
+  if (n == 4) LATTN_PART_(4, T, 1);                                                                \
+  else if (n == 2) LATTN_PART_(2, T, 1);                                                           \
+  else if (whole) LATTN_PART_(1, T, 1);                                                            \
+  else LATTN_PART_(1, T, 0)
     LATTN_EACH_TYPE_(type, LATTN_BODY_)
 #undef LATTN_BODY_
-  }
-  if (m) {
-#define LATTN_BODY_(T) lattn_score_strided_body_(1, T, q, dim, k, index, stride, from, to, s)
-    LATTN_EACH_TYPE_(type, LATTN_BODY_)
-#undef LATTN_BODY_
+#undef LATTN_PART_
   }
 }
 
@@ -2412,16 +2438,17 @@ LATTN_INLINE_ void lattn_value_columns_(int m, int type, const float *w, const v
                                         int64_t stride, int n_keys, int64_t dim, float *acc,
                                         int64_t acc_stride, const float *e, int64_t ahead) {
   const int vectors = m <= 2 ? LATTN_THIN_VECTORS_ : LATTN_TILE_PANELS_;
+  const int64_t n = stride == dim ? n_keys : 1; /* hints: in the order of memory */
   int64_t c = 0;
   for (; c + 16 * vectors <= dim; c += 16 * vectors)
     lattn_value_body_(m, vectors, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
-                      at + c * n_keys, ahead);
+                      at + c * n, n > 1 ? 16 * vectors : stride, ahead);
   for (; c + 16 <= dim; c += 16)
     lattn_value_body_(m, 1, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
-                      at + c * n_keys, ahead);
+                      at + c * n, n > 1 ? 16 : stride, ahead);
   if (c < dim)
     lattn_value_body_(m, 1, type, 0, w, v, at + c, stride, n_keys, (int)(dim - c), acc + c,
-                      acc_stride, e, at + c * n_keys, ahead);
+                      acc_stride, e, at + c * n, n > 1 ? 16 : stride, ahead);
 }
 
 LATTN_NOINLINE_ void lattn_value_f32_(int m, const float *w, const void *v, int64_t at,
@@ -4038,6 +4065,8 @@ LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_
 LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
                                  int hi, const float *w, float *acc, const float *e) {
   int64_t at = (b->v_index + lo) * b->v_stride;
+  int64_t ahead = b->panels ? b->ahead : LATTN_AHEAD_ * b->v_stride *
+                                             (int64_t)lattn_type_size_(b->v_type);
   if (b->v_type == LATTN_I8)
     lattn_value_i8_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
                     job->columns, e, b->ahead);
@@ -4045,16 +4074,16 @@ LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, i
     lattn_value_i4_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
                     job->columns, e, b->ahead);
   else if (m == 1)
-    lattn_value_one_(b->v_type, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, e, b->ahead);
+    lattn_value_one_(b->v_type, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, e, ahead);
   else if (b->v_type == LATTN_F32)
     lattn_value_f32_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
-                     b->ahead);
+                     ahead);
   else if (b->v_type == LATTN_F16)
     lattn_value_f16_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
-                     b->ahead);
+                     ahead);
   else
     lattn_value_bf16_(m, w + lo, b->v, at, b->v_stride, hi - lo, job->dv, acc, job->columns, e,
-                     b->ahead);
+                     ahead);
 }
 
 LATTN_FN_ lattn_rows_ lattn_rows_of_(const lattn_block_ *b) {

@@ -29,4 +29,14 @@ void bench_decode(const bench_options *options) {
   shapes[0].quick = shapes[1].quick = shapes[4].quick = 1;
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
     bench_report_rows(options, &shapes[i], &bench_ours_cache);
+
+  /* Straight over the user's arrays: no cache, nothing packed. */
+  bench_shape arrays[] = {bench_shape_of("decode_arrays", 32, 32, 128, 1, 16384, LATTN_F32),
+                          bench_shape_of("decode_arrays", 32, 32, 128, 1, 32768, LATTN_F16),
+                          bench_shape_of("decode_arrays", 32, 8, 128, 1, 32768, LATTN_F32),
+                          bench_shape_of("decode_arrays", 32, 8, 128, 1, 32768, LATTN_F16)};
+  for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+    arrays[i].goal = 0.7;
+    bench_report_rows(options, &arrays[i], &bench_ours_attention);
+  }
 }
