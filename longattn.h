@@ -2510,7 +2510,7 @@ LATTN_FN_ void lattn_value_one_(int type, const float *w, const void *v, int64_t
    apart (LATTN_I8); for each 32 dims 16 bytes, dims 0-15 in the low and 16-31 in the high halves,
    q + 8, and behind all of them their scales (LATTN_I4). What is beyond the dims is 0. */
 
-enum { LATTN_MAX_INT_DIM_ = 1024 }; /* a row of floats fits on the stack */
+enum { LATTN_MAX_STACK_DIM_ = 1024 }; /* a row of floats of so many dims fits on the stack */
 
 LATTN_FN_ int lattn_is_int_(int32_t type) { return type >= LATTN_I8; }
 
@@ -2784,7 +2784,7 @@ LATTN_INLINE_ int64_t lattn_query_scale_at_(int type, int64_t dim) {
 
 LATTN_NOINLINE_ void lattn_query_ints_(float *row, int type, int64_t dim, int32_t basis,
                                        float factor) {
-  char *to = (char *)(void *)row, low[LATTN_MAX_INT_DIM_];
+  char *to = (char *)(void *)row, low[LATTN_MAX_STACK_DIM_];
   float most = type == LATTN_I8 ? 127 * 128 : 127, scale;
   int64_t end = type == LATTN_I8 ? lattn_up_(dim, 4) : lattn_up_(dim, 32);
   int32_t sum = 0, all = 0;
@@ -2796,7 +2796,7 @@ LATTN_NOINLINE_ void lattn_query_ints_(float *row, int type, int64_t dim, int32_
     if (i < dim && (lattn_bits_(scale) & 0x7fffffffu) && lattn_is_finite_(scale))
       q = lattn_to_int_(row[i], scale, -most, most);
     high = type == LATTN_I8 ? (q + 64) >> 7 : q;
-    low[i % LATTN_MAX_INT_DIM_] = (char)(q - 128 * high);
+    low[i % LATTN_MAX_STACK_DIM_] = (char)(q - 128 * high);
     to[i] = (char)high;
     all += q;
   }
@@ -3083,8 +3083,8 @@ LATTN_NOINLINE_ int lattn_values_nonfinite_(const void *v, int type, int64_t at,
 }
 
 /* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)),
-   whose lanes the caller adds. x - x is 0 for infinities too: only m = +infinity can meet an equal infinite
-   score. */
+   whose lanes the caller adds. x - x is 0 for infinities too: only m = +infinity can meet an equal
+   infinite score. */
 LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
   lattn_v16_ m = lattn_v_set_(maximum), w[8];
   if (lattn_bits_(maximum) == 0x7f800000u) {
@@ -6264,9 +6264,9 @@ LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_hea
     return lattn_fail_(f, LATTN_E_TYPE, "config.heads.key_type");
   if (st->value_type < LATTN_F32 || st->value_type > LATTN_I4)
     return lattn_fail_(f, LATTN_E_TYPE, "config.heads.value_type");
-  if (lattn_is_int_(st->key_type) && (h->dk < 16 || h->dk > LATTN_MAX_INT_DIM_))
+  if (lattn_is_int_(st->key_type) && (h->dk < 16 || h->dk > LATTN_MAX_STACK_DIM_))
     return lattn_fail_(f, LATTN_E_CONFIG, "config.key_dim");
-  if (lattn_is_int_(st->value_type) && (h->dv < 16 || h->dv > LATTN_MAX_INT_DIM_))
+  if (lattn_is_int_(st->value_type) && (h->dv < 16 || h->dv > LATTN_MAX_STACK_DIM_))
     return lattn_fail_(f, LATTN_E_CONFIG, "config.value_dim");
   st->key_basis = lattn_is_int_(st->key_type) ? lattn_basis_(h->dk) : 0;
   st->value_basis = st->value_type == LATTN_I4 ? lattn_basis_(h->dv) : 0;
@@ -6787,28 +6787,34 @@ LATTN_FN_ int lattn_resident_(const lattn_cache *cache, const lattn_rule_ *rule,
 
 /* ---- append ---- */
 
-/* One token's key into lane `lane` of its panel: rotated in float32, then rounded to the stored
-   type. */
-LATTN_FN_ int lattn_append_key_(const lattn_cache *cache, int32_t type, char *page, int64_t slot,
-                                const lattn_tensor *k, int64_t token, int64_t head,
-                                const float *angles) {
-  int64_t from = token * k->stride_token + head * k->stride_head;
-  int64_t to = slot / 16 * 16 * cache->dk + slot % 16;
-  int64_t pairs = cache->rotates ? cache->n_dims / 2 : 0, d0 = cache->first_dim;
-  int64_t step = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
-  int64_t other = cache->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
+/* One token's key into its lane of a panel: turned in float32, then rounded to the stored type. The
+   turned dims, and pieces of the others, go over the stack. */
+LATTN_NOINLINE_ int lattn_append_key_(int32_t type, char *page, int64_t slot, const lattn_tensor *k,
+                                      int64_t token, int64_t head, const lattn_turning_ *turning,
+                                      const float *angles) {
+  float row[LATTN_MAX_STACK_DIM_];
+  int64_t size = (int64_t)lattn_type_size_(type), n;
   int lost = 0;
-  for (int64_t d = 0; d < cache->dk; d++) {
-    if (pairs && d >= d0 && d < d0 + 2 * pairs) continue;
-    lost |= lattn_put_(page, type, to + d * 16, lattn_get_(k->data, k->type, from + d));
-  }
-  for (int64_t f = 0; f < pairs; f++) {
-    int64_t d = d0 + f * step;
-    float x = lattn_get_(k->data, k->type, from + d),
-          y = lattn_get_(k->data, k->type, from + d + other);
-    lattn_turn_pair_(&x, &y, angles[f], angles[pairs + f]);
-    lost |= lattn_put_(page, type, to + d * 16, x);
-    lost |= lattn_put_(page, type, to + (d + other) * 16, y);
+  page += (slot / LATTN_PANEL_ * LATTN_PANEL_ * k->dim + slot % LATTN_PANEL_) * size;
+  for (int64_t d = 0; d < k->dim; d += n) {
+    lattn_turning_ piece = *turning;
+    lattn_tensor from = *k;
+    int turned = piece.turns && d == piece.first_dim;
+    n = (piece.turns && d < piece.first_dim ? piece.first_dim : k->dim) - d;
+    if (turned) n = piece.n_dims;
+    n = lattn_min_(n, LATTN_MAX_STACK_DIM_);
+    from.data = (char *)(uintptr_t)k->data + (size_t)d * lattn_type_size_(k->type);
+    from.dim = n;
+    piece.first_dim = 0;
+    lattn_widen_row_(row, &from, token, head);
+    if (turned) lattn_turn_(row, angles, &piece);
+    for (int64_t i = 0; i < n; i += 16) {
+      int m = n - i < 16 ? (int)(n - i) : 16;
+      float lane[16];
+      lost |= lattn_v_put_n_(lane, type, 0, lattn_v_load_n_(row + i, m), m);
+      for (int j = 0; j < m; j++, page += LATTN_PANEL_ * size)
+        LATTN_MEMCPY_(page, (const char *)(const void *)lane + j * size, (size_t)size);
+    }
   }
   return lost;
 }
@@ -6907,7 +6913,7 @@ LATTN_FN_ lattn_place_at_ lattn_place_of_(const lattn_cache *cache, int32_t kv, 
 LATTN_NOINLINE_ int lattn_append_key_ints_(const lattn_storage_ *st, const lattn_place_at_ *at,
                                            const lattn_tensor *k, int64_t token, int64_t head,
                                            const lattn_turning_ *turning, const float *angles) {
-  float row[LATTN_MAX_INT_DIM_];
+  float row[LATTN_MAX_STACK_DIM_];
   lattn_widen_row_(row, k, token, head);
   if (turning->turns) lattn_turn_(row, angles, turning);
   if (st->key_basis) lattn_hadamard_(row, k->dim, st->key_basis);
@@ -6919,7 +6925,7 @@ LATTN_NOINLINE_ int lattn_append_key_ints_(const lattn_storage_ *st, const lattn
 LATTN_NOINLINE_ int lattn_append_value_ints_(const lattn_storage_ *st, const lattn_place_at_ *at,
                                              int64_t more, const lattn_tensor *v, int64_t token,
                                              int64_t head) {
-  float row[LATTN_MAX_INT_DIM_];
+  float row[LATTN_MAX_STACK_DIM_];
   int64_t slot = at->slot + more;
   lattn_widen_row_(row, v, token, head);
   if (st->value_basis) lattn_hadamard_(row, v->dim, st->value_basis);
@@ -6946,7 +6952,7 @@ LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, 
     if (lattn_is_int_(st->key_type))
       lost |= lattn_append_key_ints_(st, &at, w->k, t, h, &w->turning, angles);
     else if (n == 1)
-      lost |= lattn_append_key_(seq->cache, st->key_type, at.keys, at.slot, w->k, t, h, angles);
+      lost |= lattn_append_key_(st->key_type, at.keys, at.slot, w->k, t, h, &w->turning, angles);
     else
       lost |= lattn_append_panel_(seq->cache, st->key_type, at.keys, at.slot, w->k, t, h,
                                   &w->turning, angles, rows);
@@ -8544,7 +8550,7 @@ LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const lattn_storage_ *st
   int64_t pairs = angles ? cache->n_dims / 2 : 0, d0 = cache->first_dim, step = 16;
   int64_t next = cache->layout == LATTN_ROTARY_INTERLEAVED ? 2 : 1;
   int64_t other = cache->layout == LATTN_ROTARY_INTERLEAVED ? 1 : pairs;
-  float row[LATTN_MAX_INT_DIM_]; /* of integers */
+  float row[LATTN_MAX_STACK_DIM_]; /* of integers */
   const void *from = page;
   int32_t type = st->key_type;
   void *out = (void *)(uintptr_t)k->data;
@@ -8574,7 +8580,7 @@ LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const lattn_storage_ *st
 
 LATTN_FN_ int lattn_read_value_(const lattn_cache *cache, const lattn_storage_ *st,
                                 const char *page, int64_t lane, const lattn_tensor *v, int64_t to) {
-  float row[LATTN_MAX_INT_DIM_]; /* of integers */
+  float row[LATTN_MAX_STACK_DIM_]; /* of integers */
   const char *values = page + st->value_at;
   int lost = 0;
   to *= v->stride_token;
