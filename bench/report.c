@@ -91,6 +91,16 @@ static int read_matters(const bench_shape *shape) {
   return bench_shape_flops(shape) < READ_MATTERS_BELOW * bench_shape_bytes(shape);
 }
 
+double bench_row_error(const float *ours, const float *peer, int32_t n) {
+  double largest = 0, difference = 0;
+  for (int32_t d = 0; d < n; d++) {
+    double distance = fabs((double)ours[d] - (double)peer[d]);
+    if (!(distance <= difference)) difference = distance; /* a NaN stays */
+    largest = fmax(largest, fabs((double)peer[d]));
+  }
+  return difference != 0 ? difference / largest : 0;
+}
+
 /* Largest error of ours against a peer's rows. */
 static double compare(const bench_shape *shape, const bench_peer *ours, void *our_state,
                       const bench_peer *peer, void *state) {
@@ -98,14 +108,8 @@ static double compare(const bench_shape *shape, const bench_peer *ours, void *ou
   for (int64_t r = 0; r < shape->queries; r++)
     for (int32_t h = 0; h < shape->heads; h++) {
       const float *b = peer->row(state, r, h), *a = ours->row(our_state, r, h);
-      double largest = 0, difference = 0;
-      for (int32_t d = 0; b && d < shape->value_dim; d++) {
-        double distance = fabs((double)a[d] - (double)b[d]);
-        if (!(distance <= difference)) difference = distance; /* a NaN stays */
-        largest = fmax(largest, fabs((double)b[d]));
-      }
-      if (difference != 0) difference /= largest;
-      if (!(difference <= worst)) worst = difference;
+      double error = b ? bench_row_error(a, b, shape->value_dim) : 0;
+      if (!(error <= worst)) worst = error;
     }
   return worst;
 }
