@@ -325,7 +325,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
     r->shape = shape;
     r->n_threads = options->thread_counts[i];
     r->peer_seconds = options->quick ? 0.3 : PEER_SECONDS;
-    double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
+    double budget = options->quick ? 0.3 : shape->goal > 0 ? 2.0 : 1.0;
     if (!our_state || !measure(r, budget, ours, our_state, states)) {
       bench_report_failed(shape);
     } else if (options->json) {
