@@ -3,15 +3,12 @@
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "caches.h"
 
-#include <string.h>
-
 enum { SEQUENCES = 32, THREADS = 64, OWN = 100 }; /* OWN: tokens after a shared prefix */
 
 typedef struct batch {
   bench_caches c;
   lattn_sequence sequences[SEQUENCES];
-  bench_buffer data, outputs[2];
-  lattn_tensor q, kv, out[2]; /* one row a sequence; out of one call, and of one by one */
+  bench_tokens tokens; /* one row a sequence; out of one call, and of one by one */
 } batch;
 
 static void *no_page(void *user, size_t bytes, size_t alignment) {
@@ -48,26 +45,15 @@ static int fill(batch *b) {
 }
 
 static int batch_make(batch *b, const bench_shape *s) {
-  size_t n = (size_t)s->sequences, row = (size_t)s->heads * (size_t)s->key_dim;
   b->c = bench_caches_make(s, 1);
-  b->data = bench_buffer_make(2 * n * row * sizeof(float)); /* queries; keys and values alike */
-  void *kv = (float *)b->data.data + n * row;
-  bench_fill(b->data.data, LATTN_F32, n * row, 1);
-  bench_fill(kv, s->type, n * (size_t)s->kv_heads * (size_t)s->key_dim, 2);
-  b->q = bench_view(b->data.data, LATTN_F32, s->sequences, s->heads, s->key_dim);
-  b->kv = bench_view(kv, s->type, s->sequences, s->kv_heads, s->key_dim);
-  for (int i = 0; i < 2; i++) {
-    b->outputs[i] = bench_buffer_make(n * row * sizeof(float));
-    b->out[i] = bench_view(b->outputs[i].data, LATTN_F32, s->sequences, s->heads, s->value_dim);
-  }
+  b->tokens = bench_tokens_make(s, s->sequences);
   size_t together = lattn_batch_scratch(&b->c.config, s->sequences, s->sequences, THREADS);
   size_t alone = lattn_cache_scratch(&b->c.config, 1, THREADS);
   return bench_caches_pool(&b->c, arena_bytes(b), together > alone ? together : alone) && fill(b);
 }
 
 static void batch_free(batch *b) {
-  for (int i = 0; i < 2; i++) bench_buffer_free(&b->outputs[i]);
-  bench_buffer_free(&b->data);
+  bench_tokens_free(&b->tokens);
   bench_caches_free(&b->c);
 }
 
@@ -84,8 +70,9 @@ static double together(void *state, int32_t n_threads) {
   batch *b = state;
   lattn_exec exec = bench_caches_exec(&b->c, n_threads);
   double start = bench_seconds();
-  lattn_status status = lattn_batch_extend(b->c.shape.sequences, b->sequences, NULL, b->q, b->kv,
-                                           b->kv, b->out[0], NULL, &exec);
+  lattn_status status =
+      lattn_batch_extend(b->c.shape.sequences, b->sequences, NULL, b->tokens.q, b->tokens.kv,
+                         b->tokens.kv, b->tokens.out[0], NULL, &exec);
   double seconds = bench_seconds() - start;
   return bench_failed("lattn_batch_extend", status) || !back(b) ? -1 : seconds;
 }
@@ -96,8 +83,8 @@ static double one_by_one(void *state, int32_t n_threads) {
   lattn_status status = 0;
   double start = bench_seconds();
   for (int32_t i = 0; i < b->c.shape.sequences && !status; i++) {
-    lattn_tensor q = bench_rows(b->q, i, 1), kv = bench_rows(b->kv, i, 1);
-    lattn_tensor out = bench_rows(b->out[1], i, 1);
+    lattn_tensor q = bench_rows(b->tokens.q, i, 1), kv = bench_rows(b->tokens.kv, i, 1);
+    lattn_tensor out = bench_rows(b->tokens.out[1], i, 1);
     status = lattn_cache_extend(b->sequences[i].cache, NULL, q, kv, kv, out, NULL, &exec);
   }
   double seconds = bench_seconds() - start;
@@ -106,7 +93,7 @@ static double one_by_one(void *state, int32_t n_threads) {
 
 static int same(void *state) {
   const batch *b = state;
-  return !memcmp(b->outputs[0].data, b->outputs[1].data, b->outputs[0].bytes);
+  return bench_tokens_same(&b->tokens);
 }
 
 static bench_shape shape_of(int32_t kv_heads, int64_t keys, int64_t shared, double goal) {

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 int bench_failed(const char *what, lattn_status status) {
   if (status) fprintf(stderr, "bench: %s: %s\n", what, lattn_status_text(status));
@@ -105,4 +106,29 @@ lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads) {
   exec.parallel_for = bench_parallel_for;
   bench_threads_set(n_threads);
   return exec;
+}
+
+bench_tokens bench_tokens_make(const bench_shape *shape, int64_t n) {
+  bench_tokens t;
+  size_t row = (size_t)shape->heads * (size_t)shape->key_dim;
+  t.data = bench_buffer_make(2 * (size_t)n * row * sizeof(float));
+  void *kv = (float *)t.data.data + (size_t)n * row;
+  bench_fill(t.data.data, LATTN_F32, (size_t)n * row, 1);
+  bench_fill(kv, shape->type, (size_t)n * (size_t)shape->kv_heads * (size_t)shape->key_dim, 2);
+  t.q = bench_view(t.data.data, LATTN_F32, n, shape->heads, shape->key_dim);
+  t.kv = bench_view(kv, shape->type, n, shape->kv_heads, shape->key_dim);
+  for (int i = 0; i < 2; i++) {
+    t.outputs[i] = bench_buffer_make((size_t)n * row * sizeof(float));
+    t.out[i] = bench_view(t.outputs[i].data, LATTN_F32, n, shape->heads, shape->value_dim);
+  }
+  return t;
+}
+
+void bench_tokens_free(bench_tokens *t) {
+  for (int i = 0; i < 2; i++) bench_buffer_free(&t->outputs[i]);
+  bench_buffer_free(&t->data);
+}
+
+int bench_tokens_same(const bench_tokens *t) {
+  return !memcmp(t->outputs[0].data, t->outputs[1].data, t->outputs[0].bytes);
 }

@@ -40,4 +40,13 @@ int bench_failed(const char *what, lattn_status status);
 /* Rows first ... first + n - 1 of a contiguous view. */
 lattn_tensor bench_rows(lattn_tensor t, int64_t first, int64_t n);
 
+/* New tokens, a row each, that two ways attend with: keys and values alike. */
+typedef struct bench_tokens {
+  bench_buffer data, outputs[2];
+  lattn_tensor q, kv, out[2];
+} bench_tokens;
+bench_tokens bench_tokens_make(const bench_shape *shape, int64_t n);
+void bench_tokens_free(bench_tokens *t);
+int bench_tokens_same(const bench_tokens *t); /* both ways' outputs, bit for bit */
+
 #endif /* BENCH_CACHES_H_INCLUDED */

@@ -31,16 +31,10 @@ enum { WIDE = 4 };
 #else
 enum { WIDE = 1 };
 #endif
-#ifndef FREE_BLOCK
-#define FREE_BLOCK 1024
-#endif
-enum { TILE = 6, BLOCK = FREE_BLOCK, ROWS = 768, PANEL = 16, THREADS = 64 };
+enum { TILE = 6, BLOCK = 1024, ROWS = 768, PANEL = 16, THREADS = 64, AHEAD = 16384 };
 
 /* Few rows are bound by memory: what lies AHEAD bytes on is asked for. Prefill finds its keys in a
    cache. */
-#ifndef AHEAD
-#define AHEAD 16384
-#endif
 INLINE void ahead(int m, const void *p, int type, int64_t index) {
 #if defined(__GNUC__)
   size_t at = (size_t)index * (type == LATTN_F32 ? 4 : 2);
@@ -218,6 +212,7 @@ typedef struct contract_state {
   bench_buffer keys, values; /* [kv_heads][keys / 16][dim][16], [kv_heads][keys][dim] */
   bench_buffer out, scratch;
   int64_t rows, n_tasks; /* of a task; blocks of rows, times KV heads */
+  int64_t block;         /* keys: of prompts as many as fit into a core's cache (measured: 2 %) */
   size_t thread_floats;
   atomic_llong next;
 } contract_state;
@@ -256,6 +251,7 @@ static void *prepare(const bench_shape *shape, const bench_input *input) {
   s->values = bench_buffer_make(input->v.bytes);
   s->out = bench_buffer_make((size_t)(rows * shape->kv_heads * dim) * sizeof(float));
   s->rows = rows < ROWS ? rows : ROWS;
+  s->block = shape->queries > 1 ? BLOCK / 2 : BLOCK;
   s->n_tasks = (rows + s->rows - 1) / s->rows * shape->kv_heads;
   s->thread_floats = (size_t)(s->rows * (2 * dim + 2) + TILE * BLOCK);
   s->thread_floats = (s->thread_floats + 15) / 16 * 16;
@@ -330,14 +326,14 @@ static void tile_run(const contract_state *s, const item *it, int64_t key, int64
   size_t head = (size_t)(it->kv_head * p->keys * dim) * bench_type_bytes(p->type);
   if (seen <= 0) return;
   if (key == 0) fetch(s, it, &s->input->q, r + TILE);
-  if (seen <= BLOCK) fetch(s, it, &s->out, r);
+  if (seen <= s->block) fetch(s, it, &s->out, r);
   for (int a = 0; key == 0 && a < n; a++) load_row(s, it, r + a);
   tile t = {it->q + r * dim,
             (const char *)s->keys.data + head,
             (const char *)s->values.data + head,
             dim,
             key,
-            seen < BLOCK ? (int)seen : BLOCK,
+            (int)(seen < s->block ? seen : s->block),
             it->s,
             it->acc + r * dim};
   tile_scores(n, p->type, &t);
@@ -350,7 +346,7 @@ static void tile_run(const contract_state *s, const item *it, int64_t key, int64
             t.n, it->m + r + a, it->l + r + a, it->acc + (r + a) * dim, dim);
   }
   tile_values(n, p->type, &t);
-  for (int a = 0; seen <= BLOCK && a < n; a++) finish_row(s, it, r + a);
+  for (int a = 0; seen <= s->block && a < n; a++) finish_row(s, it, r + a);
 }
 
 static void task_run(const contract_state *s, int64_t task, float *memory) {
@@ -365,7 +361,7 @@ static void task_run(const contract_state *s, int64_t task, float *memory) {
   it.acc = it.q + s->rows * dim;
   it.m = it.acc + s->rows * dim;
   it.l = it.m + s->rows;
-  for (int64_t key = 0; key < it.before + (it.first + it.rows - 1) / group; key += BLOCK)
+  for (int64_t key = 0; key < it.before + (it.first + it.rows - 1) / group; key += s->block)
     for (int64_t r = 0; r < it.rows; r += TILE)
       tile_run(s, &it, key, r, it.rows - r < TILE ? (int)(it.rows - r) : TILE);
 }

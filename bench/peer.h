@@ -44,6 +44,9 @@ extern const bench_peer bench_onnxruntime, bench_openblas;
    lattn_cache_attend over a cache that holds all. */
 extern const bench_peer bench_ours_attention, bench_ours_cache, bench_ours_attend;
 
+/* Largest difference of n values to a peer's, relative to the largest of those. */
+double bench_row_error(const float *ours, const float *peer, int32_t n);
+
 /* A row of two in turn (two.c): how much longer the other takes. Their outputs may differ by
    `tolerance` of a row's largest. ideal: of bench_pair. */
 void bench_report_two(const bench_options *options, const bench_shape *shape,

@@ -5,46 +5,39 @@
 #include "caches.h"
 #include "peer.h"
 
+#include <math.h>
+
 enum { SINKS = 4, WINDOW = 1024, DIM = 128 };
 
-/* ---- one way of ours against another, on the same input ---- */
+/* ---- a head split ---- */
 
-typedef struct twin {
-  const bench_peer *way;
-  void *ours, *other;
-  int32_t other_threads; /* 0 = as many as ours */
-} twin;
-
-static double ours(void *state, int32_t n_threads) {
-  twin *t = state;
-  return t->way->run(t->ours, n_threads);
+static void *full_prepare(const bench_shape *shape, const bench_input *input) {
+  bench_shape full = *shape;
+  full.streaming_heads = 0;
+  return bench_ours_cache.prepare(&full, input);
 }
 
-static double other(void *state, int32_t n_threads) {
-  twin *t = state;
-  return t->way->run(t->other, t->other_threads ? t->other_threads : n_threads);
-}
-
-/* Against all heads full: at best, the time falls as the bytes do. */
+/* Against all heads full, whose outputs are others: at best, the time falls as the bytes do. */
 static void split(const bench_options *options, int32_t full_heads) {
-  bench_shape full = bench_shape_of("decode_split", 32, 8, DIM, 1, 131072, LATTN_F16);
-  bench_shape s = full;
+  bench_shape full = bench_shape_of("decode_split", 32, 8, DIM, 1, 131072, LATTN_F16), s = full;
+  bench_peer other = bench_ours_cache;
   s.streaming_heads = s.kv_heads - full_heads;
   s.sinks = SINKS;
   s.window = WINDOW;
   s.goal = 0.92;
-  if (!bench_wanted(options, s.bench, 0)) return;
-  bench_input input = bench_input_make(&full, 1);
-  twin t = {&bench_ours_cache, NULL, NULL, 0};
-  t.ours = t.way->prepare(&s, &input);
-  t.other = t.way->prepare(&full, &input);
-  bench_pair pair = {"full", ours, other, NULL, bench_shape_bytes(&s), 0, 0};
-  pair.ideal = bench_shape_bytes(&full) / pair.bytes;
-  if (t.ours && t.other) bench_report_pair(options, &s, &pair, &t);
-  else bench_report_failed(&s);
-  if (t.ours) t.way->release(t.ours);
-  if (t.other) t.way->release(t.other);
-  bench_input_free(&input);
+  other.name = "full";
+  other.prepare = full_prepare;
+  bench_report_two(options, &s, &bench_ours_cache, &other, (double)INFINITY,
+                   bench_shape_bytes(&full) / bench_shape_bytes(&s));
+}
+
+/* ---- threads ---- */
+
+static double attention_alone(void *state, int32_t n_threads) {
+  return (void)n_threads, bench_ours_attention.run(state, 1);
+}
+static double cache_alone(void *state, int32_t n_threads) {
+  return (void)n_threads, bench_ours_cache.run(state, 1);
 }
 
 /* The reading of all threads over that of one. */
@@ -69,22 +62,19 @@ static void threads(const bench_options *options) {
                           bench_shape_of("threads_decode", 32, 8, DIM, 1, 4096, LATTN_F16),
                           bench_shape_of("threads_decode", 32, 32, DIM, 1, 32768, LATTN_F16)};
   for (int i = 0; i < 4; i++) {
-    bench_shape *s = &shapes[i];
-    s->goal = 1.9 / 2 * all.thread_counts[0];
-    s->quick = i == 0;
-    if (!bench_wanted(options, s->bench, s->quick)) continue;
-    bench_input input = bench_input_make(s, 1);
-    twin t = {i < 2 ? &bench_ours_attention : &bench_ours_cache, NULL, NULL, 1};
-    bench_pair pair = {"one_thread", ours, other, NULL, i < 2 ? 0 : bench_shape_bytes(s), 0, 0};
+    const bench_peer *ours = i < 2 ? &bench_ours_attention : &bench_ours_cache;
+    bench_peer alone = *ours;
+    double ideal = 0;
+    alone.name = "one_thread";
+    alone.run = i < 2 ? attention_alone : cache_alone;
+    shapes[i].goal = 1.9 / 2 * all.thread_counts[0];
+    shapes[i].quick = i == 0;
+    if (!bench_wanted(options, shapes[i].bench, shapes[i].quick)) continue;
     if (i == 3) {
-      pair.ideal = read_ratio(all.thread_counts[0]);
-      s->goal = 0.95;
+      ideal = read_ratio(all.thread_counts[0]);
+      shapes[i].goal = 0.95;
     }
-    t.ours = t.other = t.way->prepare(s, &input);
-    if (t.ours) bench_report_pair(&all, s, &pair, &t);
-    else bench_report_failed(s);
-    if (t.ours) t.way->release(t.ours);
-    bench_input_free(&input);
+    bench_report_two(&all, &shapes[i], ours, &alone, 0, ideal); /* one answer: the same bits */
   }
 }
 

@@ -91,6 +91,16 @@ static int read_matters(const bench_shape *shape) {
   return bench_shape_flops(shape) < READ_MATTERS_BELOW * bench_shape_bytes(shape);
 }
 
+double bench_row_error(const float *ours, const float *peer, int32_t n) {
+  double largest = 0, difference = 0;
+  for (int32_t d = 0; d < n; d++) {
+    double distance = fabs((double)ours[d] - (double)peer[d]);
+    if (!(distance <= difference)) difference = distance; /* a NaN stays */
+    largest = fmax(largest, fabs((double)peer[d]));
+  }
+  return difference != 0 ? difference / largest : 0;
+}
+
 /* Largest error of ours against a peer's rows. */
 static double compare(const bench_shape *shape, const bench_peer *ours, void *our_state,
                       const bench_peer *peer, void *state) {
@@ -98,14 +108,8 @@ static double compare(const bench_shape *shape, const bench_peer *ours, void *ou
   for (int64_t r = 0; r < shape->queries; r++)
     for (int32_t h = 0; h < shape->heads; h++) {
       const float *b = peer->row(state, r, h), *a = ours->row(our_state, r, h);
-      double largest = 0, difference = 0;
-      for (int32_t d = 0; b && d < shape->value_dim; d++) {
-        double distance = fabs((double)a[d] - (double)b[d]);
-        if (!(distance <= difference)) difference = distance; /* a NaN stays */
-        largest = fmax(largest, fabs((double)b[d]));
-      }
-      if (difference != 0) difference /= largest;
-      if (!(difference <= worst)) worst = difference;
+      double error = b ? bench_row_error(a, b, shape->value_dim) : 0;
+      if (!(error <= worst)) worst = error;
     }
   return worst;
 }
@@ -321,7 +325,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
     r->shape = shape;
     r->n_threads = options->thread_counts[i];
     r->peer_seconds = options->quick ? 0.3 : PEER_SECONDS;
-    double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
+    double budget = options->quick ? 0.3 : shape->goal > 0 ? 2.0 : 1.0;
     if (!our_state || !measure(r, budget, ours, our_state, states)) {
       bench_report_failed(shape);
     } else if (options->json) {

@@ -2,8 +2,6 @@
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "peer.h"
 
-#include <math.h>
-
 typedef struct two {
   const bench_shape *shape;
   const bench_peer *peers[2];
@@ -20,23 +18,14 @@ static double second(void *state, int32_t n_threads) {
   return t->peers[1]->run(t->states[1], n_threads);
 }
 
-/* Within the tolerance of the row's largest. */
-static int same_row(const two *t, const float *a, const float *b) {
-  double largest = 0, difference = 0;
-  for (int32_t d = 0; d < t->shape->value_dim; d++) {
-    double distance = fabs((double)a[d] - (double)b[d]);
-    if (!(distance <= difference)) difference = distance; /* a NaN stays */
-    largest = fmax(largest, fabs((double)b[d]));
-  }
-  return difference <= t->tolerance * largest;
-}
-
 static int same(void *state) {
   const two *t = state;
   for (int64_t r = 0; r < t->shape->queries; r++)
-    for (int32_t h = 0; h < t->shape->heads; h++)
-      if (!same_row(t, t->peers[0]->row(t->states[0], r, h), t->peers[1]->row(t->states[1], r, h)))
-        return 0;
+    for (int32_t h = 0; h < t->shape->heads; h++) {
+      const float *a = t->peers[0]->row(t->states[0], r, h);
+      const float *b = t->peers[1]->row(t->states[1], r, h);
+      if (!(bench_row_error(a, b, t->shape->value_dim) <= t->tolerance)) return 0;
+    }
   return 1;
 }
 
@@ -44,6 +33,7 @@ void bench_report_two(const bench_options *options, const bench_shape *shape,
                       const bench_peer *ours, const bench_peer *other, double tolerance,
                       double ideal) {
   bench_pair pair = {other->name, first, second, same, 0, 0, ideal};
+  if (shape->queries == 1) pair.bytes = bench_shape_bytes(shape);
   two t = {shape, {ours, other}, {NULL, NULL}, tolerance};
   if (!bench_wanted(options, shape->bench, shape->quick)) return;
   bench_input input = bench_input_make(shape, 1);
