@@ -38,7 +38,7 @@ static void split(const bench_options *options, int32_t full_heads) {
   twin t = {&bench_ours_cache, NULL, NULL, 0};
   t.ours = t.way->prepare(&s, &input);
   t.other = t.way->prepare(&full, &input);
-  bench_pair pair = {"full", ours, other, NULL, bench_shape_bytes(&s), 0, 0};
+  bench_pair pair = {"full", ours, other, NULL, bench_shape_bytes(&s), 0, 0, NULL};
   pair.ideal = bench_shape_bytes(&full) / pair.bytes;
   if (t.ours && t.other) bench_report_pair(options, &s, &pair, &t);
   else bench_report_failed(&s);
@@ -75,7 +75,7 @@ static void threads(const bench_options *options) {
     if (!bench_wanted(options, s->bench, s->quick)) continue;
     bench_input input = bench_input_make(s, 1);
     twin t = {i < 2 ? &bench_ours_attention : &bench_ours_cache, NULL, NULL, 1};
-    bench_pair pair = {"one_thread", ours, other, NULL, i < 2 ? 0 : bench_shape_bytes(s), 0, 0};
+    bench_pair pair = {"one_thread", ours, other, NULL, i < 2 ? 0 : bench_shape_bytes(s), 0, 0, NULL};
     if (i == 3) {
       pair.ideal = read_ratio(all.thread_counts[0]);
       s->goal = 0.95;
@@ -165,7 +165,7 @@ static void streaming(const bench_options *options) {
   scaling.n_dims = rotary.n_dims = ROTARY;
   rotary.turns = turns;
   bench_failed("lattn_rotary_turns", lattn_rotary_turns(turns, &scaling));
-  bench_pair pair = {"at_4000", old_steps, young_steps, NULL, bench_shape_bytes(&s), 1, 0};
+  bench_pair pair = {"at_4000", old_steps, young_steps, NULL, bench_shape_bytes(&s), 1, 0, NULL};
   ages a = {0};
   if (ages_make(&a, &s, &rotary)) bench_report_pair(options, &s, &pair, &a);
   else bench_report_failed(&s);
