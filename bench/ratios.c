@@ -75,7 +75,8 @@ static void threads(const bench_options *options) {
     if (!bench_wanted(options, s->bench, s->quick)) continue;
     bench_input input = bench_input_make(s, 1);
     twin t = {i < 2 ? &bench_ours_attention : &bench_ours_cache, NULL, NULL, 1};
-    bench_pair pair = {"one_thread", ours, other, NULL, i < 2 ? 0 : bench_shape_bytes(s), 0, 0, NULL};
+    double bytes = i < 2 ? 0 : bench_shape_bytes(s);
+    bench_pair pair = {"one_thread", ours, other, NULL, bytes, 0, 0, NULL};
     if (i == 3) {
       pair.ideal = read_ratio(all.thread_counts[0]);
       s->goal = 0.95;
