@@ -43,7 +43,7 @@ static int same(void *state) {
 void bench_report_two(const bench_options *options, const bench_shape *shape,
                       const bench_peer *ours, const bench_peer *other, double tolerance,
                       double ideal) {
-  bench_pair pair = {other->name, first, second, same, 0, 0, ideal};
+  bench_pair pair = {other->name, first, second, same, 0, 0, ideal, NULL};
   two t = {shape, {ours, other}, {NULL, NULL}, tolerance};
   if (!bench_wanted(options, shape->bench, shape->quick)) return;
   bench_input input = bench_input_make(shape, 1);
