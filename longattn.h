@@ -42,9 +42,9 @@
    a token that is tried, and then accepted or dropped.
 
    ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
-   tokens into calls; prefill = decode; packed = alone. Two exceptions, each by name: a target
-   without a fused multiply-add (see LONGATTN_STRICT), and merges of partials that are not aligned
-   ranges.
+   tokens into calls; prefill = decode; packed = alone. Three exceptions, each by name: a target
+   without a fused multiply-add (see LONGATTN_STRICT), merges of partials that are not aligned
+   ranges, and calls that ask for it (LATTN_INEXACT_BF16).
 
    SWITCHES. Define before the include that has LONGATTN_IMPLEMENTATION (the first two: before all).
 
@@ -93,6 +93,7 @@
 #define lattn_version_number LATTN_JOIN_(LONGATTN_PREFIX, version_number)
 #define lattn_simd_name LATTN_JOIN_(LONGATTN_PREFIX, simd_name)
 #define lattn_status_text LATTN_JOIN_(LONGATTN_PREFIX, status_text)
+#define lattn_inexact_supported LATTN_JOIN_(LONGATTN_PREFIX, inexact_supported)
 #define lattn_parallel_openmp LATTN_JOIN_(LONGATTN_PREFIX, parallel_openmp)
 #define lattn_attention LATTN_JOIN_(LONGATTN_PREFIX, attention)
 #define lattn_attention_scratch LATTN_JOIN_(LONGATTN_PREFIX, attention_scratch)
@@ -340,6 +341,25 @@ enum lattn_mask {
   LATTN_CAUSAL_AT = 2 /* causal, row r at position query_position + r, key j at key_position + j */
 };
 
+/* Speed for exactness, call by call. */
+enum lattn_inexact {
+  /* Calls of more than one token, more than 12 rows of a KV head, with scratch, may multiply as if
+     scaled queries, keys, weights and values had first been rounded to bfloat16 (8 bits, to
+     nearest even; beyond 3.39e38: infinite; below 1.2e-38: 0). A score s is then off by up to
+     2^-8 * sum |scale * q_d k_d|, about 2^-9 |q| |k| scale in practice, and each weight by a
+     factor of up to exp of that; values and the rounded weights add 2^-8 of the largest |v|. Sums
+     are in float32. Out, lse and partials are so outside of the one answer: bits depend on the
+     SIMD level, the threads and the way of cutting tokens into calls. What a cache stores is the
+     same. A NaN still reaches the rows that see it and no others. Exact all the same are decode,
+     drafts, prefixes that a batch shares, heads whose keys or values are integers,
+     lattn_attention_weights, and builds without the instructions: lattn_inexact_supported. */
+  LATTN_INEXACT_BF16 = 1
+};
+
+/* 1 if this build has the instructions (AVX512_BF16, or Arm's BF16, and a SIMD level that uses
+   them), 0 if such calls are exact; 0 for any other number. */
+LATTN_API int32_t lattn_inexact_supported(int32_t inexact);
+
 /* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a
    multiple of 16) for row `row` of q, at position `query`, query head `head`, sequence
    `sequence`. Scores of hidden keys are also there, with any value, and are ignored afterwards.
@@ -400,6 +420,8 @@ typedef struct lattn_attn {
                                       n_sequences > 1 */
   float *lse_low;                  /* NULL, or [n_queries][H]: what was lost when lse, which must
                                       be wanted too, was rounded to a float */
+  int32_t inexact;          /* 0 = exact, or enum lattn_inexact */
+  int32_t zero;             /* must be 0 */
 } lattn_attn;
 
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n
@@ -700,7 +722,7 @@ LATTN_API size_t lattn_fit_bytes(int64_t n, const lattn_cache_config *const *con
    first_key, where lane 0 would stand, may be negative.) */
 typedef struct lattn_call {
   uint32_t size;                  /* sizeof(lattn_call) */
-  int32_t zero;                   /* must be 0 */
+  int32_t inexact;                /* as in lattn_attn */
   const lattn_tensor *key_bias;   /* as in lattn_attn; dim >= tokens in the cache after the call */
   const lattn_tensor *pair_bias;  /* likewise */
   const lattn_tensor *gate;       /* as in lattn_attn */
@@ -1575,6 +1597,27 @@ LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
 LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
   return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc.r, _mm512_set1_epi32(x))));
 }
+#if defined(__AVX512BF16__) && defined(__GNUC__)
+#define LATTN_HAS_PAIRS_ 1
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_row_(lattn_v16_ a, lattn_v16_ b) {
+  return lattn_v_of_((__m512)_mm512_cvtne2ps_pbh(b.r, a.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_(lattn_v16_ a, lattn_v16_ b) {
+  __m512i high = _mm512_slli_epi32(_mm512_set1_epi32(16), 16); /* a's elements 0 ..., b's 16 ... */
+  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  lane = _mm512_or_si512(lane, _mm512_add_epi32(_mm512_slli_epi32(lane, 16), high));
+  return lattn_v_of_(_mm512_castsi512_ps(
+      _mm512_permutexvar_epi16(lane, _mm512_castps_si512(lattn_v_pair_row_(a, b).r))));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_dot_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  return lattn_v_of_(_mm512_dpbf16_ps(c.r, (__m512bh)a.r, (__m512bh)b.r));
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
+  __m512i i = _mm512_castps_si512(x.r);
+  i = second ? _mm512_and_si512(i, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(i, 16);
+  return lattn_v_of_(_mm512_castsi512_ps(i));
+}
+#endif
 
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX2
 
@@ -2045,11 +2088,69 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
   LATTN_QUARTERS_ y.r[i] = vcvtq_f32_s32(vsubq_s32(acc.r[i], vdupq_n_s32(x)));
   return y;
 }
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define LATTN_HAS_PAIRS_ 1
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_row_(lattn_v16_ a, lattn_v16_ b) {
+  lattn_v16_ y;
+  LATTN_QUARTERS_ {
+    const float32x4_t *x = i < 2 ? a.r + 2 * i : b.r + 2 * i - 4;
+    y.r[i] = vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(x[0]), x[1]));
+  }
+  return y;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_(lattn_v16_ a, lattn_v16_ b) {
+  LATTN_QUARTERS_ {
+    uint16x8_t x = vreinterpretq_u16_bf16(
+        vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a.r[i]), b.r[i]));
+    a.r[i] = vreinterpretq_f32_u16(vzip1q_u16(x, vextq_u16(x, x, 4)));
+  }
+  return a;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_dot_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  LATTN_QUARTERS_ c.r[i] = vbfdotq_f32(c.r[i], vreinterpretq_bf16_f32(a.r[i]),
+                                       vreinterpretq_bf16_f32(b.r[i]));
+  return c;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
+  LATTN_QUARTERS_ {
+    uint32x4_t u = vreinterpretq_u32_f32(x.r[i]);
+    u = second ? vandq_u32(u, vdupq_n_u32(0xffff0000u)) : vshlq_n_u32(u, 16);
+    x.r[i] = vreinterpretq_f32_u32(u);
+  }
+  return x;
+}
+#endif
 #undef LATTN_QUARTERS_
 
 #endif /* LONGATTN_SIMD */
 
 /* ---- the same on every ISA ---- */
+
+/* Pairs of bfloat16, only where the ISA can multiply them: their bits are a lane of 32, as which
+   they are kept, loaded and stored. pair_row: lane t is elements 2 t and 2 t + 1 of the 32 of a and
+   b; pair: lane t is (a[t], b[t]); rounded to nearest even. dot: c + a[0] b[0] + a[1] b[1] a lane;
+   its roundings are the ISA's own. half: the first or second of each pair as floats. */
+#ifndef LATTN_HAS_PAIRS_
+#define LATTN_HAS_PAIRS_ 0 /* then none of these runs */
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_row_(lattn_v16_ a, lattn_v16_ b) { return (void)b, a; }
+LATTN_INLINE_ lattn_v16_ lattn_v_pair_(lattn_v16_ a, lattn_v16_ b) { return (void)b, a; }
+LATTN_INLINE_ lattn_v16_ lattn_v_dot_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  return (void)a, (void)b, c;
+}
+LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) { return (void)second, x; }
+#endif
+
+/* A type of our own beside enum lattn_type: such pairs, adjacent along the sum that they go into. */
+enum { LATTN_PAIRS_ = -1 };
+
+/* One step of that sum. */
+LATTN_INLINE_ lattn_v16_ lattn_v_step_(int type, lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
+  return type == LATTN_PAIRS_ ? lattn_v_dot_(a, b, c) : lattn_v_fma_(a, b, c);
+}
+/* Steps of a sum of n products. */
+LATTN_INLINE_ int64_t lattn_steps_(int type, int64_t n) {
+  return type == LATTN_PAIRS_ ? (n + 1) / 2 : n;
+}
 
 /* Element `index` ... of an array of `type`; always inlined with a constant type. */
 LATTN_INLINE_ lattn_v16_ lattn_v_get_(const void *p, int type, int64_t index) {
@@ -2081,6 +2182,14 @@ LATTN_INLINE_ lattn_v16_ lattn_v_get_n_(const void *p, int type, int64_t index, 
   if (type == LATTN_F32) return lattn_v_load_n_((const float *)p + index, n);
   LATTN_MEMCPY_(h, (const uint16_t *)p + index, (size_t)n * sizeof *h);
   return lattn_v_get_(h, type, 0);
+}
+
+/* n, 1 ... 32, adjacent elements as pairs. */
+LATTN_INLINE_ lattn_v16_ lattn_v_get_pairs_(const void *p, int type, int64_t index, int n) {
+  if (type == LATTN_BF16 && n == 32)
+    return lattn_v_load_((const float *)(const void *)((const uint16_t *)p + index));
+  return lattn_v_pair_row_(lattn_v_get_n_(p, type, index, n < 16 ? n : 16),
+                           n > 16 ? lattn_v_get_n_(p, type, index + 16, n - 16) : lattn_v_set_(0));
 }
 
 /* Rounds to the type and stores n lanes. Returns whether a finite lane became infinite. */
@@ -2238,30 +2347,31 @@ LATTN_INLINE_ void lattn_fetch_(int m, const void *p, int type, int vector, int6
 }
 
 /* s[a][16 p ...] = q[a] . key, for m rows and `panels` adjacent panels [dim][16] of keys at
-   element `at` of k. Per dim of a full AVX-512 tile: 4 key loads, 6 broadcasts, 24
-   multiply-adds. */
+   element `at` of k. Per dim (or pair of them) of a full AVX-512 tile: 4 key loads, 6 broadcasts,
+   24 multiply-adds. */
 LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q, int64_t dim,
                                      const void *k, int64_t at, int64_t ahead, float *s) {
   const int step = m < LATTN_TILE_ROWS_ ? 2 : 1;
   lattn_v16_ acc[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
+  const int64_t steps = lattn_steps_(type, dim);
   LATTN_UNROLL_
   for (int a = 0; a < m; a++)
     LATTN_UNROLL_
     for (int p = 0; p < panels; p++) acc[a][p] = lattn_v_set_(0);
-  for (int64_t d = 0; d < dim; d += step)
+  for (int64_t d = 0; d < steps; d += step)
     LATTN_UNROLL_
     for (int u = 0; u < step; u++) {
-      if (u > 0 && d + u == dim) break;
+      if (u > 0 && d + u == steps) break;
       LATTN_UNROLL_
       for (int p = 0; p < panels; p++) {
-        b[p] = lattn_v_get_(k, type, at + (p * dim + d + u) * LATTN_PANEL_);
+        b[p] = lattn_v_get_(k, type, at + (p * steps + d + u) * LATTN_PANEL_);
         lattn_fetch_(m, k, type, u * panels + p, at + ((d + u) * panels + p) * LATTN_PANEL_, ahead);
       }
       LATTN_UNROLL_
       for (int a = 0; a < m; a++) {
         lattn_v16_ x = lattn_v_set_(q[a * dim + d + u]);
         LATTN_UNROLL_
-        for (int p = 0; p < panels; p++) acc[a][p] = lattn_v_fma_(x, b[p], acc[a][p]);
+        for (int p = 0; p < panels; p++) acc[a][p] = lattn_v_step_(type, x, b[p], acc[a][p]);
       }
     }
   LATTN_UNROLL_
@@ -2342,7 +2452,7 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
     for (int a = 0; a < m; a++) {
       lattn_v16_ x = lattn_v_set_(w[a * LATTN_BLOCK_ + j]);
       LATTN_UNROLL_
-      for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_fma_(x, b[c], sum[a][c]);
+      for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_step_(type, x, b[c], sum[a][c]);
     }
   }
   LATTN_UNROLL_
@@ -2377,13 +2487,14 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
    from memory, where those reach 0.83. */
 LATTN_INLINE_ void lattn_score_panels_(int m, int type, const float *q, int64_t dim, const void *k,
                                        int64_t ahead, int first, int end, float *s) {
+  const int64_t panel = lattn_steps_(type, dim) * LATTN_PANEL_;
   const int panels = m == 1 ? 1 : LATTN_TILE_PANELS_;
   int p = first;
   for (; p + panels <= end; p += panels)
-    lattn_score_body_(m, panels, type, q, dim, k, p * dim * LATTN_PANEL_, ahead,
+    lattn_score_body_(m, panels, type, q, dim, k, p * panel, ahead,
                       s + p * LATTN_PANEL_);
   for (; p < end; p++)
-    lattn_score_body_(m, 1, type, q, dim, k, p * dim * LATTN_PANEL_, ahead, s + p * LATTN_PANEL_);
+    lattn_score_body_(m, 1, type, q, dim, k, p * panel, ahead, s + p * LATTN_PANEL_);
 }
 
 LATTN_NOINLINE_ void lattn_score_f32_(int m, const float *q, int64_t dim, const void *k,
@@ -2401,6 +2512,17 @@ LATTN_NOINLINE_ void lattn_score_f16_(int m, const float *q, int64_t dim, const 
 LATTN_NOINLINE_ void lattn_score_bf16_(int m, const float *q, int64_t dim, const void *k,
                                       int64_t ahead, int first, int end, float *s) {
 #define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_BF16, q, dim, k, ahead, first, end, s)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+LATTN_NOINLINE_ void lattn_score_pairs_(int m, const float *q, int64_t dim, const void *k,
+                                        int first, int end, float *s) {
+#define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_PAIRS_, q, dim, k, 0, first, end, s)
+  if (m == 1) {
+    LATTN_BODY_(1);
+    return;
+  }
   LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
 }
@@ -2475,6 +2597,19 @@ LATTN_NOINLINE_ void lattn_value_bf16_(int m, const float *w, const void *v, int
                                       int64_t ahead) {
 #define LATTN_BODY_(M) \
   lattn_value_columns_(M, LATTN_BF16, w, v, at, stride, n_keys, dim, acc, acc_stride, e, ahead)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* w: pairs of weights of the steps. */
+LATTN_NOINLINE_ void lattn_value_pairs_(int m, const float *w, const void *v, int64_t at, int steps,
+                                        int64_t columns, float *acc, const float *e) {
+#define LATTN_BODY_(M) \
+  lattn_value_columns_(M, LATTN_PAIRS_, w, v, at, columns, steps, columns, acc, columns, e, 0)
+  if (m == 1) {
+    LATTN_BODY_(1);
+    return;
+  }
   LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
 }
@@ -2739,6 +2874,9 @@ LATTN_FN_ lattn_v16_ lattn_row_columns_(const lattn_rows_ *rows, int64_t row, in
   int64_t at = row * rows->stride + c;
   const char *ints = (const char *)rows->v + row * rows->stride;
   if (rows->scales) *weight = *weight * lattn_value_scale_(rows->scales, row);
+  if (LATTN_HAS_PAIRS_ && rows->type == LATTN_PAIRS_)
+    return lattn_v_half_(lattn_v_load_((const float *)rows->v + row / 2 * rows->stride + c),
+                         (int)(row % 2));
   if (rows->type == LATTN_F32) return lattn_v_get_n_(rows->v, LATTN_F32, at, n);
   if (rows->type == LATTN_F16) return lattn_v_get_n_(rows->v, LATTN_F16, at, n);
   if (rows->type == LATTN_BF16) return lattn_v_get_n_(rows->v, LATTN_BF16, at, n);
@@ -3034,28 +3172,71 @@ LATTN_VALUE_INTS_(lattn_value_i4_)
 #undef LATTN_VALUE_INTS_
 
 /* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the
-   panels that these touch become +0. */
-LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_t index,
-                                      int64_t stride, int64_t dim, int from, int end) {
+   panels that these touch become +0. pairs: d counts pairs of dims; one transpose then moves 32. */
+LATTN_INLINE_ void lattn_pack_body_(int pairs, float *to, const void *k, int type, int64_t index,
+                                    int64_t stride, int64_t dim, int from, int end) {
+  const int64_t steps = pairs ? lattn_steps_(LATTN_PAIRS_, dim) : dim;
   lattn_v16_ x[LATTN_PANEL_];
   for (int p = from / 16; p * 16 < end; p++)
-    for (int64_t d = 0; d < dim; d += 16) {
-      int n = dim - d < 16 ? (int)(dim - d) : 16;
-      float *out = to + (p * dim + d) * LATTN_PANEL_;
+    for (int64_t d = 0; d < steps; d += 16) {
+      int n = steps - d < 16 ? (int)(steps - d) : 16;
+      int left = pairs && dim - 2 * d < 32 ? (int)(dim - 2 * d) : 32;
+      float *out = to + (p * steps + d) * LATTN_PANEL_;
 #define LATTN_BODY_(T)                                                                             \
-  if (n == 16 && p * 16 >= from && p * 16 + 16 <= end)                                             \
+  if (p * 16 >= from && p * 16 + 16 <= end && (pairs ? left == 32 : n == 16))                      \
     LATTN_UNROLL_                                                                                  \
-    for (int t = 0; t < 16; t++) x[t] = lattn_v_get_(k, T, (index + p * 16 + t) * stride + d);     \
+    for (int t = 0; t < 16; t++) {                                                                 \
+      int64_t at = (index + p * 16 + t) * stride;                                                  \
+      x[t] = pairs ? lattn_v_get_pairs_(k, T, at + 2 * d, 32) : lattn_v_get_(k, T, at + d);        \
+    }                                                                                              \
   else                                                                                             \
-    for (int t = 0; t < 16; t++)                                                                   \
-      x[t] = p * 16 + t >= from && p * 16 + t < end                                                \
-                 ? lattn_v_get_n_(k, T, (index + p * 16 + t) * stride + d, n)                      \
-                 : lattn_v_set_(0)
+    for (int t = 0; t < 16; t++) {                                                                 \
+      int64_t at = (index + p * 16 + t) * stride;                                                  \
+      x[t] = p * 16 + t < from || p * 16 + t >= end ? lattn_v_set_(0)                              \
+             : pairs ? lattn_v_get_pairs_(k, T, at + 2 * d, left)                                  \
+                     : lattn_v_get_n_(k, T, at + d, n);                                            \
+    }
       LATTN_EACH_TYPE_(type, LATTN_BODY_)
 #undef LATTN_BODY_
       lattn_v_transpose_(x);
       for (int i = 0; i < n; i++) lattn_v_store_(out + i * LATTN_PANEL_, x[i]);
     }
+}
+LATTN_NOINLINE_ void lattn_pack_keys_(float *to, const void *k, int type, int64_t index,
+                                      int64_t stride, int64_t dim, int from, int end) {
+  lattn_pack_body_(0, to, k, type, index, stride, dim, from, end);
+}
+LATTN_NOINLINE_ void lattn_pack_key_pairs_(float *to, const void *k, int type, int64_t index,
+                                           int64_t stride, int64_t dim, int from, int end) {
+  lattn_pack_body_(1, to, k, type, index, stride, dim, from, end);
+}
+
+/* to[j / 2][column]: rows [from, end), `stride` apart, of `dim` columns, in pairs: the partner of a
+   row outside is 0, and so are columns up to a multiple of 16. A panel is dims as rows. */
+LATTN_NOINLINE_ void lattn_pair_rows_(float *to, const void *rows, int type, int64_t at,
+                                      int64_t stride, int64_t dim, int from, int end) {
+  const int64_t columns = (dim + 15) / 16 * 16;
+  lattn_v16_ zero = lattn_v_set_(0);
+#define LATTN_BODY_(T)                                                                         \
+  for (int64_t j = from / 2 * 2; j < end; j += 2)                                              \
+    for (int64_t c = 0, n = 16; c < dim; c += 16) {                                            \
+      if (dim - c < 16) n = dim - c;                                                           \
+      lattn_v_store_(                                                                          \
+          to + j / 2 * columns + c,                                                            \
+          lattn_v_pair_(                                                                       \
+              j < from ? zero : lattn_v_get_n_(rows, T, at + j * stride + c, (int)n),          \
+              j + 1 < end ? lattn_v_get_n_(rows, T, at + (j + 1) * stride + c, (int)n) : zero)); \
+    }
+  LATTN_EACH_TYPE_(type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* A row of n floats as pairs, in its place. */
+LATTN_FN_ void lattn_pair_in_place_(float *row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 32) {
+    int left = n - i < 32 ? (int)(n - i) : 32;
+    lattn_v_store_n_(row + i / 2, lattn_v_get_pairs_(row, LATTN_F32, i, left), (left + 1) / 2);
+  }
 }
 
 /* Widens n adjacent elements (rows of panels, or one row of values padded to full vectors with
@@ -3103,6 +3284,30 @@ LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
   w[0] = lattn_v_add_(lattn_v_add_(w[0], w[1]), lattn_v_add_(w[2], w[3]));
   w[4] = lattn_v_add_(lattn_v_add_(w[4], w[5]), lattn_v_add_(w[6], w[7]));
   return lattn_v_add_(w[0], w[4]);
+}
+
+/* Weights of a row as pairs, in their place. Returns the sum of the rounded ones: the output is then
+   a mean of values with weights that sum to 1, and what they lost is not multiplied by what the
+   values have in common. */
+LATTN_FN_ lattn_v16_ lattn_pair_weights_(float *s) {
+  lattn_v16_ one = lattn_v_pair_(lattn_v_set_(1), lattn_v_set_(1)), x, sum[4];
+  LATTN_UNROLL_
+  for (int i = 0; i < 4; i++) {
+    x = lattn_v_pair_row_(lattn_v_load_(s + 32 * i), lattn_v_load_(s + 32 * i + 16));
+    lattn_v_store_(s + 16 * i, x);
+    sum[i] = lattn_v_dot_(x, one, lattn_v_set_(0));
+  }
+  return lattn_v_add_(lattn_v_add_(sum[0], sum[1]), lattn_v_add_(sum[2], sum[3]));
+}
+
+/* Whether any element of a pair of those columns is not finite. */
+LATTN_NOINLINE_ int lattn_pairs_nonfinite_(const float *v, int64_t n) {
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    lattn_v16_ x = lattn_v_load_(v + i);
+    bits |= lattn_v_nonfinite_(lattn_v_half_(x, 0)) | lattn_v_nonfinite_(lattn_v_half_(x, 1));
+  }
+  return bits != 0;
 }
 
 /* Merge of two partials of one row (DESIGN 3): the one with the larger maximum leads, B on a tie
@@ -3755,6 +3960,7 @@ typedef struct lattn_block_ {
   int lo, hi;          /* lanes that any row of the item may see */
   int stored;          /* lanes below it are in k and v, the others are drafts */
   int holes;           /* some of its slots are in one */
+  int pairs;           /* it is prepared in pairs of bfloat16 */
   int n_other;         /* zones besides the rows' own: 0, 1, 2 = more */
   int64_t other;       /* the one */
   int nonfinite;       /* -1 unknown; whether those values hold infinity or NaN */
@@ -3849,12 +4055,23 @@ LATTN_FN_ int64_t lattn_zone_(const lattn_job_ *job, const lattn_item_ *it,
   return zone;
 }
 
-/* Rotated queries are scaled, or made integers. */
+/* Whether the item's rows are worked on in pairs of bfloat16: if the call asks for it, for many
+   rows of more than one token, that are not part of decode (drafts, groups). */
+LATTN_FN_ int lattn_in_pairs_(const lattn_job_ *job, const lattn_item_ *it) {
+  const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
+  if (!LATTN_HAS_PAIRS_ || !job->o.inexact || !job->scratch || job->weights) return 0;
+  if (it->rows <= LATTN_FEW_ROWS_ || it->nq < 2 || it->depth || it->of_group) return 0;
+  return !st || !(lattn_is_int_(st->key_type) || lattn_is_int_(st->value_type));
+}
+
+/* Rotated queries are scaled, or made integers, or rounded to pairs. */
 LATTN_FN_ void lattn_finish_queries_(const lattn_job_ *job, const lattn_item_ *it, float *q,
                                      int64_t n) {
   const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
   if (!st || !lattn_is_int_(st->key_type)) {
     lattn_scale_(q, n * job->dk, job->scale);
+    for (int64_t i = 0; lattn_in_pairs_(job, it) && i < n; i++)
+      lattn_pair_in_place_(q + i * job->dk, job->dk);
     return;
   }
   for (int64_t i = 0; i < n; i++)
@@ -3898,6 +4115,7 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, i
   LATTN_MEMSET_(b, 0, sizeof *b);
   b->nonfinite = -1;
   b->lo = b->stored = LATTN_BLOCK_;
+  b->pairs = lattn_in_pairs_(job, it);
   if (it->cache && lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) return;
   lattn_cover_(&b->lo, &b->hi, it->lo, it->hi, base);
   lattn_cover_(&b->lo, &b->hi, it->sink_lo, it->sink_hi, base);
@@ -3922,15 +4140,28 @@ LATTN_FN_ int lattn_prepares_(const lattn_item_ *it, const lattn_space_ *sp) {
 }
 
 LATTN_FN_ int lattn_prepares_keys_(const lattn_block_ *b) {
-  return !b->panels || b->k_type == LATTN_F16 || b->k_type == LATTN_BF16;
+  return !b->panels || b->pairs || b->k_type == LATTN_F16 || b->k_type == LATTN_BF16;
 }
 
 LATTN_FN_ int lattn_prepares_values_(const lattn_job_ *job, const lattn_block_ *b) {
-  return !job->weights && (!b->panels || b->v_type != LATTN_F32);
+  return !job->weights && (!b->panels || b->pairs || b->v_type != LATTN_F32);
 }
 
 LATTN_FN_ int lattn_last_lane_(const lattn_block_ *b) {
   return b->hi < b->stored ? b->hi : b->stored;
+}
+
+/* Lanes [from, to) of panel p, in pairs. */
+LATTN_FN_ void lattn_pair_panel_(const lattn_job_ *job, const lattn_block_ *b, float *keys,
+                                 float *values, int p, int from, int to) {
+  int64_t panel = lattn_steps_(LATTN_PAIRS_, job->dk) * LATTN_PANEL_;
+  if (!b->panels)
+    lattn_pack_key_pairs_(keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, from, to);
+  else
+    lattn_pair_rows_(keys + p * panel, b->k, b->k_type, p * job->dk * LATTN_PANEL_, LATTN_PANEL_,
+                     LATTN_PANEL_, 0, (int)job->dk);
+  lattn_pair_rows_(values, b->v, b->v_type, b->v_index * b->v_stride, b->v_stride, job->dv, from,
+                   to);
 }
 
 /* Panel p of a block, into one side of the worker's memory. */
@@ -3940,6 +4171,10 @@ LATTN_FN_ void lattn_prepare_panel_(const lattn_job_ *job, const lattn_space_ *s
   float *values = sp->values + side * LATTN_BLOCK_ * job->columns;
   int from = b->lo > 16 * p ? b->lo : 16 * p, to = lattn_last_lane_(b);
   to = to < 16 * p + 16 ? to : 16 * p + 16;
+  if (LATTN_HAS_PAIRS_ && b->pairs) {
+    lattn_pair_panel_(job, b, keys, values, p, from, to);
+    return;
+  }
   if (!b->panels)
     lattn_pack_keys_(keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, from, to);
   else if (lattn_prepares_keys_(b))
@@ -3971,11 +4206,11 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
   for (; p * 16 < lattn_last_lane_(b); p++) lattn_prepare_panel_(job, sp, b, sp->side, p);
   if (lattn_prepares_keys_(b)) {
     b->k = sp->keys + sp->side * LATTN_BLOCK_ * job->dk;
-    b->k_type = LATTN_F32;
+    b->k_type = b->pairs ? (int)LATTN_PAIRS_ : (int)LATTN_F32;
   }
   if (lattn_prepares_values_(job, b)) {
     b->v = sp->values + sp->side * LATTN_BLOCK_ * job->columns;
-    b->v_type = LATTN_F32;
+    b->v_type = b->pairs ? (int)LATTN_PAIRS_ : (int)LATTN_F32;
     b->v_index = 0;
     b->v_stride = job->columns;
   }
@@ -4019,7 +4254,9 @@ LATTN_FN_ void lattn_look_ahead_(const lattn_job_ *job, const lattn_item_ *it, l
 
 LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m,
                                  const float *q, int first, int end, float *s) {
-  if (!b->panels) {
+  if (LATTN_HAS_PAIRS_ && b->k_type == LATTN_PAIRS_) {
+    lattn_score_pairs_(m, q, job->dk, b->k, first, end, s);
+  } else if (!b->panels) {
     for (int p = first; p < end; p++)
       lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
                            b->lo - 16 * p, b->hi - 16 * p, s + 16 * p);
@@ -4067,7 +4304,10 @@ LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   int64_t at = (b->v_index + lo) * b->v_stride;
   int64_t ahead = b->panels ? b->ahead : LATTN_AHEAD_ * b->v_stride *
                                              (int64_t)lattn_type_size_(b->v_type);
-  if (b->v_type == LATTN_I8)
+  if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
+    lattn_value_pairs_(m, w + lo / 2, b->v, lo / 2 * b->v_stride, (hi + 1) / 2 - lo / 2,
+                       job->columns, acc, e);
+  else if (b->v_type == LATTN_I8)
     lattn_value_i8_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
                     job->columns, e, b->ahead);
   else if (b->v_type == LATTN_I4)
@@ -4201,6 +4441,9 @@ LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *
   for (int j = b->lo; b->scales && j < hi; j++)
     bad |= !lattn_is_finite_(lattn_value_scale_(b->scales, j));
   if (bad || b->v_type == LATTN_I8) return bad;
+  if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
+    return lattn_pairs_nonfinite_((const float *)b->v + b->lo / 2 * job->columns,
+                                  ((hi + 1) / 2 - b->lo / 2) * job->columns);
   if (b->v_type == LATTN_I4)
     return lattn_ints_nonfinite_((const char *)b->v + from * b->v_stride, b->v_stride, hi - b->lo,
                                  job->dv);
@@ -4244,7 +4487,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
   float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
   lattn_v16_ sums[LATTN_TILE_ROWS_];
-  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_] = {0}, apart = 0;
+  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
   lattn_rows_ rows;
   if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
   drafts = hi > b->stored;
@@ -4256,6 +4499,8 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       for (int p = first; p < end; p++) all &= visible[a][p];
       apart |= empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
     }
+  if (apart && !drafts && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
+  pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(apart && b->nonfinite);
   for (int a = 0; a < m; a++) {
     float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a];
     if (empty[a]) { /* e = exp(0): the fold below is then the identity */
@@ -4266,6 +4511,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
     to.m[r + a] = old > top[a] ? old : top[a];
     e[a] = old == to.m[r + a] ? 0.0f : old - to.m[r + a];
     sums[a] = lattn_weights_(s, to.m[r + a]);
+    if (pairs) sums[a] = lattn_pair_weights_(s);
   }
   lattn_v_reduce_rows_(sums, m, 0, sum);
   lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
@@ -4275,7 +4521,6 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       lattn_draft_values_(job, it, sp, b, visible[a], base, r + a, lo, hi,
                           sp->s + a * LATTN_BLOCK_, to.acc + (r + a) * job->columns, e[a]);
   if (drafts) return;
-  if (apart && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
   if (!apart || !b->nonfinite) {
     for (int a = 0; b->scales && a < m; a++)
       lattn_scale_weights_(sp->s + a * LATTN_BLOCK_, b->scales, first, end);
@@ -5276,6 +5521,9 @@ LATTN_FN_ lattn_status lattn_check_options_(lattn_job_ *job, const lattn_attn *o
   if (s) return lattn_fail_(f, s, "options.size");
   if (o->mask < LATTN_FULL || o->mask > LATTN_CAUSAL_AT)
     return lattn_fail_(f, LATTN_E_FIELD, "options.mask");
+  if (o->inexact && o->inexact != LATTN_INEXACT_BF16)
+    return lattn_fail_(f, LATTN_E_FIELD, "options.inexact");
+  if (o->zero) return lattn_fail_(f, LATTN_E_FIELD, "options.zero");
   if (o->window < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.window");
   if (o->ahead < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.ahead");
   if (o->sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "options.sinks");
@@ -7150,8 +7398,10 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   lattn_call c;
   lattn_status s = lattn_import_(&c, sizeof c, sizeof c, call);
   if (s) return lattn_fail_(f, s, "call.size");
-  if (c.zero) return lattn_fail_(f, LATTN_E_FIELD, "call.zero");
+  if (c.inexact && c.inexact != LATTN_INEXACT_BF16)
+    return lattn_fail_(f, LATTN_E_FIELD, "call.inexact");
   lattn_cache_job_(job, cache);
+  job->o.inexact = c.inexact;
   job->q = q;
   job->out = out;
   job->lse = lse;
@@ -9671,6 +9921,9 @@ LATTN_API const char *lattn_status_text(lattn_status status) {
 
 LATTN_API int32_t lattn_version_number(void) { return LATTN_VERSION_NUMBER; }
 LATTN_API const char *lattn_simd_name(void) { return LATTN_SIMD_NAME_; }
+LATTN_API int32_t lattn_inexact_supported(int32_t inexact) {
+  return LATTN_HAS_PAIRS_ && inexact == LATTN_INEXACT_BF16;
+}
 
 LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
                                      void (*task)(void *context, int32_t index), void *context) {
@@ -9696,6 +9949,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_HAS_ATOMIC_
 #undef LATTN_BIG_ENDIAN_
 #undef LATTN_DOT_BIAS_
+#undef LATTN_HAS_PAIRS_
 #undef LATTN_FN_
 #undef LATTN_NOINLINE_
 #undef LATTN_INLINE_
