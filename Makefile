@@ -35,7 +35,8 @@ endif
 # ---- the machine -------------------------------------------------------------------------------
 # A level is a name, the flags that give it, and a folder in build/. Those that this machine can run
 # are tested. .ci/run tests two more: "strict" (no fused multiply-add: emulated, the same bits) and
-# "nofma" (not emulated: within tolerance).
+# "nofma" (not emulated: within tolerance). Level "bf16" has dot products of bfloat16, for the tests
+# of what may be inexact (BF16= : not).
 
 FLAGS_scalar := -DLONGATTN_SIMD=LONGATTN_SIMD_SCALAR
 FLAGS_nofma := $(FLAGS_scalar)
@@ -51,9 +52,12 @@ ifneq (,$(filter x86_64% amd64%,$(target)))
   FLAGS_scalar += -mfma
   FLAGS_avx2 := -mavx2 -mfma -mf16c
   FLAGS_avx512 := $(FLAGS_avx2) -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl
+  FLAGS_bf16 := $(FLAGS_avx512) -mavx512bf16
   LEVELS ?= $(if $(call has,fma),scalar,strict) $(if $(call has,avx2 fma f16c),avx2) \
     $(if $(call has,avx512f avx512cd avx512bw avx512dq avx512vl),avx512)
+  BF16 ?= $(if $(call has,avx512_bf16),$(if $(filter avx512,$(LEVELS)),bf16))
 else ifneq (,$(filter aarch64% arm64%,$(target)))
+  FLAGS_bf16 := -march=armv8.2-a+bf16
   LEVELS ?= scalar neon
 else
   LEVELS ?= strict
@@ -116,7 +120,8 @@ $(BUILD)/lm/%.o: examples/lm/%.c $(BUILD)/flags
 
 TESTS ?= $(basename $(notdir $(wildcard tests/*.c)))
 EMBED ?= $(basename $(notdir $(wildcard tests/embed/*.sh)))
-programs := $(foreach l,$(levels),$(TESTS:%=$(BUILD)/$(l)/%))
+programs := $(foreach l,$(levels),$(TESTS:%=$(BUILD)/$(l)/%)) \
+  $(foreach l,$(BF16),$(patsubst %,$(BUILD)/$(l)/%,$(filter attend inexact,$(TESTS))))
 logs := $(programs:%=%.log) $(EMBED:%=$(BUILD)/embed/%.log)
 export BUILD CC CFLAGS LDFLAGS RUN TIER WARNINGS NATIVE OPENMP
 export LEVELS := $(levels)
@@ -145,8 +150,9 @@ $(addprefix $(BUILD)/$(1)/,$(filter-out $(inside),$(TESTS))): $(BUILD)/$(1)/%: t
 	$(compile) $(FLAGS_$(1)) -DLONGATTN_IMPLEMENTED_ -MT $$@ -MF $$@.d $$< \
 	  $(BUILD)/$(1)/longattn.o -o $$@ $(link)
 endef
-$(foreach l,$(levels),$(eval $(call level_rules,$(l))))
+$(foreach l,$(levels) $(BF16),$(eval $(call level_rules,$(l))))
 
+$(BUILD)/bf16/%: export INEXACT = 1
 $(programs:%=%.log): %.log: % FORCE
 	@sh tests/record $@ $(RUN) $<
 

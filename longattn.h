@@ -343,16 +343,16 @@ enum lattn_mask {
 
 /* Speed for exactness, call by call. */
 enum lattn_inexact {
-  /* Calls of more than one token, more than 12 rows of a KV head, with scratch, may multiply as if
-     scaled queries, keys, weights and values had first been rounded to bfloat16 (8 bits, to
-     nearest even; beyond 3.39e38: infinite; below 1.2e-38: 0). A score s is then off by up to
-     2^-8 * sum |scale * q_d k_d|, about 2^-9 |q| |k| scale in practice, and each weight by a
-     factor of up to exp of that; values and the rounded weights add 2^-8 of the largest |v|. Sums
-     are in float32. Out, lse and partials are so outside of the one answer: bits depend on the
-     SIMD level, the threads and the way of cutting tokens into calls. What a cache stores is the
-     same. A NaN still reaches the rows that see it and no others. Exact all the same are decode,
-     drafts, prefixes that a batch shares, heads whose keys or values are integers,
-     lattn_attention_weights, and builds without the instructions: lattn_inexact_supported. */
+  /* Where a call has more than 12 rows of a KV head (tokens * query heads), it multiplies as if
+     scaled queries, keys, weights and values had been rounded to bfloat16: 8 bits, to nearest
+     even; beyond 3.39e38 infinite, below 1.2e-38 zero. Sums are float32. A score is off by at most
+     2^-7 * sum |scale * q_d k_d|, its weight by as much, relatively, and 2^-8 more; values by
+     2^-8. So outputs have 2 to 3 digits for scores of a few units, and none for scores of
+     hundreds. Out, lse and partials are outside of the one answer: their bits depend on the SIMD
+     level, on threads, and on how tokens are cut into calls. What a cache stores does not. A NaN
+     reaches the rows that see it and no others. Exact all the same: calls of one token, drafts,
+     prefixes that a batch shares, calls without scratch, heads with integer keys or values,
+     lattn_attention_weights, and builds without the instructions (lattn_inexact_supported). */
   LATTN_INEXACT_BF16 = 1
 };
 
@@ -2140,7 +2140,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_dot_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) 
 LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) { return (void)second, x; }
 #endif
 
-/* A type of our own beside enum lattn_type: such pairs, adjacent along the sum that they go into. */
+/* A type of our own beside enum lattn_type: such pairs, adjacent along the sum that they are in. */
 enum { LATTN_PAIRS_ = -1 };
 
 /* One step of that sum. */
@@ -3286,9 +3286,9 @@ LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
   return lattn_v_add_(w[0], w[4]);
 }
 
-/* Weights of a row as pairs, in their place. Returns the sum of the rounded ones: the output is then
-   a mean of values with weights that sum to 1, and what they lost is not multiplied by what the
-   values have in common. */
+/* Weights of a row as pairs, in their place. Returns sums of the rounded ones, to be reduced:
+   outputs are then means with weights that sum to 1, and what values have in common is not off by
+   what weights lost. */
 LATTN_FN_ lattn_v16_ lattn_pair_weights_(float *s) {
   lattn_v16_ one = lattn_v_pair_(lattn_v_set_(1), lattn_v_set_(1)), x, sum[4];
   LATTN_UNROLL_

@@ -3,7 +3,8 @@
  * outside.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   SEED=n KIND=0|1 in the environment runs that one case. */
+   SEED=n KIND=0|1 INEXACT=0|1 in the environment runs that one case; INEXACT=1 alone, those that
+   may be inexact. */
 #include "test.h"
 #define LONGATTN_IMPLEMENTATION
 #include "longattn.h"
@@ -12,10 +13,11 @@
 
 #include "cases.h"
 
-enum { N_ANY = 5000, N_LONG = 60, REPEAT_EVERY = 20, ROW_WORK = 1 << 18 };
+enum { N_ANY = 5000, N_LONG = 60, N_INEXACT = 1500, REPEAT_EVERY = 20, ROW_WORK = 1 << 18 };
 
 typedef struct attend_stats {
   long cases, rows;
+  long inexact_rows; /* of inexact cases, those that are not what the exact call gives */
   long on[OPTION_COUNT];
   double worst_out, worst_16, worst_lse; /* out: of f32, and of f16 and bf16 */
 } attend_stats;
@@ -90,21 +92,55 @@ static void check_partial(const attend_case *c, const ref_row *r, int64_t row, i
   }
 }
 
-/* Rows to check: all, or the first, the last and some between, within a budget of work. */
-static void check_rows(attend_case *c, ref_call *reference) {
-  int64_t pairs = c->n_queries * c->heads;
-  int64_t count = 4 + ROW_WORK / (1000 + c->n_keys * (c->key_dim + 3 * c->value_dim));
-  ref_row r = ref_row_new(reference);
-  ref_call plain = *reference; /* shares the arrays */
+/* The reference of what a partial holds; shares the arrays. */
+static ref_call without_root(const ref_call *reference) {
+  ref_call plain = *reference;
   plain.options.sink_logits = NULL;
   plain.options.gate = NULL;
   plain.out_type = LATTN_F32;
+  return plain;
+}
+
+/* Whether everything that a row gave is within the bounds of this reference. */
+static int row_fits(const attend_case *c, ref_call *reference, int64_t row, int64_t head,
+                    ref_row *r) {
+  int64_t i = row * c->heads + head;
+  double worst = 0;
+  ref_attend(reference, row, head, r);
+  if (c->lse) worst = ref_ratio((double)c->lse[i], r->lse, r->lse_bound);
+  for (int64_t d = 0; d < c->value_dim; d++)
+    worst = fmax(worst,
+                 ref_ratio((double)tensor_get(&c->out, row, head, d), r->out[d], r->bound[d]));
+  if (c->a.partial && worst <= 1) {
+    ref_call plain = without_root(reference);
+    double sum = (double)c->partial.sum[i];
+    ref_attend(&plain, row, head, r);
+    if (r->lse == -REF_INFINITY) return 1;
+    worst = ref_ratio((double)c->partial.maximum[i] + log(sum), r->lse, r->lse_bound);
+    for (int64_t d = 0; d < c->value_dim; d++)
+      worst = fmax(worst, ref_ratio((double)c->partial.output[i * c->value_dim + d] / sum,
+                                    r->out[d], r->bound[d]));
+  }
+  return worst <= 1;
+}
+
+/* Rows to check: all, or the first, the last and some between, within a budget of work. */
+static void check_rows(attend_case *c, ref_call *reference, ref_call *inexact) {
+  int64_t pairs = c->n_queries * c->heads;
+  int64_t count = 4 + ROW_WORK / (1000 + c->n_keys * (c->key_dim + 3 * c->value_dim));
+  ref_row r = ref_row_new(reference);
   for (int64_t i = 0; i < pairs && i < count; i++) {
     int64_t pair = i < 2 ? i * (pairs - 1) : rng_below(&c->rng, pairs);
     if (pairs <= count) pair = i;
-    ref_attend(reference, pair / c->heads, pair % c->heads, &r);
+    ref_call *of = reference, plain;
+    if (inexact && !row_fits(c, of, pair / c->heads, pair % c->heads, &r)) {
+      of = inexact; /* which rows are exact all the same depends on the threads */
+      stats.inexact_rows++;
+    }
+    ref_attend(of, pair / c->heads, pair % c->heads, &r);
     check_row(c, &r, pair / c->heads, pair % c->heads);
     if (!c->a.partial) continue;
+    plain = without_root(of);
     ref_attend(&plain, pair / c->heads, pair % c->heads, &r);
     check_partial(c, &r, pair / c->heads, pair % c->heads);
   }
@@ -164,17 +200,24 @@ static void check_execs(attend_case *c, const void *before, enum exec_kind done)
   }
 }
 
-static void run_case(uint64_t seed, enum case_kind kind) {
+static void run_case(uint64_t seed, enum case_kind kind, int32_t inexact) {
   attend_case c;
-  ref_call reference;
+  ref_call reference, rounded;
+  int pairs = lattn_inexact_supported(inexact);
   enum exec_kind exec;
   int32_t n_threads;
   void *before;
   size_t bytes;
   case_make(&c, seed, kind);
-  check_case("%s", c.name);
+  check_case("%s%s", c.name, inexact ? " INEXACT" : "");
+  c.a.inexact = inexact;
   ref_open(&reference, &c.a, c.q, c.k, c.v, c.out.type);
   if (c.a.score) reference.score = case_score_exact;
+  if (pairs) {
+    ref_open(&rounded, &c.a, c.q, c.k, c.v, c.out.type);
+    rounded.score = reference.score;
+    ref_bf16(&rounded);
+  }
   bytes = (size_t)case_extent(&c.out) * type_bytes(c.out.type);
   before = ref_memory((int64_t)bytes, 1);
   if (bytes) memcpy(before, c.out.data, bytes);
@@ -183,8 +226,9 @@ static void run_case(uint64_t seed, enum case_kind kind) {
   run_call(&c, exec, n_threads);
   if (!case_on(&c, OPTION_ALIAS)) check_written(&c);
   check_segments(&c);
-  check_rows(&c, &reference);
-  if (seed % REPEAT_EVERY == 0 && kind == CASE_ANY) check_execs(&c, before, exec);
+  check_rows(&c, &reference, pairs ? &rounded : NULL);
+  if (pairs) ref_close(&rounded);
+  else if (seed % REPEAT_EVERY == 0 && kind == CASE_ANY) check_execs(&c, before, exec);
   for (int o = 0; o < OPTION_COUNT; o++) stats.on[o] += case_on(&c, (enum case_option)o);
   stats.cases++;
   free(before);
@@ -249,6 +293,23 @@ static void reference_by_hand(void) {
   CHECK(ref_ratio(1 + 3e-7, 1, 1e-7) > 1 && ref_ratio((double)NAN, 1, 1) > 1);
 }
 
+/* LATTN_INEXACT_BF16: in a build that has no instructions for it, exact calls by another name. */
+static void run_inexact(void) {
+  attend_stats exact = stats;
+  int supported = lattn_inexact_supported(LATTN_INEXACT_BF16);
+  memset(&stats, 0, sizeof stats);
+  for (uint64_t i = 0; i < (uint64_t)test_count(supported ? N_INEXACT : N_INEXACT / 20); i++)
+    run_case(i, i % 100 == 99 ? CASE_LONG : CASE_ANY, LATTN_INEXACT_BF16);
+  if (supported)
+    printf("attend %s, in bfloat16: %ld random cases, %ld of %ld rows; worst error / bound: f32 "
+           "%.3f, 16 bits %.3f, lse %.3f\n",
+           lattn_simd_name(), stats.cases, stats.inexact_rows, stats.rows, stats.worst_out,
+           stats.worst_16, stats.worst_lse);
+  check_case("calls that may be inexact are, where they can");
+  CHECK(supported ? stats.inexact_rows * 10 > stats.rows : stats.inexact_rows == 0);
+  stats = exact;
+}
+
 static void report(void) {
   printf(
       "attend %s: %ld random cases, %ld rows; worst error / bound: f32 %.3f, 16 bits %.3f, "
@@ -261,15 +322,18 @@ static void report(void) {
 }
 
 int main(void) {
-  const char *seed = getenv("SEED"), *kind = getenv("KIND");
+  const char *seed = getenv("SEED"), *kind = getenv("KIND"), *inexact = getenv("INEXACT");
   case_pool_make();
   if (seed) {
-    run_case(strtoull(seed, NULL, 10), kind && *kind == '1' ? CASE_LONG : CASE_ANY);
+    run_case(strtoull(seed, NULL, 10), kind && *kind == '1' ? CASE_LONG : CASE_ANY,
+             inexact && *inexact == '1' ? LATTN_INEXACT_BF16 : 0);
     return test_summary();
   }
+  run_inexact();
+  if (inexact) return test_summary();
   reference_by_hand();
-  for (uint64_t i = 0; i < (uint64_t)test_count(N_ANY); i++) run_case(i, CASE_ANY);
-  for (uint64_t i = 0; i < (uint64_t)test_count(N_LONG); i++) run_case(i, CASE_LONG);
+  for (uint64_t i = 0; i < (uint64_t)test_count(N_ANY); i++) run_case(i, CASE_ANY, 0);
+  for (uint64_t i = 0; i < (uint64_t)test_count(N_LONG); i++) run_case(i, CASE_LONG, 0);
   report();
   return test_summary();
 }

@@ -44,6 +44,14 @@
    within the published (B + T/B + 2 ceil(log2(n/T)) + c) u. Underflow adds visible * 2^-149.
    Last comes half an ulp of the output's type.
 
+   In bfloat16 (LATTN_INEXACT_BF16), after ref_bf16. The reference is given what the call takes its
+   inputs as: scaled queries, keys and values rounded to nearest even, so that only what happens to
+   them is left to bound: weights are rounded, each by a factor within 1 +- 2^-8, which adds 2^-8 +
+   2^-15 to every e_j (the same weights are summed for the denominator); hardware may round a sum
+   of two products in its own way, within twice what a multiply-add may do, and products and inputs
+   below 2^-126 count as 0. Queries and keys that the reference rotates are not rounded: that, 2^-8
+   each, adds 2^-7 + 2^-15 of the largest that sum |q'_d k'_d| can be to |ds|.
+
    lse. ln(P) lies between ln(sum p_j exp(-e_j)) and ln(P + sum D_j), plus the roundings of the
    sum, the logarithm (4u |ln P|) and the last addition (u|lse|). */
 #ifndef REF_H
@@ -70,6 +78,7 @@ typedef struct ref_call {
   int32_t in_cache; /* positions inside the cache: a streaming head of options.sinks, .window */
   int32_t key_type, value_type; /* storage that rounds keys (after rotation) and values; 0 = f32 */
   const int64_t *slots; /* NULL = absolute indices, or [n_keys]: where keys lie in the blocks */
+  int32_t bf16;         /* multiplied in bfloat16: ref_bf16 */
   double *table;        /* cos, sin of positions below REF_TABLE, made when needed */
   double *scores, *errors, *weights, *query, *key, *absolute; /* of one row */
   int64_t *visible;                                           /* keys that the row sees, rising */
@@ -131,6 +140,20 @@ static inline void ref_open(ref_call *c, const lattn_attn *options, lattn_tensor
   c->query = (double *)ref_memory(c->key_dim, sizeof(double));
   c->key = (double *)ref_memory(c->key_dim, sizeof(double));
   c->absolute = (double *)ref_memory(2 * c->value_dim, sizeof(double));
+}
+
+/* The call works in bfloat16: all that it does not rotate is rounded. Call it last. */
+static inline void ref_bf16(ref_call *c) {
+  float scale = c->options.scale != 0 ? c->options.scale : (float)(1 / sqrt((double)c->key_dim));
+  c->bf16 = 1;
+  for (int64_t i = 0; i < c->n_keys * c->kv_heads * c->value_dim; i++)
+    c->v[i] = f32_of_bf16(bf16_of_f32(c->v[i]));
+  if (c->rotary) return;
+  for (int64_t i = 0; i < c->n_keys * c->kv_heads * c->key_dim; i++)
+    c->k[i] = f32_of_bf16(bf16_of_f32(c->k[i]));
+  for (int64_t i = 0; i < c->n_queries * c->heads * c->key_dim; i++)
+    c->q[i] = f32_of_bf16(bf16_of_f32(c->q[i] * scale));
+  c->options.scale = 1;
 }
 
 static inline void ref_close(ref_call *c) {
@@ -301,6 +324,7 @@ static inline double ref_score_of(ref_call *c, const ref_place *p, int64_t row, 
   s = scale * ref_dot(c, p, k, position, &magnitude, &more);
   *error = (double)(c->key_dim + 3) * REF_U * 1.001 * fabs(scale) * magnitude + fabs(scale) * more +
            0x1p-100;
+  if (c->bf16) *error += *error + (c->rotary ? 0x1.01p-7 * fabs(scale) * magnitude : 0);
   if (cap > 0 && cap < 1e38) {
     s = cap * tanh(s / cap);
     *error += 8 * REF_U * fabs(s);
@@ -432,7 +456,7 @@ static inline void ref_values(ref_call *c, ref_row *r, int64_t row, int64_t head
   for (d = 0; d < dims; d++) {
     double gate = ref_gate(c, row, head, d), mean = absolute[d] / sums->total;
     double bound = fmin((spread[d] + sums->sink_slack * fabs(o[d])) / sums->low, 2 * largest[d]);
-    bound += sums->roundings * REF_U * mean + (double)n * 0x1p-149;
+    bound += sums->roundings * REF_U * mean + (double)n * (c->bf16 ? 0x1p-124 : 0x1p-149);
     if (c->value_type > LATTN_F32) bound += ref_half_ulp(c->value_type, 1) * mean;
     if (c->value_type == LATTN_F16) bound += 0x1p-25;
     o[d] *= gate;
@@ -462,8 +486,10 @@ static inline void ref_attend(ref_call *c, int64_t row, int64_t head, ref_row *r
     ref_empty(c, r, sink);
     return;
   }
-  sums = ref_weights(c, n, maximum, sink, (double)(1 + folds + levels) * 4 * REF_U);
+  sums = ref_weights(c, n, maximum, sink,
+                     (double)(1 + folds + levels) * 4 * REF_U + (c->bf16 ? 0x1.01p-8 : 0));
   sums.roundings = (double)b + (double)b / 16 + 2 * folds + 2 * levels + 7;
+  if (c->bf16) sums.roundings += sums.roundings;
   ref_values(c, r, row, head, n, &sums);
   r->lse = maximum + log(sums.total);
   drift = fmax(log1p(sums.slack / sums.total), -log(sums.low / sums.total));
