@@ -106,7 +106,7 @@ static bench_shape shape_of(int32_t kv_heads, int64_t keys, int64_t shared, doub
 }
 
 void bench_batch(const bench_options *options) {
-  bench_pair pair = {"one_by_one", together, one_by_one, same, 0, 0, 0};
+  bench_pair pair = {"one_by_one", together, one_by_one, same, 0, 0, 0, NULL};
   bench_shape shapes[] = {shape_of(32, 2048, 0, 1),
                           shape_of(8, 4096, 0, 1),
                           shape_of(8, 256, 0, 1),

@@ -134,6 +134,7 @@ typedef struct bench_pair {
   double bytes;             /* what ours reads or writes, to print GB/s; 0: print its FLOP */
   int32_t one_thread;       /* the number of threads changes nothing */
   double ideal;             /* 0, or what the ratio is at best: the goal is a fraction of it */
+  double (*error)(void *state); /* NULL, or what ours gives up; negative: failed */
 } bench_pair;
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
                        const bench_pair *pair, void *state);
@@ -172,6 +173,7 @@ int bench_report_end(const bench_options *options);
 /* ---- questions, one file each ---- */
 
 void bench_prefill(const bench_options *options);
+void bench_inexact(const bench_options *options);
 void bench_decode(const bench_options *options);
 void bench_batch(const bench_options *options);
 void bench_draft(const bench_options *options);

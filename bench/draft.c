@@ -65,7 +65,7 @@ static int same(void *state) {
 }
 
 void bench_draft(const bench_options *options) {
-  bench_pair pair = {"decode", verify, decode, same, 0, 0, 0};
+  bench_pair pair = {"decode", verify, decode, same, 0, 0, 0, NULL};
   bench_shape shapes[] = {bench_shape_of("draft", 32, 8, 128, 8, 32768, LATTN_F16),
                           bench_shape_of("draft", 32, 8, 128, 32, 32768, LATTN_F16),
                           bench_shape_of("draft", 32, 32, 128, 8, 16384, LATTN_F16),

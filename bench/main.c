@@ -14,6 +14,7 @@ static int32_t number(const char *name) {
 static int questions(const bench_options *options) {
   bench_report_begin(options);
   bench_prefill(options);
+  bench_inexact(options);
   bench_decode(options);
   bench_ratios(options);
   bench_batch(options);

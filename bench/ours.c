@@ -14,7 +14,7 @@ typedef struct ours_state {
   bench_buffer output;
   bench_caches c;
   lattn_cache *caches[MAX_LAYERS];
-  int32_t n_caches;
+  int32_t n_caches, inexact;
 } ours_state;
 
 static const char *ours_missing(void) { return NULL; }
@@ -39,6 +39,11 @@ static ours_state *ours_make(const bench_shape *shape, const bench_input *input)
   s->output = bench_buffer_make(n_out * sizeof(float));
   s->out = bench_view(s->output.data, LATTN_F32, rows, shape->heads, shape->value_dim);
   return s;
+}
+
+void bench_ours_set_inexact(void *state, int32_t inexact) {
+  ours_state *s = state;
+  s->inexact = inexact;
 }
 
 static const float *ours_row(void *state, int64_t query, int32_t head) {
@@ -67,6 +72,7 @@ static void *attention_prepare(const bench_shape *shape, const bench_input *inpu
 static double attention_run(void *state, int32_t n_threads) {
   ours_state *s = state;
   lattn_attn options = causal();
+  options.inexact = s->inexact;
   lattn_exec exec = bench_caches_exec(&s->c, n_threads);
   double start = bench_seconds();
   lattn_status status = lattn_attention(&options, s->q, s->k, s->v, s->out, NULL, &exec);
@@ -106,10 +112,13 @@ static double cache_run(void *state, int32_t n_threads) {
   int64_t rows = s->shape.queries, before = s->shape.keys - rows;
   lattn_tensor k = bench_rows(s->k, before, rows), v = bench_rows(s->v, before, rows);
   lattn_exec exec = bench_caches_exec(&s->c, n_threads);
+  lattn_call call = {0};
+  call.size = sizeof call;
+  call.inexact = s->inexact;
   lattn_status status = 0;
   double start = bench_seconds();
   for (int32_t i = 0; i < s->n_caches && !status; i++)
-    status = lattn_cache_extend(s->caches[i], NULL, s->q, k, v, s->out, NULL, &exec);
+    status = lattn_cache_extend(s->caches[i], &call, s->q, k, v, s->out, NULL, &exec);
   double seconds = bench_seconds() - start;
   if (bench_failed("lattn_cache_extend", status)) return -1;
   for (int32_t i = 0; i < s->n_caches; i++)

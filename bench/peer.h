@@ -43,6 +43,8 @@ extern const bench_peer bench_onnxruntime, bench_openblas;
    `queries` tokens into caches that hold the ones before (none: prefill; all but one: decode);
    lattn_cache_attend over a cache that holds all. */
 extern const bench_peer bench_ours_attention, bench_ours_cache, bench_ours_attend;
+/* Of the next runs of one of ours: 0, or enum lattn_inexact. */
+void bench_ours_set_inexact(void *state, int32_t inexact);
 
 /* Largest difference of n values to a peer's, relative to the largest of those. */
 double bench_row_error(const float *ours, const float *peer, int32_t n);

@@ -385,6 +385,7 @@ void bench_report_capacity(const bench_options *options, const bench_shape *shap
 typedef struct pair_row {
   series ours, other, flops;
   int same;
+  double error;
 } pair_row;
 
 /* Turn i: both, the other first in odd turns, as who runs second may find its keys in a cache. */
@@ -410,7 +411,8 @@ static int measure_pair(pair_row *r, double budget, const bench_pair *pair, void
     if (!measure_turn(r, i, pair, state, n_threads)) return 0;
   }
   if (r->flops.n) add(&all_flops[n_threads > 1], median(&r->flops));
-  return 1;
+  if (pair->error) r->error = pair->error(state);
+  return r->error >= 0;
 }
 
 /* The median of the repetitions' own ratios: both of a repetition met the same machine. */
@@ -438,6 +440,7 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
       printf(",\"ideal\":%.3f,\"fraction_of_ideal\":%.4f", pair->ideal, ratio / pair->ideal);
     if (shape->goal > 0) printf(",\"goal\":%.2f", shape->goal);
     if (pair->same) printf(",\"same\":%s", r->same ? "true" : "false");
+    if (pair->error) printf(",\"error\":%.3e", r->error);
     printf("}\n");
     return;
   }
@@ -449,6 +452,7 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
   else printf("     ");
   printf(" %7.3fx %s", ratio, pair->other_name);
   if (pair->ideal > 0) printf(", %.2f of the %.2fx at best", ratio / pair->ideal, pair->ideal);
+  if (pair->error) printf(", error %.1e", r->error);
   printf("%s\n", r->same ? "" : "  WRONG");
 }
 

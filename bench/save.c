@@ -150,10 +150,10 @@ static void saving_free(saving *s) {
 
 static void report(const bench_options *options, bench_shape shape) {
   static const char *const names[] = {"save_memory", "load_memory", "save_file", "load_file"};
-  bench_pair pairs[] = {{"copy", save_memory, copy_out, NULL, 0, 1, 0},
-                        {"copy", load_memory, copy_in, same, 0, 1, 0},
-                        {"copy", save_file, write_file, NULL, 0, 1, 0},
-                        {"copy", load_file, read_file, same, 0, 1, 0}};
+  bench_pair pairs[] = {{"copy", save_memory, copy_out, NULL, 0, 1, 0, NULL},
+                        {"copy", load_memory, copy_in, same, 0, 1, 0, NULL},
+                        {"copy", save_file, write_file, NULL, 0, 1, 0, NULL},
+                        {"copy", load_file, read_file, same, 0, 1, 0, NULL}};
   saving s = {0};
   s.file = -1;
   int made = saving_make(&s, &shape);

@@ -95,8 +95,8 @@ static int mass_is_whole(void *state) {
 }
 
 void bench_weights(const bench_options *options) {
-  bench_pair pairs[] = {{"attend", top, attend, NULL, 0, 0, 0},
-                        {"attend", mass, attend, mass_is_whole, 0, 0, 0}};
+  bench_pair pairs[] = {{"attend", top, attend, NULL, 0, 0, 0, NULL},
+                        {"attend", mass, attend, mass_is_whole, 0, 0, 0, NULL}};
   static const char *const names[] = {"weights_top", "weights_mass"};
   static const int64_t rows[] = {1, 64}; /* a step's; a window of observation, as SnapKV's */
   for (int i = 0; i < 2; i++) {
