@@ -1603,11 +1603,10 @@ LATTN_INLINE_ lattn_v16_ lattn_v_pair_row_(lattn_v16_ a, lattn_v16_ b) {
   return lattn_v_of_((__m512)_mm512_cvtne2ps_pbh(b.r, a.r));
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_pair_(lattn_v16_ a, lattn_v16_ b) {
-  __m512i high = _mm512_slli_epi32(_mm512_set1_epi32(16), 16); /* a's elements 0 ..., b's 16 ... */
-  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  lane = _mm512_or_si512(lane, _mm512_add_epi32(_mm512_slli_epi32(lane, 16), high));
-  return lattn_v_of_(_mm512_castsi512_ps(
-      _mm512_permutexvar_epi16(lane, _mm512_castps_si512(lattn_v_pair_row_(a, b).r))));
+  __m512i x = _mm512_castps_si512(lattn_v_pair_row_(a, b).r); /* a[t] is element t, b[t] 16 + t */
+  __m512i t = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  t = _mm512_or_si512(t, _mm512_slli_epi32(_mm512_add_epi32(t, _mm512_set1_epi32(16)), 16));
+  return lattn_v_of_(_mm512_castsi512_ps(_mm512_permutexvar_epi16(t, x)));
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_dot_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) {
   return lattn_v_of_(_mm512_dpbf16_ps(c.r, (__m512bh)a.r, (__m512bh)b.r));
@@ -2516,6 +2515,8 @@ LATTN_NOINLINE_ void lattn_score_bf16_(int m, const float *q, int64_t dim, const
 #undef LATTN_BODY_
 }
 
+/* Keys and queries in pairs: half the steps of float32, whole calls in 0.6 of the time
+   (ONLY=bf16dot make bench). */
 LATTN_NOINLINE_ void lattn_score_pairs_(int m, const float *q, int64_t dim, const void *k,
                                         int first, int end, float *s) {
 #define LATTN_BODY_(M) lattn_score_panels_(M, LATTN_PAIRS_, q, dim, k, 0, first, end, s)
@@ -4070,8 +4071,8 @@ LATTN_FN_ void lattn_finish_queries_(const lattn_job_ *job, const lattn_item_ *i
   const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
   if (!st || !lattn_is_int_(st->key_type)) {
     lattn_scale_(q, n * job->dk, job->scale);
-    for (int64_t i = 0; lattn_in_pairs_(job, it) && i < n; i++)
-      lattn_pair_in_place_(q + i * job->dk, job->dk);
+    if (lattn_in_pairs_(job, it))
+      for (int64_t i = 0; i < n; i++) lattn_pair_in_place_(q + i * job->dk, job->dk);
     return;
   }
   for (int64_t i = 0; i < n; i++)

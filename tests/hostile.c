@@ -1227,7 +1227,7 @@ static lattn_status use_attend(void) {
 #define ARGS use_args
 #define USE_COMMON                                                                                 \
   PTR(cache, NULL, AS(NULL)), PTR(call_at, NULL, FINE), PTR(exec_at, NULL, FINE),                  \
-      PTR(lse, NULL, FINE), SIZES(call, lattn_call), EXEC(exec), I32(call.s.inexact, 2, AS(FIELD)), \
+      PTR(lse, NULL, FINE), SIZES(call, lattn_call), EXEC(exec), I32(call.s.inexact, 2, AS(FIELD)),\
       INPUT(q), OUTPUT(out), PTR(out.data, NULL, AS(NULL)), INPUT_ROW(key_bias), INPUT(pair_bias), \
       INPUT(gate), I64(key_bias.n_tokens, 2, AS(SHAPE)), I64(key_bias.dim, BEFORE - 1, AS(SHAPE)), \
       I64(pair_bias.n_tokens, NEW - 1, AS(SHAPE)), I64(gate.n_tokens, NEW - 1, AS(SHAPE)),         \
