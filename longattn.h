@@ -1150,12 +1150,9 @@ LATTN_INLINE_ uint16_t lattn_to_bf16_(float x) {
    under LONGATTN_STRICT: the product of two floats is exact in double; the sum is rounded to odd
    (its last bit set if anything was lost), so that the second rounding, to float, is the only
    one that shows. */
-LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
-#if LATTN_HAS_FMA_ && defined(__GNUC__)
-  return __builtin_fmaf(a, b, c);
-#elif LATTN_HAS_FMA_ && LATTN_HAS_MXCSR_
-  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
-#elif LONGATTN_STRICT
+#if LONGATTN_STRICT && !LATTN_HAS_FMA_
+/* inlined into every unrolled loop, it takes minutes to compile */
+LATTN_NOINLINE_ float lattn_fma_(float a, float b, float c) {
   double product = (double)a * (double)b, term = (double)c, sum = product + term;
   double back = sum - product, lost = (product - (sum - back)) + (term - back);
   uint64_t u;
@@ -1165,10 +1162,18 @@ LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
     LATTN_MEMCPY_(&sum, &u, sizeof u);
   }
   return (float)sum;
+}
+#else
+LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
+#if LATTN_HAS_FMA_ && defined(__GNUC__)
+  return __builtin_fmaf(a, b, c);
+#elif LATTN_HAS_FMA_ && LATTN_HAS_MXCSR_
+  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 #else
   return a * b + c;
 #endif
 }
+#endif
 
 /* ==== §3 vector layer ============================================================================
    One logical vector of 16 floats, the lanes of one panel, on every ISA: the same lanes, the
@@ -1196,7 +1201,7 @@ typedef struct lattn_v16_ {
 
 LATTN_INLINE_ lattn_v16_ lattn_v_set_(float x) {
   lattn_v16_ y;
-  LATTN_LANES_ y.r[t] = x;
+  LATTN_UNROLL_ LATTN_LANES_ y.r[t] = x;
   return y;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_load_(const float *p) {
@@ -1235,15 +1240,15 @@ LATTN_INLINE_ void lattn_v_store_f16_(uint16_t *p, lattn_v16_ x) {
   LATTN_MEMCPY_(p, h, sizeof h);
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_add_(lattn_v16_ a, lattn_v16_ b) {
-  LATTN_LANES_ a.r[t] = a.r[t] + b.r[t];
+  LATTN_UNROLL_ LATTN_LANES_ a.r[t] = a.r[t] + b.r[t];
   return a;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_sub_(lattn_v16_ a, lattn_v16_ b) {
-  LATTN_LANES_ a.r[t] = a.r[t] - b.r[t];
+  LATTN_UNROLL_ LATTN_LANES_ a.r[t] = a.r[t] - b.r[t];
   return a;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_mul_(lattn_v16_ a, lattn_v16_ b) {
-  LATTN_LANES_ a.r[t] = a.r[t] * b.r[t];
+  LATTN_UNROLL_ LATTN_LANES_ a.r[t] = a.r[t] * b.r[t];
   return a;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
@@ -1251,11 +1256,11 @@ LATTN_INLINE_ lattn_v16_ lattn_v_div_(lattn_v16_ a, lattn_v16_ b) {
   return a;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_fma_(lattn_v16_ a, lattn_v16_ b, lattn_v16_ c) { /* a * b + c */
-  LATTN_LANES_ c.r[t] = lattn_fma_(a.r[t], b.r[t], c.r[t]);
+  LATTN_UNROLL_ LATTN_LANES_ c.r[t] = lattn_fma_(a.r[t], b.r[t], c.r[t]);
   return c;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_max_(lattn_v16_ a, lattn_v16_ b) { /* a > b ? a : b */
-  LATTN_LANES_ b.r[t] = a.r[t] > b.r[t] ? a.r[t] : b.r[t];
+  LATTN_UNROLL_ LATTN_LANES_ b.r[t] = a.r[t] > b.r[t] ? a.r[t] : b.r[t];
   return b;
 }
 /* x < y ? a : b, and x == y ? a : b; false for NaN */

@@ -163,7 +163,9 @@ END
 }
 
 for c in $(compilers); do
-  if [ "$c" = "$CC" ]; then
+  if [ "$TIER" = quick ]; then
+    orders 'early thrice poisoned static renamed' systems-late
+  elif [ "$c" = "$CC" ]; then
     orders 'once twice late early thrice poisoned static renamed' 'systems systems-late'
   else
     orders 'late poisoned static' systems
