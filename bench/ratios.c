@@ -155,7 +155,7 @@ static void streaming(const bench_options *options) {
   scaling.n_dims = rotary.n_dims = ROTARY;
   rotary.turns = turns;
   bench_failed("lattn_rotary_turns", lattn_rotary_turns(turns, &scaling));
-  bench_pair pair = {"at_4000", old_steps, young_steps, NULL, bench_shape_bytes(&s), 1, 0};
+  bench_pair pair = {"at_4000", old_steps, young_steps, NULL, bench_shape_bytes(&s), 1, 0, NULL};
   ages a = {0};
   if (ages_make(&a, &s, &rotary)) bench_report_pair(options, &s, &pair, &a);
   else bench_report_failed(&s);
