@@ -213,8 +213,9 @@ bench_ccs := $(foreach c,gcc clang,$(if $(filter $(firstword $(subst -, ,$(targe
 bench_levels := $(filter avx512 neon,$(levels)) $(filter avx2,$(levels))
 bench_builds := $(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(c)_$(l)))
 
-bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_limit_flops \
-  bench_limit_read bench_limits_free
+# All that the two files export:
+bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_ours_set_inexact \
+  bench_limit_flops bench_limit_read bench_limits_free
 
 define build_rule
 $(BUILD)/bench/%_$(1)_$(2).o: bench/%.c $(BUILD)/flags
