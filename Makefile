@@ -279,7 +279,7 @@ help: ## this list
 # What was built with other flags is built again.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP) $(bench_builds)' >$@.new
+	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP) $(bench_builds) $(bench_names)' >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
