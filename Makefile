@@ -213,9 +213,9 @@ bench_ccs := $(foreach c,gcc clang,$(if $(filter $(firstword $(subst -, ,$(targe
 bench_levels := $(filter avx512 neon,$(levels)) $(filter avx2,$(levels))
 bench_builds := $(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(c)_$(l)))
 
+# All that the two files export:
 bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_ours_set_inexact \
-  bench_limit_flops \
-  bench_limit_read bench_limits_free
+  bench_limit_flops bench_limit_read bench_limits_free
 
 define build_rule
 $(BUILD)/bench/%_$(1)_$(2).o: bench/%.c $(BUILD)/flags
@@ -279,7 +279,7 @@ help: ## this list
 # What was built with other flags is built again.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP) $(bench_builds)' >$@.new
+	@echo '$(compile) $(LDFLAGS) $(NATIVE) $(OPENMP) $(bench_builds) $(bench_names)' >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
