@@ -87,6 +87,11 @@ int bench_wanted(const bench_options *options, const char *bench, int32_t quick)
 
 /* ---- measuring ---- */
 
+/* Seconds for the repetitions of a row. */
+static double budget_of(const bench_options *options, const bench_shape *shape) {
+  return options->quick ? 0.3 : shape->goal > 0 ? 2.0 : 1.0;
+}
+
 static int read_matters(const bench_shape *shape) {
   return bench_shape_flops(shape) < READ_MATTERS_BELOW * bench_shape_bytes(shape);
 }
@@ -325,8 +330,7 @@ void bench_report_rows(const bench_options *options, const bench_shape *shape,
     r->shape = shape;
     r->n_threads = options->thread_counts[i];
     r->peer_seconds = options->quick ? 0.3 : PEER_SECONDS;
-    double budget = options->quick ? 0.3 : shape->goal > 0 ? 2.0 : 1.0;
-    if (!our_state || !measure(r, budget, ours, our_state, states)) {
+    if (!our_state || !measure(r, budget_of(options, shape), ours, our_state, states)) {
       bench_report_failed(shape);
     } else if (options->json) {
       print_json(r);
@@ -459,10 +463,9 @@ static void print_pair(const bench_options *options, const bench_shape *shape,
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
                        const bench_pair *pair, void *state) {
   int32_t n = pair->one_thread ? 1 : options->n_thread_counts;
-  double budget = options->quick ? 0.3 : shape->goal > 0 ? 3.0 : 1.0;
   for (int32_t i = 0; i < n; i++) {
     pair_row r = {0};
-    if (!measure_pair(&r, budget, pair, state, options->thread_counts[i])) {
+    if (!measure_pair(&r, budget_of(options, shape), pair, state, options->thread_counts[i])) {
       bench_report_failed(shape);
       return;
     }
