@@ -50,7 +50,7 @@ void bench_ours_set_inexact(void *state, int32_t inexact);
 double bench_row_error(const float *ours, const float *peer, int32_t n);
 
 /* A row of two in turn (two.c): how much longer the other takes. Their outputs may differ by
-   `tolerance` of a row's largest. ideal: of bench_pair. */
+   `tolerance` of a row's largest; INFINITY: they are not compared. ideal: of bench_pair. */
 void bench_report_two(const bench_options *options, const bench_shape *shape,
                       const bench_peer *ours, const bench_peer *other, double tolerance,
                       double ideal);

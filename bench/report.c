@@ -241,7 +241,8 @@ static void print_json(const row *r) {
   printf(",\"fraction_of_best\":%.4f,\"limit_noise\":%.4f", b.fraction_of_best, b.noise);
   if (r->shape->goal > 0) printf(",\"goal\":%.2f", r->shape->goal);
   for (int32_t p = 0; p < bench_n_peers; p++)
-    if (goal_of(r, p) > 0) printf(",\"goal_vs_%s\":%.1f", bench_peers[p]->name, goal_of(r, p));
+    if (r->peers[p].n && goal_of(r, p) > 0)
+      printf(",\"goal_vs_%s\":%.1f", bench_peers[p]->name, goal_of(r, p));
   for (int32_t p = 0; p < bench_n_peers; p++) {
     const char *name = bench_peers[p]->name;
     if (r->peers[p].n)

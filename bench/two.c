@@ -32,7 +32,7 @@ static int same(void *state) {
 void bench_report_two(const bench_options *options, const bench_shape *shape,
                       const bench_peer *ours, const bench_peer *other, double tolerance,
                       double ideal) {
-  bench_pair pair = {other->name, first, second, same, 0, 0, ideal, NULL};
+  bench_pair pair = {other->name, first, second, isinf(tolerance) ? NULL : same, 0, 0, ideal, NULL};
   if (shape->queries == 1) pair.bytes = bench_shape_bytes(shape);
   two t = {shape, {ours, other}, {NULL, NULL}, tolerance};
   if (!bench_wanted(options, shape->bench, shape->quick)) return;
