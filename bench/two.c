@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "peer.h"
 
+#include <math.h>
+
 typedef struct two {
   const bench_shape *shape;
   const bench_peer *peers[2];
