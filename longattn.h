@@ -1189,6 +1189,7 @@ enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_
 
 #define LATTN_SIMD_NAME_ "scalar"
 #define LATTN_TILE_PANELS_ 1
+#define LATTN_UNROLL_KEYS_ /* the 16 of a panel: not worth the time it compiles */
 #define LATTN_EXPS_ 1
 #define LATTN_THIN_VECTORS_ 1
 #define LATTN_INT_ROWS_ 6
@@ -1430,6 +1431,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
 
 #define LATTN_SIMD_NAME_ "avx512"
+#define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 8 /* vectors of exp at a time */
 #define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_THIN_VECTORS_ 8 /* value columns of 1 or 2 rows: one pass over 128 of them */
@@ -1723,6 +1725,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
 
 #define LATTN_SIMD_NAME_ "avx2"
 #define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
+#define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
 #define LATTN_INT_ROWS_ 3
@@ -2008,6 +2011,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 
 #define LATTN_SIMD_NAME_ "neon"
 #define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
+#define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
 #define LATTN_INT_ROWS_ 3
@@ -2585,12 +2589,12 @@ LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, int whole, const f
     hint = (d + n) * LATTN_PANEL_ / dim;
     lattn_fetch_strided_(k, type, index + LATTN_AHEAD_ + hinted, hint - hinted, stride, dim);
     hinted = hint;
-    LATTN_UNROLL_
+    LATTN_UNROLL_KEYS_
     for (int t = 0; t < LATTN_PANEL_; t++)
       x[t] = whole || (t >= from && t < to) ? lattn_v_get_n_(k, type, (index + t) * stride + d, n)
                                             : lattn_v_set_(0);
     lattn_v_transpose_(x);
-    LATTN_UNROLL_
+    LATTN_UNROLL_KEYS_
     for (int i = 0; i < LATTN_PANEL_; i++) {
       if (!whole && i == n) break;
       LATTN_UNROLL_
@@ -3541,8 +3545,8 @@ LATTN_FN_ int lattn_value_scales_(float to[LATTN_BLOCK_], const lattn_rows_ *row
 }
 
 /* Values of m rows of LATTN_I8: weights w[a][128], their sums, and of each row 8 panels of bits of
-   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and keys from `lane` on
-   are those. */
+   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and
+   keys from `lane` on are those. */
 LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lattn_rows_ *drafts,
                                        const uint8_t *path, int lane, const uint32_t *visible,
                                        const float *w, const float *sum, int first, int end,
@@ -10356,6 +10360,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_SIMD_NAME_
 #undef LATTN_TILE_PANELS_
 #undef LATTN_EXPS_
+#undef LATTN_UNROLL_KEYS_
 #undef LATTN_REDUCE_ROWS_
 #undef LATTN_THIN_VECTORS_
 #undef LATTN_INT_ROWS_
