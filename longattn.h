@@ -2443,6 +2443,10 @@ LATTN_INLINE_ void lattn_value_columns_(int m, int type, const float *w, const v
   for (; c + 16 * vectors <= dim; c += 16 * vectors)
     lattn_value_body_(m, vectors, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
                       at + c * n, n > 1 ? 16 * vectors : stride, ahead);
+  for (; vectors > LATTN_TILE_PANELS_ && c + 16 * LATTN_TILE_PANELS_ <= dim;
+       c += 16 * LATTN_TILE_PANELS_)
+    lattn_value_body_(m, LATTN_TILE_PANELS_, type, 1, w, v, at + c, stride, n_keys, 16, acc + c,
+                      acc_stride, e, at + c * n, n > 1 ? 16 * LATTN_TILE_PANELS_ : stride, ahead);
   for (; c + 16 <= dim; c += 16)
     lattn_value_body_(m, 1, type, 1, w, v, at + c, stride, n_keys, 16, acc + c, acc_stride, e,
                       at + c * n, n > 1 ? 16 : stride, ahead);
