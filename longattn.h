@@ -608,7 +608,8 @@ typedef struct lattn_cache_config {
                                keys and LATTN_I4 values in a basis turned by a Hadamard transform
                                (the largest power of two that divides the dim, 16 ... 128), which
                                spreads outlier channels; scores of such keys are integer dot
-                               products with queries of 15 (LATTN_I8) or 8 bits */
+                               products with queries of 15 (LATTN_I8) or 8 bits, sums of LATTN_I8
+                               values those with weights of 14 bits, of each 128 tokens' largest */
   int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no
                                limit */
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
@@ -1185,6 +1186,7 @@ enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_
 #define LATTN_TILE_PANELS_ 1
 #define LATTN_EXPS_ 1
 #define LATTN_THIN_VECTORS_ 1
+#define LATTN_INT_ROWS_ 6
 
 typedef struct lattn_v16_ {
   float r[16];
@@ -1373,10 +1375,38 @@ LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
 LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
   return lattn_i_dot_(acc, k, q);
 }
-/* acc * 128, wrapping */
-LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
-  LATTN_LANES_ acc.r[t] = (int32_t)((uint32_t)acc.r[t] << 7);
-  return acc;
+/* 4 bytes w in [0, 127] by signed bytes in [-127, 127] */
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_weights_(lattn_i16_ acc, int32_t w, lattn_b64_ v) {
+  return lattn_i_dot_(acc, v, w);
+}
+/* 16 bytes each of four rows: the bytes t of all become lane t */
+LATTN_INLINE_ lattn_b64_ lattn_b_quad_(const void *a, const void *b, const void *c, const void *d) {
+  lattn_b64_ x, y;
+  LATTN_MEMCPY_(x.r, a, 16);
+  LATTN_MEMCPY_(x.r + 16, b, 16);
+  LATTN_MEMCPY_(x.r + 32, c, 16);
+  LATTN_MEMCPY_(x.r + 48, d, 16);
+  for (int i = 0; i < 64; i++) y.r[i] = x.r[i % 4 * 16 + i / 4];
+  return y;
+}
+/* 32 bytes of each: of columns 0 ... 15, then 16 ... 31 */
+LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b, const char *c,
+                                  const char *d) {
+  to[0] = lattn_b_quad_(a, b, c, d);
+  to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
+}
+/* lanes in [0, 16383], rounded to nearest even: 128 * high + low, a byte each */
+LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
+  LATTN_LANES_ {
+    uint32_t u = lattn_bits_(x.r[t] + 12582912.0f); /* 1.5 * 2^23: ends on integers */
+    high[t] = (unsigned char)(u >> 7 & 127);
+    low[t] = (unsigned char)(u & 127);
+  }
+}
+/* 128 * high + low, wrapping */
+LATTN_INLINE_ lattn_i16_ lattn_i_128_(lattn_i16_ high, lattn_i16_ low) {
+  LATTN_LANES_ low.r[t] = (int32_t)(((uint32_t)high.r[t] << 7) + (uint32_t)low.r[t]);
+  return low;
 }
 /* acc - x (wrapping; the difference fits), as floats, rounded to nearest even */
 LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
@@ -1392,6 +1422,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #define LATTN_EXPS_ 8 /* vectors of exp at a time */
 #define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_THIN_VECTORS_ 8 /* value columns of 1 or 2 rows: one pass over 128 of them */
+#define LATTN_INT_ROWS_ 6     /* by values of integers: 6 x 2 x 2 accumulators */
 
 typedef struct lattn_v16_ {
   __m512 r;
@@ -1540,15 +1571,25 @@ LATTN_INLINE_ lattn_v16_ lattn_v_load_i4_(const void *p, int high) {
   b = _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8));
   return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)));
 }
+#if defined(__GNUC__) /* as __m512i, 8 numbers of 64 bits, gcc 12 copies and spills accumulators */
+typedef struct lattn_i16_ {
+  __v16si r;
+} lattn_i16_;
+#define LATTN_I16_(x) ((__v16si)(x))
+#define LATTN_M512I_(x) ((__m512i)(x).r)
+#else
 typedef struct lattn_i16_ {
   __m512i r;
 } lattn_i16_;
+#define LATTN_I16_(x) (x)
+#define LATTN_M512I_(x) ((x).r)
+#endif /* __GNUC__ */
 typedef struct lattn_b64_ {
   __m512i r;
 } lattn_b64_;
 LATTN_INLINE_ lattn_i16_ lattn_i_of_(__m512i r) {
   lattn_i16_ y;
-  y.r = r;
+  y.r = LATTN_I16_(r);
   return y;
 }
 LATTN_INLINE_ lattn_i16_ lattn_i_set_(int32_t x) { return lattn_i_of_(_mm512_set1_epi32(x)); }
@@ -1570,10 +1611,13 @@ LATTN_INLINE_ lattn_b64_ lattn_b_keys_(const void *p) {
   return y;
 }
 LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
-  return lattn_i_of_(_mm512_dpbusd_epi32(acc.r, k.r, _mm512_set1_epi32(q)));
+  return lattn_i_of_(_mm512_dpbusd_epi32(LATTN_M512I_(acc), k.r, _mm512_set1_epi32(q)));
 }
 LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
   return lattn_i_dot_(acc, k, q);
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_weights_(lattn_i16_ acc, int32_t w, lattn_b64_ v) {
+  return lattn_i_of_(_mm512_dpbusd_epi32(LATTN_M512I_(acc), _mm512_set1_epi32(w), v.r));
 }
 #else /* even and odd bytes as 16-bit numbers */
 #define LATTN_DOT_BIAS_ 0
@@ -1583,20 +1627,63 @@ LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
   __m512i even = _mm512_madd_epi16(_mm512_srai_epi16(_mm512_slli_epi16(k.r, 8), 8),
                                    _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
   __m512i odd = _mm512_madd_epi16(_mm512_srai_epi16(k.r, 8), _mm512_srai_epi16(b, 8));
-  return lattn_i_of_(_mm512_add_epi32(acc.r, _mm512_add_epi32(even, odd)));
+  return lattn_i_of_(_mm512_add_epi32(LATTN_M512I_(acc), _mm512_add_epi32(even, odd)));
 }
 LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
   __m512i pairs = _mm512_maddubs_epi16(k.r, _mm512_set1_epi32(q));
   return lattn_i_of_(
-      _mm512_add_epi32(acc.r, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))));
+      _mm512_add_epi32(LATTN_M512I_(acc), _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))));
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_weights_(lattn_i16_ acc, int32_t w, lattn_b64_ v) {
+  __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi32(w), v.r);
+  return lattn_i_of_(
+      _mm512_add_epi32(LATTN_M512I_(acc), _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))));
 }
 #endif
-LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
-  return lattn_i_of_(_mm512_slli_epi32(acc.r, 7));
+/* Bytes of a and b in pairs, of c and d in pairs; then both in quads: `index` says where those of
+   column 0 are, the others follow, the second 8 columns in the other vector. */
+LATTN_INLINE_ __m512i lattn_b_join_(__m512i low, __m512i high, int index) {
+  __m512i i = _mm512_setr_epi32(0, 0x10001, 0x20002, 0x30003, 0x40004, 0x50005, 0x60006, 0x70007,
+                                0x200020, 0x210021, 0x220022, 0x230023, 0x240024, 0x250025,
+                                0x260026, 0x270027);
+  return _mm512_permutex2var_epi16(low, _mm512_add_epi16(i, _mm512_set1_epi32(index)), high);
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_quad_(const void *a, const void *b, const void *c, const void *d) {
+  __m256i x = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)a));
+  __m256i y = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)b));
+  lattn_b64_ to;
+  x = _mm256_inserti128_si256(x, _mm_loadu_si128((const __m128i *)c), 1);
+  y = _mm256_inserti128_si256(y, _mm_loadu_si128((const __m128i *)d), 1);
+  to.r = lattn_b_join_(_mm512_castsi256_si512(_mm256_unpacklo_epi8(x, y)),
+                       _mm512_castsi256_si512(_mm256_unpackhi_epi8(x, y)), 0x80000);
+  return to;
+}
+LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b, const char *c,
+                                  const char *d) {
+  __m512i x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+  __m512i y = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)b)), low;
+  x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)c), 1);
+  y = _mm512_inserti64x4(y, _mm256_loadu_si256((const __m256i *)(const void *)d), 1);
+  low = _mm512_unpacklo_epi8(x, y);
+  x = _mm512_unpackhi_epi8(x, y);
+  to[0].r = lattn_b_join_(low, x, 0x100000);
+  to[1].r = lattn_b_join_(low, x, 0x180008);
+}
+LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
+  __m512i u = _mm512_cvtps_epi32(x.r);
+  __m128i h = _mm512_cvtepi32_epi8(_mm512_srli_epi32(u, 7));
+  __m128i l = _mm512_cvtepi32_epi8(_mm512_and_si512(u, _mm512_set1_epi32(127)));
+  _mm_storeu_si128((__m128i *)(void *)high, h);
+  _mm_storeu_si128((__m128i *)(void *)low, l);
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_128_(lattn_i16_ high, lattn_i16_ low) {
+  return lattn_i_of_(_mm512_add_epi32(_mm512_slli_epi32(LATTN_M512I_(high), 7), LATTN_M512I_(low)));
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
-  return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc.r, _mm512_set1_epi32(x))));
+  return lattn_v_of_(_mm512_cvtepi32_ps(_mm512_sub_epi32(LATTN_M512I_(acc), _mm512_set1_epi32(x))));
 }
+#undef LATTN_I16_
+#undef LATTN_M512I_
 #if defined(__AVX512BF16__) && defined(__GNUC__)
 #define LATTN_HAS_PAIRS_ 1
 LATTN_INLINE_ lattn_v16_ lattn_v_pair_row_(lattn_v16_ a, lattn_v16_ b) {
@@ -1624,6 +1711,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
 #define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
 #define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
+#define LATTN_INT_ROWS_ 3
 
 typedef struct lattn_v16_ {
   __m256 r[2];
@@ -1853,9 +1941,40 @@ LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_
       acc.r[i], _mm256_madd_epi16(_mm256_maddubs_epi16(k.r[i], b), one));
   return acc;
 }
-LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
-  LATTN_HALVES_ acc.r[i] = _mm256_slli_epi32(acc.r[i], 7);
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_weights_(lattn_i16_ acc, int32_t w, lattn_b64_ v) {
+  __m256i b = _mm256_set1_epi32(w), one = _mm256_set1_epi16(1);
+  LATTN_HALVES_ acc.r[i] = _mm256_add_epi32(
+      acc.r[i], _mm256_madd_epi16(_mm256_maddubs_epi16(b, v.r[i]), one));
   return acc;
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_quad_(const void *a, const void *b, const void *c, const void *d) {
+  __m128i x = _mm_loadu_si128((const __m128i *)a), y = _mm_loadu_si128((const __m128i *)b);
+  __m128i z = _mm_loadu_si128((const __m128i *)c), w = _mm_loadu_si128((const __m128i *)d);
+  __m128i p = _mm_unpacklo_epi8(x, y), q = _mm_unpacklo_epi8(z, w);
+  lattn_b64_ to;
+  to.r[0] = _mm256_setr_m128i(_mm_unpacklo_epi16(p, q), _mm_unpackhi_epi16(p, q));
+  p = _mm_unpackhi_epi8(x, y);
+  q = _mm_unpackhi_epi8(z, w);
+  to.r[1] = _mm256_setr_m128i(_mm_unpacklo_epi16(p, q), _mm_unpackhi_epi16(p, q));
+  return to;
+}
+LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b, const char *c,
+                                  const char *d) {
+  to[0] = lattn_b_quad_(a, b, c, d);
+  to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
+}
+LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
+  __m256i a = _mm256_cvtps_epi32(x.r[0]), b = _mm256_cvtps_epi32(x.r[1]), low7, high7;
+  a = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8); /* 16 words in order */
+  high7 = _mm256_srli_epi16(a, 7);
+  low7 = _mm256_and_si256(a, _mm256_set1_epi16(127));
+  a = _mm256_permute4x64_epi64(_mm256_packus_epi16(high7, low7), 0xd8);
+  _mm_storeu_si128((__m128i *)(void *)high, _mm256_castsi256_si128(a));
+  _mm_storeu_si128((__m128i *)(void *)low, _mm256_extracti128_si256(a, 1));
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_128_(lattn_i16_ high, lattn_i16_ low) {
+  LATTN_HALVES_ low.r[i] = _mm256_add_epi32(_mm256_slli_epi32(high.r[i], 7), low.r[i]);
+  return low;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
   lattn_v16_ y;
@@ -1871,6 +1990,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_EXPS_ 2
 #define LATTN_THIN_VECTORS_ 2
+#define LATTN_INT_ROWS_ 3
 
 typedef struct lattn_v16_ {
   float32x4_t r[4];
@@ -2078,9 +2198,38 @@ LATTN_INLINE_ lattn_i16_ lattn_i_dot_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
 LATTN_INLINE_ lattn_i16_ lattn_i_dot_small_(lattn_i16_ acc, lattn_b64_ k, int32_t q) {
   return lattn_i_dot_(acc, k, q);
 }
-LATTN_INLINE_ lattn_i16_ lattn_i_times_128_(lattn_i16_ acc) {
-  LATTN_QUARTERS_ acc.r[i] = vshlq_n_s32(acc.r[i], 7);
-  return acc;
+LATTN_INLINE_ lattn_i16_ lattn_i_dot_weights_(lattn_i16_ acc, int32_t w, lattn_b64_ v) {
+  return lattn_i_dot_(acc, v, w);
+}
+LATTN_INLINE_ lattn_b64_ lattn_b_quad_(const void *a, const void *b, const void *c, const void *d) {
+  int8x16x2_t x = vzipq_s8(vld1q_s8((const int8_t *)a), vld1q_s8((const int8_t *)b));
+  int8x16x2_t y = vzipq_s8(vld1q_s8((const int8_t *)c), vld1q_s8((const int8_t *)d));
+  lattn_b64_ to;
+  for (int i = 0; i < 2; i++) {
+    int16x8x2_t z = vzipq_s16(vreinterpretq_s16_s8(x.val[i]), vreinterpretq_s16_s8(y.val[i]));
+    to.r[2 * i] = vreinterpretq_s8_s16(z.val[0]);
+    to.r[2 * i + 1] = vreinterpretq_s8_s16(z.val[1]);
+  }
+  return to;
+}
+LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b, const char *c,
+                                  const char *d) {
+  to[0] = lattn_b_quad_(a, b, c, d);
+  to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
+}
+LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
+  uint16x8_t u[2];
+  for (int i = 0; i < 2; i++)
+    u[i] = vcombine_u16(vmovn_u32(vreinterpretq_u32_s32(vcvtnq_s32_f32(x.r[2 * i]))),
+                        vmovn_u32(vreinterpretq_u32_s32(vcvtnq_s32_f32(x.r[2 * i + 1]))));
+  for (int i = 0; i < 2; i++) {
+    vst1_u8(high + 8 * i, vshrn_n_u16(u[i], 7));
+    vst1_u8(low + 8 * i, vmovn_u16(vandq_u16(u[i], vdupq_n_u16(127))));
+  }
+}
+LATTN_INLINE_ lattn_i16_ lattn_i_128_(lattn_i16_ high, lattn_i16_ low) {
+  LATTN_QUARTERS_ low.r[i] = vaddq_s32(vshlq_n_s32(high.r[i], 7), low.r[i]);
+  return low;
 }
 LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
   lattn_v16_ y;
@@ -2869,20 +3018,17 @@ typedef struct lattn_rows_ {
   int type;
 } lattn_rows_;
 
-/* 16 columns (n of them exist) of a row; *weight is multiplied by its scale. */
+/* 16 columns (n of them exist) of a row, not of LATTN_I8. */
 LATTN_FN_ lattn_v16_ lattn_row_columns_(const lattn_rows_ *rows, int64_t row, int64_t dim,
-                                        int64_t c, int n, float *weight) {
+                                        int64_t c, int n) {
   int64_t at = row * rows->stride + c;
-  const char *ints = (const char *)rows->v + row * rows->stride;
-  if (rows->scales) *weight = *weight * lattn_value_scale_(rows->scales, row);
   if (LATTN_HAS_PAIRS_ && rows->type == LATTN_PAIRS_)
     return lattn_v_half_(lattn_v_load_((const float *)rows->v + row / 2 * rows->stride + c),
                          (int)(row % 2));
   if (rows->type == LATTN_F32) return lattn_v_get_n_(rows->v, LATTN_F32, at, n);
   if (rows->type == LATTN_F16) return lattn_v_get_n_(rows->v, LATTN_F16, at, n);
   if (rows->type == LATTN_BF16) return lattn_v_get_n_(rows->v, LATTN_BF16, at, n);
-  if (rows->type == LATTN_I8) return lattn_v_value_ints_(ints, LATTN_I8, dim, c);
-  return lattn_v_value_ints_(ints, LATTN_I4, dim, c);
+  return lattn_v_value_ints_((const char *)rows->v + row * rows->stride, LATTN_I4, dim, c);
 }
 
 /* Values of one row when a key that it does not see may hold infinity or NaN, or whose last keys
@@ -2897,11 +3043,10 @@ LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], const lattn
     int n = dim - c < 16 ? (int)(dim - c) : 16;
     lattn_v16_ sum = lattn_v_set_(0), b;
     for (int j = first; j < end; j++) {
-      float weight = w[j];
       if (!(visible[j / 16] >> (j % 16) & 1u)) continue;
-      b = j < lane ? lattn_row_columns_(rows, j, dim, c, n, &weight)
-                   : lattn_row_columns_(drafts, path[j - lane], dim, c, n, &weight);
-      sum = lattn_v_fma_(lattn_v_set_(weight), b, sum);
+      b = j < lane ? lattn_row_columns_(rows, j, dim, c, n)
+                   : lattn_row_columns_(drafts, path[j - lane], dim, c, n);
+      sum = lattn_v_fma_(lattn_v_set_(w[j]), b, sum);
     }
     lattn_v_store_(acc + c, lattn_v_fma_(lattn_v_load_(acc + c), lattn_v_set_(e), sum));
   }
@@ -2980,7 +3125,7 @@ LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_
       LATTN_UNROLL_
       for (int a = 0; a < m; a++)
         LATTN_UNROLL_
-        for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_times_128_(acc[a][p]);
+        for (int p = 0; p < panels; p++) acc[a][p] = lattn_i_128_(acc[a][p], lattn_i_set_(0));
     }
     for (int64_t d = 0; d < units; d++) {
       LATTN_UNROLL_
@@ -3107,12 +3252,13 @@ LATTN_SCORE_INTS_(lattn_score_i4_)
 #undef LATTN_BODY_
 #undef LATTN_SCORE_INTS_
 
-/* Values of m rows, as lattn_value_body_: rows of `row_bytes` bytes of 8 (times no scale: it is in
-   the weights) or 4 bits. 16 columns at a time for all rows. */
-LATTN_INLINE_ void lattn_value_ints_body_(int m, int vectors, int type, const float *w,
-                                          const char *v, int64_t row_bytes, int n_keys, int64_t dim,
-                                          int64_t c, float *acc, int64_t acc_stride, const float *e,
-                                          int64_t ahead) {
+/* Values of m rows, as lattn_value_body_: rows of `row_bytes` bytes of LATTN_I4, as floats: weights
+   of integers would have to be made anew for each 32 columns' scales, which for the 4 rows of a
+   decoding group takes as long as it saves (measured). */
+LATTN_INLINE_ void lattn_value_i4_body_(int m, int vectors, const float *w, const char *v,
+                                        int64_t row_bytes, int n_keys, int64_t dim, int64_t c,
+                                        float *acc, int64_t acc_stride, const float *e,
+                                        int64_t ahead) {
   lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_TILE_PANELS_], b[LATTN_TILE_PANELS_];
   LATTN_UNROLL_
   for (int a = 0; a < m; a++)
@@ -3120,9 +3266,9 @@ LATTN_INLINE_ void lattn_value_ints_body_(int m, int vectors, int type, const fl
     for (int i = 0; i < vectors; i++) sum[a][i] = lattn_v_set_(0);
   for (int j = 0; j < n_keys; j++, v += row_bytes) {
     LATTN_UNROLL_
-    for (int i = 0; i < vectors; i++) b[i] = lattn_v_value_ints_(v, type, dim, c + 16 * i);
+    for (int i = 0; i < vectors; i++) b[i] = lattn_v_value_ints_(v, LATTN_I4, dim, c + 16 * i);
     if (m < LATTN_TILE_ROWS_)
-      LATTN_PREFETCH_((const void *)((uintptr_t)v + (uintptr_t)(c / (type == LATTN_I8 ? 1 : 2)) +
+      LATTN_PREFETCH_((const void *)((uintptr_t)v + (uintptr_t)(c / 2) +
                                      (uintptr_t)ahead));
     LATTN_UNROLL_
     for (int a = 0; a < m; a++) {
@@ -3140,37 +3286,231 @@ LATTN_INLINE_ void lattn_value_ints_body_(int m, int vectors, int type, const fl
     }
 }
 
-LATTN_INLINE_ void lattn_value_ints_columns_(int m, int type, const float *w, const char *v,
-                                             int64_t row_bytes, int n_keys, int64_t dim, float *acc,
-                                             int64_t acc_stride, const float *e, int64_t ahead) {
+LATTN_INLINE_ void lattn_value_i4_columns_(int m, const float *w, const char *v, int64_t row_bytes,
+                                           int n_keys, int64_t dim, float *acc, int64_t acc_stride,
+                                           const float *e, int64_t ahead) {
   int64_t c = 0;
   for (; c + 16 * LATTN_TILE_PANELS_ <= lattn_up_(dim, 16); c += 16 * LATTN_TILE_PANELS_)
-    lattn_value_ints_body_(m, LATTN_TILE_PANELS_, type, w, v, row_bytes, n_keys, dim, c, acc + c,
-                           acc_stride, e, ahead);
+    lattn_value_i4_body_(m, LATTN_TILE_PANELS_, w, v, row_bytes, n_keys, dim, c, acc + c,
+                         acc_stride, e, ahead);
   for (; c < dim; c += 16)
-    lattn_value_ints_body_(m, 1, type, w, v, row_bytes, n_keys, dim, c, acc + c, acc_stride, e,
-                           ahead);
+    lattn_value_i4_body_(m, 1, w, v, row_bytes, n_keys, dim, c, acc + c, acc_stride, e, ahead);
 }
 
-#define LATTN_VALUE_INTS_(name)                                                                    \
-  LATTN_NOINLINE_ void name(int m, const float *w, const char *v, int64_t row_bytes, int n_keys,   \
-                            int64_t dim, float *acc, int64_t acc_stride, const float *e,           \
-                            int64_t ahead) {                                                       \
-    if (m == 1) {                                                                                  \
-      LATTN_BODY_(1);                                                                              \
-      return;                                                                                      \
-    }                                                                                              \
-    LATTN_EACH_ROWS_(m, LATTN_BODY_)                                                               \
+LATTN_NOINLINE_ void lattn_value_i4_(int m, const float *w, const char *v, int64_t row_bytes,
+                                     int n_keys, int64_t dim, float *acc, int64_t acc_stride,
+                                     const float *e, int64_t ahead) {
+#define LATTN_BODY_(M)                                                                             \
+  lattn_value_i4_columns_(M, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
+  if (m == 1) {
+    LATTN_BODY_(1);
+    return;
   }
-#define LATTN_BODY_(M)                                                                             \
-  lattn_value_ints_columns_(M, LATTN_I8, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
-LATTN_VALUE_INTS_(lattn_value_i8_)
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
+}
+
+/* ---- weights of integers ----
+   Values of LATTN_I8 are summed by weights of integers. Of one row and one block: x = weight *
+   value's scale; X = the largest x, at least 2^-112; u = x * (16383 / X), rounded to nearest even;
+   out = (sum of u * value) * (X / 16383). The sum is exact, in any order, and below 128 * 16383 *
+   127 < 2^28. A weight is off by at most 2^-15 of the block's largest, so that a tail of a hundred
+   keys, which 7 bits would lose, keeps its mass. u = 128 * high + low, planes of 7 bits: no sum of
+   two products leaves 16 bits. */
+
+enum { LATTN_PLANES_ = 2 * LATTN_BLOCK_ }; /* bytes of a row: high of the keys, then low */
+
+/* Of m rows: weights w[a][128] and the keys' scales. by[a]: X / 16383; NaN where sum[a] is. */
+LATTN_NOINLINE_ void lattn_weights_ints_(int m, const float *w, const float *scales,
+                                         const float *sum, unsigned char *planes, float *by) {
+  float most[16] = {0};
+  lattn_v16_ largest[LATTN_TILE_ROWS_], top, steps = lattn_v_set_(16383);
+  for (int a = 0; a < m; a++) {
+    lattn_v16_ x[8];
+    LATTN_UNROLL_
+    for (int p = 0; p < 8; p++)
+      x[p] = lattn_v_mul_(lattn_v_load_(w + a * LATTN_BLOCK_ + 16 * p),
+                          lattn_v_load_(scales + 16 * p));
+    LATTN_UNROLL_
+    for (int p = 0; p < 4; p++) x[p] = lattn_v_max_(x[p], x[p + 4]);
+    largest[a] = lattn_v_max_(lattn_v_max_(x[0], x[1]), lattn_v_max_(x[2], x[3]));
+  }
+  lattn_v_reduce_rows_(largest, m, 1, most);
+  top = lattn_v_max_(lattn_v_load_(most), lattn_v_set_(1.92592994e-34f)); /* 2^-112 */
+  lattn_v_store_(by, lattn_v_div_(top, steps));
+  lattn_v_store_(most, lattn_v_div_(steps, top));
+  for (int a = 0; a < m; a++) {
+    lattn_v16_ r = lattn_v_set_(most[a]);
+    unsigned char *to = planes + a * LATTN_PLANES_;
+    if (lattn_is_nan_(sum[a])) by[a] = LATTN_NAN_;
+    LATTN_UNROLL_
+    for (int p = 0; p < 8; p++) {
+      lattn_v16_ x = lattn_v_mul_(lattn_v_load_(w + a * LATTN_BLOCK_ + 16 * p),
+                                  lattn_v_load_(scales + 16 * p));
+      lattn_v_planes_(lattn_v_mul_(x, r), to + 16 * p, to + LATTN_BLOCK_ + 16 * p);
+    }
+  }
+}
+
+/* Of a row that may not see a key whose scale is NaN: it reaches the rows that see it only. */
+LATTN_NOINLINE_ void lattn_weights_apart_(const float *w, const float *scales,
+                                          const uint32_t *visible, float sum,
+                                          unsigned char *planes, float *by) {
+  float own[LATTN_BLOCK_], of_row[16];
+  for (int j = 0; j < LATTN_BLOCK_; j++) {
+    own[j] = !visible || (visible[j / 16] >> (j % 16) & 1u) ? scales[j] : 0.0f;
+    if (lattn_is_finite_(own[j])) continue;
+    own[j] = 0;
+    sum = LATTN_NAN_;
+  }
+  lattn_weights_ints_(1, w, own, &sum, planes, of_row);
+  *by = of_row[0];
+}
+
+/* Where a row of values is; those from `lane` on are the rows path[row - lane] of `drafts`, which
+   may be NULL. */
+LATTN_INLINE_ const char *lattn_int_row_(const lattn_rows_ *rows, const lattn_rows_ *drafts,
+                                         const uint8_t *path, int lane, int row) {
+  if (drafts && row >= lane) return (const char *)drafts->v + path[row - lane] * drafts->stride;
+  return (const char *)rows->v + row * rows->stride;
+}
+
+/* acc[a] = fma(acc[a], e[a], sum of u * value * by[a]) for m rows and 16 * vectors columns from c
+   on; keys [first, end), whole quads. Per quad of a full AVX-512 tile: 4 value loads, 6 shuffles,
+   12 broadcasts, 24 dot products, which take 0.92 of the time (of 4 rows 0.9, of one a half). */
+LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char *planes,
+                                        const lattn_rows_ *rows, const lattn_rows_ *drafts,
+                                        const uint8_t *path, int lane, int first, int end,
+                                        int64_t c, float *acc, int64_t acc_stride, const float *e,
+                                        const float *by, int64_t ahead) {
+  lattn_i16_ high[LATTN_INT_ROWS_][2], low[LATTN_INT_ROWS_][2];
+  lattn_b64_ b[2];
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) high[a][i] = low[a][i] = lattn_i_set_(0);
+  for (int j = first; j < end; j += 4) {
+    const char *r[4];
+    LATTN_UNROLL_
+    for (int t = 0; t < 4; t++) {
+      r[t] = lattn_int_row_(rows, drafts, path, lane, j + t) + c;
+      if (ahead) LATTN_PREFETCH_((const void *)((uintptr_t)r[t] + (uintptr_t)ahead));
+    }
+    if (vectors > 1) lattn_b_quads_(b, r[0], r[1], r[2], r[3]);
+    else b[0] = lattn_b_quad_(r[0], r[1], r[2], r[3]);
+    LATTN_UNROLL_
+    for (int a = 0; a < m; a++) {
+      const char *w = (const char *)planes + a * LATTN_PLANES_ + j;
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++)
+        high[a][i] = lattn_i_dot_weights_(high[a][i], lattn_int_at_(w), b[i]);
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++)
+        low[a][i] = lattn_i_dot_weights_(low[a][i], lattn_int_at_(w + LATTN_BLOCK_), b[i]);
+    }
+  }
+  LATTN_UNROLL_
+  for (int a = 0; a < m; a++)
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) {
+      float *to = acc + a * acc_stride + c + 16 * i;
+      lattn_v16_ x = lattn_v_of_less_(lattn_i_128_(high[a][i], low[a][i]), 0);
+      x = lattn_v_mul_(x, lattn_v_set_(by[a]));
+      lattn_v_store_(to, lattn_v_fma_(lattn_v_load_(to), lattn_v_set_(e[a]), x));
+    }
+}
+
+LATTN_INLINE_ void lattn_value_i8_columns_(int m, const unsigned char *planes,
+                                           const lattn_rows_ *rows, const lattn_rows_ *drafts,
+                                           const uint8_t *path, int lane, int first, int end,
+                                           int64_t dim, float *acc, int64_t acc_stride,
+                                           const float *e, const float *by, int64_t ahead) {
+  int64_t c = 0;
+  for (; c + 16 < dim; c += 32) /* one hint for 64 columns */
+    lattn_value_i8_body_(m, 2, planes, rows, drafts, path, lane, first, end, c, acc, acc_stride, e,
+                         by, c % 64 ? 0 : ahead);
+  if (c < dim)
+    lattn_value_i8_body_(m, 1, planes, rows, drafts, path, lane, first, end, c, acc, acc_stride, e,
+                         by, c % 64 ? 0 : ahead);
+}
+
+/* As many rows at a time as there are registers for. */
+LATTN_INLINE_ void lattn_value_i8_rows_(int m, const unsigned char *planes, const lattn_rows_ *rows,
+                                        int first, int end, int64_t dim, float *acc,
+                                        int64_t acc_stride, const float *e, const float *by,
+                                        int64_t ahead) {
+  const int n = m < LATTN_INT_ROWS_ ? m : LATTN_INT_ROWS_;
+  lattn_value_i8_columns_(n, planes, rows, 0, 0, 0, first, end, dim, acc, acc_stride, e, by, ahead);
+  if (n < m)
+    lattn_value_i8_columns_(m - n, planes + n * LATTN_PLANES_, rows, 0, 0, 0, first, end, dim,
+                            acc + n * acc_stride, acc_stride, e + n, by + n, ahead);
+}
+
+LATTN_NOINLINE_ void lattn_value_i8_(int m, const unsigned char *planes, const lattn_rows_ *rows,
+                                     int first, int end, int64_t dim, float *acc,
+                                     int64_t acc_stride, const float *e, const float *by,
+                                     int64_t ahead) {
 #define LATTN_BODY_(M)                                                                             \
-  lattn_value_ints_columns_(M, LATTN_I4, w, v, row_bytes, n_keys, dim, acc, acc_stride, e, ahead)
-LATTN_VALUE_INTS_(lattn_value_i4_)
+  lattn_value_i8_rows_(M, planes, rows, first, end, dim, acc, acc_stride, e, by, ahead)
+  if (m == 1) {
+    LATTN_BODY_(1);
+    return;
+  }
+  LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
-#undef LATTN_VALUE_INTS_
+}
+
+/* One row whose last keys are drafts. */
+LATTN_NOINLINE_ void lattn_value_i8_drafts_(const unsigned char *planes, const lattn_rows_ *rows,
+                                            const lattn_rows_ *drafts, const uint8_t *path,
+                                            int lane, int first, int end, int64_t dim, float *acc,
+                                            const float *e, const float *by) {
+  lattn_value_i8_columns_(1, planes, rows, drafts, path, lane, first, end, dim, acc, 0, e, by, 0);
+}
+
+/* The scales of values [first, end), of panels that hold them; the others' are 0. Returns whether
+   one is not finite. */
+LATTN_FN_ int lattn_value_scales_(float to[LATTN_BLOCK_], const lattn_rows_ *rows,
+                                  const lattn_rows_ *drafts, const uint8_t *path, int lane,
+                                  int first, int end) {
+  uint32_t bad = 0;
+  for (int p = 0; p < 8; p++) {
+    lattn_v16_ x = lattn_v_set_(0);
+    if (16 * p < end && 16 * p + 16 > first && 16 * p < lane)
+      x = lattn_v_load_f16_((const uint16_t *)(const void *)rows->scales + 16 * p);
+    lattn_v_store_(to + 16 * p, x);
+    bad |= lattn_v_nonfinite_(x);
+  }
+  for (int j = first > lane ? first : lane; j < end; j++) {
+    to[j] = lattn_value_scale_(drafts->scales, path[j - lane]);
+    bad |= !lattn_is_finite_(to[j]);
+  }
+  return bad != 0;
+}
+
+/* Values of m rows of LATTN_I8: weights w[a][128], their sums, and of each row 8 panels of bits of
+   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and keys from `lane` on
+   are those. */
+LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lattn_rows_ *drafts,
+                                       const uint8_t *path, int lane, const uint32_t *visible,
+                                       const float *w, const float *sum, int first, int end,
+                                       int64_t dim, float *acc, int64_t acc_stride, const float *e,
+                                       int64_t ahead) {
+  unsigned char planes[LATTN_TILE_ROWS_ * LATTN_PLANES_];
+  float scales[LATTN_BLOCK_], by[16];
+  if (lattn_value_scales_(scales, rows, drafts, path, lane, first, end))
+    for (int a = 0; a < m; a++)
+      lattn_weights_apart_(w + a * LATTN_BLOCK_, scales, visible ? visible + 8 * a : 0, sum[a],
+                           planes + a * LATTN_PLANES_, by + a);
+  else
+    lattn_weights_ints_(m, w, scales, sum, planes, by);
+  first = first / 4 * 4;
+  end = (end + 3) / 4 * 4;
+  if (drafts)
+    lattn_value_i8_drafts_(planes, rows, drafts, path, lane, first, end, dim, acc, e, by);
+  else
+    lattn_value_i8_(m, planes, rows, first, end, dim, acc, acc_stride, e, by, ahead);
+}
 
 /* to[p][d][16]: keys of the caller's layout, lanes [from, end) of a block; other lanes of the
    panels that these touch become +0. pairs: d counts pairs of dims; one transpose then moves 32. */
@@ -3953,7 +4293,7 @@ typedef struct lattn_block_ {
   const void *k, *v;
   int k_type, v_type;
   int64_t panel_bytes; /* of integer keys */
-  const char *scales;  /* NULL, or of the values of LATTN_I8: they go into the weights */
+  const char *scales;  /* NULL, or of the values of LATTN_I8 */
   int panels;          /* k is in panels; else strided, lane t at (k_index + t) * k_stride */
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
@@ -4145,7 +4485,8 @@ LATTN_FN_ int lattn_prepares_keys_(const lattn_block_ *b) {
 }
 
 LATTN_FN_ int lattn_prepares_values_(const lattn_job_ *job, const lattn_block_ *b) {
-  return !job->weights && (!b->panels || b->pairs || b->v_type != LATTN_F32);
+  return !job->weights && b->v_type != LATTN_I8 &&
+         (!b->panels || b->pairs || b->v_type != LATTN_F32);
 }
 
 LATTN_FN_ int lattn_last_lane_(const lattn_block_ *b) {
@@ -4182,7 +4523,7 @@ LATTN_FN_ void lattn_prepare_panel_(const lattn_job_ *job, const lattn_space_ *s
     lattn_widen_(keys + 16 * p * job->dk, b->k, b->k_type, 16 * p * job->dk, 16 * job->dk);
   if (!lattn_prepares_values_(job, b)) return;
   for (int j = from; j < to; j++)
-    if (lattn_is_int_(b->v_type))
+    if (b->v_type == LATTN_I4)
       lattn_widen_ints_(values + j * job->columns,
                         (const char *)b->v + (b->v_index + j) * b->v_stride, b->v_type, job->dv);
     else
@@ -4308,9 +4649,6 @@ LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
     lattn_value_pairs_(m, w + lo / 2, b->v, lo / 2 * b->v_stride, (hi + 1) / 2 - lo / 2,
                        job->columns, acc, e);
-  else if (b->v_type == LATTN_I8)
-    lattn_value_i8_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
-                    job->columns, e, b->ahead);
   else if (b->v_type == LATTN_I4)
     lattn_value_i4_(m, w + lo, (const char *)b->v + at, b->v_stride, hi - lo, job->dv, acc,
                     job->columns, e, b->ahead);
@@ -4392,21 +4730,29 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
 LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item_ *it,
                                          const lattn_space_ *sp, const lattn_block_ *b,
                                          const uint32_t visible[8], int64_t base, int64_t r, int lo,
-                                         int hi, const float *w, float *acc, float e) {
-  uint8_t path[64];
+                                         int hi, const float *w, float sum, float *acc, float e) {
+  uint8_t path[64 + 3] = {0}; /* quads of keys may end behind it */
   const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
   lattn_rows_ rows = lattn_rows_of_(b), drafts;
   int64_t first = lattn_stored_slots_(it->cache);
   int lane = (int)lattn_max_(0, first - base);
   const char *v = lattn_draft_keys_(it->cache, it->kv) + st->draft_value_at;
+  const uint8_t *from = path + (base + lane - first);
   lattn_draft_path_(it, sp->rows + r, path);
   drafts.v = v;
   drafts.type = st->value_type;
   drafts.stride = lattn_is_int_(st->value_type) ? st->row_bytes : job->dv;
   drafts.scales = st->value_type == LATTN_I8
                       ? lattn_draft_keys_(it->cache, it->kv) + st->draft_scales_at : 0;
-  lattn_value_careful_(visible, &rows, &drafts, path + (base + lane - first), lane, w, lo, hi,
-                       job->dv, acc, e);
+  if (!rows.v) { /* no row of it is used, but quads of keys may begin before the drafts */
+    rows = drafts;
+    rows.stride = 0;
+  }
+  if (drafts.type == LATTN_I8)
+    lattn_value_ints_(1, &rows, &drafts, from, lane, visible, w, &sum, lo, hi,
+                      job->dv, acc, 0, &e, 0);
+  else
+    lattn_value_careful_(visible, &rows, &drafts, from, lane, w, lo, hi, job->dv, acc, e);
 }
 
 /* Scores of rows r ... r + m - 1 of the item against one block: panels [*first, *end) of sp->s, of
@@ -4438,10 +4784,8 @@ LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, l
 /* Whether a value of the lanes that rows of the item may see is not finite. */
 LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
   int64_t from = b->v_index + b->lo;
-  int bad = 0, hi = b->hi < b->stored ? b->hi : b->stored;
-  for (int j = b->lo; b->scales && j < hi; j++)
-    bad |= !lattn_is_finite_(lattn_value_scale_(b->scales, j));
-  if (bad || b->v_type == LATTN_I8) return bad;
+  int hi = b->hi < b->stored ? b->hi : b->stored;
+  if (b->v_type == LATTN_I8) return 0; /* the scales of its weights are looked at */
   if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
     return lattn_pairs_nonfinite_((const float *)b->v + b->lo / 2 * job->columns,
                                   ((hi + 1) / 2 - b->lo / 2) * job->columns);
@@ -4450,14 +4794,6 @@ LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *
                                  job->dv);
   return lattn_values_nonfinite_(b->v, b->v_type, from * b->v_stride, b->v_stride, hi - b->lo,
                                  job->dv);
-}
-
-/* Weights of panels [first, end) times the scales of their values. */
-LATTN_FN_ void lattn_scale_weights_(float *w, const char *scales, int first, int end) {
-  for (int p = first; p < end; p++) {
-    const uint16_t *h = (const uint16_t *)(const void *)(scales + 32 * p);
-    lattn_v_store_(w + 16 * p, lattn_v_mul_(lattn_v_load_(w + 16 * p), lattn_v_load_f16_(h)));
-  }
 }
 
 /* The maxima of m rows whose tile needs no mask; 0: it does, or a row has no finite score. Four
@@ -4488,11 +4824,12 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
   float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
   lattn_v16_ sums[LATTN_TILE_ROWS_];
-  int lo, hi, first, end, drafts, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
+  int lo, hi, first, end, drafts, masked, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
   lattn_rows_ rows;
   if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
   drafts = hi > b->stored;
-  if (!lattn_maxima_(job, sp->rows + r, base, b, m, sp->s, top))
+  masked = !lattn_maxima_(job, sp->rows + r, base, b, m, sp->s, top);
+  if (masked)
     for (int a = 0; a < m; a++) {
       top[a] = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end,
                                sp->s + a * LATTN_BLOCK_, visible[a]);
@@ -4520,15 +4857,18 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   for (int a = 0; drafts && a < m; a++)
     if (!empty[a])
       lattn_draft_values_(job, it, sp, b, visible[a], base, r + a, lo, hi,
-                          sp->s + a * LATTN_BLOCK_, to.acc + (r + a) * job->columns, e[a]);
+                          sp->s + a * LATTN_BLOCK_, sum[a], to.acc + (r + a) * job->columns, e[a]);
   if (drafts) return;
+  rows = lattn_rows_of_(b);
+  if (b->v_type == LATTN_I8) {
+    lattn_value_ints_(m, &rows, 0, 0, LATTN_BLOCK_, masked ? visible[0] : 0, sp->s, sum, lo, hi,
+                      job->dv, to.acc + r * job->columns, job->columns, e, b->ahead);
+    return;
+  }
   if (!apart || !b->nonfinite) {
-    for (int a = 0; b->scales && a < m; a++)
-      lattn_scale_weights_(sp->s + a * LATTN_BLOCK_, b->scales, first, end);
     lattn_value_tile_(job, b, m, lo, hi, sp->s, to.acc + r * job->columns, e);
     return;
   }
-  rows = lattn_rows_of_(b);
   for (int a = 0; a < m; a++)
     if (!empty[a])
       lattn_value_careful_(visible[a], &rows, 0, 0, LATTN_BLOCK_, sp->s + a * LATTN_BLOCK_, lo, hi,
@@ -9965,6 +10305,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_EXPS_
 #undef LATTN_REDUCE_ROWS_
 #undef LATTN_THIN_VECTORS_
+#undef LATTN_INT_ROWS_
 #undef LATTN_EACH_ROWS_
 #undef LATTN_EACH_TYPE_
 #undef LATTN_MAX_POSITION_

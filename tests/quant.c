@@ -20,8 +20,17 @@
    the factor 1/sqrt(dk) took 4. With A = sum |q_d k_d|:
        |ds| <= |scale| (7 + channels / 32) u A + what `off` of both can do.
 
-   Values. LATTN_I8: one rounding of weight * scale; LATTN_I4: none (4 bits * 11 bits). Otherwise as
-   in ref.h, in the basis, + sum p_j off_j / P. Then the transform back: its delta, + 2u. */
+   Values. LATTN_I4: no rounding more (4 bits * 11 bits). As in ref.h, in the basis, + sum p_j off_j
+   / P. Then the transform back: its delta, + 2u.
+
+   Values of LATTN_I8 have weights of their own, p'_j = u_j X / (16383 h_j), as longattn.h says at
+   "weights of integers": h_j is the value's scale, X the largest p_j h_j of the block, u_j = p_j
+   h_j / (X / 16383), rounded. Where float32's weights, off by D_j as in ref.h, could round u_j to a
+   neighbour, the step is in doubt. So with d the part by which X may be off,
+       |dp'_j| <= (D_j may round u_j elsewhere ? X / (16383 h_j) : 0) + d p'_j,
+       |do| <= (sum |dp'_j| |v_j| + |o| sum D_j) / P + 5 u sum p'_j |v_j| / P,
+   of which 5 are w h, X / 16383, the sum as a float, the product of both, and the fold; and 127 *
+   2^-127 a key, where X is below 2^-112 and thus is not the largest. */
 #include "test.h"
 #define LONGATTN_IMPLEMENTATION
 #include "longattn.h"
@@ -328,8 +337,8 @@ static double ref_round(double x, double scale, const ref_grid *grid) {
 
 /* n numbers, each off by at most delta, become what is stored of them; delta how far the stored
    number may be from this one: of each, and of the extreme, there are neighbours; and if delta lets
-   another number be the extreme, that of the other sign. */
-static void ref_quantise(double *x, double *delta, int64_t n, const ref_grid *grid) {
+   another number be the extreme, that of the other sign. Returns the scale. */
+static double ref_quantise(double *x, double *delta, int64_t n, const ref_grid *grid) {
   double extreme = 0, slack = 0, scale[6];
   int sides = 1, negative = grid->divisor < 0;
   for (int64_t i = 0; i < n; i++) {
@@ -353,23 +362,25 @@ static void ref_quantise(double *x, double *delta, int64_t n, const ref_grid *gr
     x[i] = y;
     delta[i] = off;
   }
+  return scale[1];
 }
 
-/* One key or value, as stored by `type`, in its basis. */
-static void ref_store(double *x, double *delta, int64_t dim, int32_t type, int is_key) {
+/* One key or value, as stored by `type`, in its basis. Returns the scale of LATTN_I8. */
+static double ref_store(double *x, double *delta, int64_t dim, int32_t type, int is_key) {
   if (!is_quant(type)) {
     for (int64_t d = 0; d < dim; d++) {
       unsigned char element[4];
       element_set(element, type, 0, (float)x[d]);
       x[d] = (double)element_get(element, type, 0);
     }
-    return;
+    return 1;
   }
   if (is_key || type == LATTN_I4) ref_hadamard(x, delta, dim);
-  if (type == LATTN_I8) ref_quantise(x, delta, dim, &grid_8);
-  for (int64_t d = 0; d < dim && type == LATTN_I4; d += 32)
+  if (type == LATTN_I8) return ref_quantise(x, delta, dim, &grid_8);
+  for (int64_t d = 0; d < dim; d += 32)
     ref_quantise(x + d, delta + d, dim - d < 32 ? dim - d : 32,
                  is_key ? &grid_4_key : &grid_4_value);
+  return 1;
 }
 
 /* What a cache holds of a list of tokens: position i is token token[i] of the arrays, in slot
@@ -379,6 +390,7 @@ typedef struct ref_list {
   int64_t n;
   int64_t *token, *slot;
   double *k, *k_off, *v, *v_off; /* [n][kv_heads][dim] in their bases */
+  double *v_scale;               /* [n][kv_heads] of LATTN_I8 */
   double *q, *q_off;             /* of one row, for keys of one angle */
   double *o;                     /* [3][value_dim] */
   ref_call sums;                 /* its arrays of scores and weights */
@@ -396,6 +408,7 @@ static void list_open(ref_list *l, const rig *r, int64_t n) {
   l->k_off = (double *)ref_memory(n * r->kv_heads * r->key_dim, sizeof(double));
   l->v = (double *)ref_memory(n * r->kv_heads * r->value_dim, sizeof(double));
   l->v_off = (double *)ref_memory(n * r->kv_heads * r->value_dim, sizeof(double));
+  l->v_scale = (double *)ref_memory(n * r->kv_heads, sizeof(double));
   l->q = (double *)ref_memory(r->key_dim, sizeof(double));
   l->q_off = (double *)ref_memory(r->key_dim, sizeof(double));
   l->o = (double *)ref_memory(3 * r->value_dim, sizeof(double));
@@ -413,6 +426,7 @@ static void list_close(ref_list *l) {
   free(l->k_off);
   free(l->v);
   free(l->v_off);
+  free(l->v_scale);
   free(l->q);
   free(l->q_off);
   free(l->o);
@@ -447,7 +461,7 @@ static void list_store(ref_list *l, int64_t from) {
       memset(k_off, 0, (size_t)r->key_dim * sizeof *k_off);
       memset(v_off, 0, (size_t)r->value_dim * sizeof *v_off);
       ref_store(k, k_off, r->key_dim, key_type_of(r, g), 1);
-      ref_store(v, v_off, r->value_dim, value_type_of(r, g), 0);
+      l->v_scale[to] = ref_store(v, v_off, r->value_dim, value_type_of(r, g), 0);
     }
 }
 
@@ -543,13 +557,53 @@ static int64_t list_scores(ref_list *l, int64_t i, int64_t head, int64_t row, in
   return n;
 }
 
+/* Weights of integers of keys [from, to) of one block: p becomes p', slack |dp'|. */
+static void list_round_block(const ref_list *l, int64_t g, int64_t from, int64_t to, double *p,
+                             double *slack) {
+  int64_t most = -1;
+  double largest = 0, doubt;
+  for (int64_t j = from; j < to; j++) {
+    double x = p[j] * l->v_scale[l->sums.visible[j] * l->r->kv_heads + g];
+    if (x > largest) largest = x, most = j; /* NaN is none: it makes the row NaN by its value */
+  }
+  if (most < 0 || p[most] < 0x1p-90) { /* what float32 makes of it is about as small */
+    for (int64_t j = from; j < to; j++) slack[j] += p[j];
+    return;
+  }
+  doubt = slack[most] / p[most];
+  for (int64_t j = from; j < to; j++) {
+    double h = l->v_scale[l->sums.visible[j] * l->r->kv_heads + g], step = largest / 16383 / h;
+    double y = p[j] / step, off = slack[j] / step + y * (doubt + 4 * REF_U), u = rint(y);
+    if (!(h > 0)) continue;
+    off = fmax(rint(y + off) - u, u - rint(y - off));
+    p[j] = u * step;
+    slack[j] = off * step + p[j] * doubt;
+  }
+}
+
+/* The row's weights for values of LATTN_I8, apart from those in its sum; *lost = sum D_j. */
+static void list_round_weights(ref_list *l, int64_t g, int64_t n, double *lost) {
+  *lost = 0;
+  for (int64_t j = 0; j < n; j++) *lost += l->sums.errors[j];
+  for (int64_t from = 0, to; from < n; from = to) {
+    int64_t block = l->slot[l->sums.visible[from]] / REF_BLOCK;
+    for (to = from; to < n && l->slot[l->sums.visible[to]] / REF_BLOCK == block;) to++;
+    list_round_block(l, g, from, to, l->sums.weights, l->sums.errors);
+  }
+}
+
 /* out and bound, in the basis of the values. */
 static void list_values(ref_list *l, ref_row *y, int64_t g, int64_t n, const ref_sums *sums) {
   const rig *r = l->r;
   int64_t dim = r->value_dim, d;
   const double *p = l->sums.weights, *slack = l->sums.errors;
   double *all = l->o, *largest = l->o + dim, *loose = l->o + 2 * dim;
-  double rounds = sums->roundings + (value_type_of(r, g) == LATTN_I8);
+  int ints = value_type_of(r, g) == LATTN_I8;
+  double rounds = sums->roundings, lost = 0;
+  if (ints) { /* no chain of a block's keys */
+    rounds += 5 - (double)(n < REF_BLOCK ? n : REF_BLOCK);
+    list_round_weights(l, g, n, &lost);
+  }
   for (d = 0; d < dim; d++) y->out[d] = y->bound[d] = all[d] = largest[d] = loose[d] = 0;
   for (int64_t j = 0; j < n; j++) {
     int64_t at = (l->sums.visible[j] * r->kv_heads + g) * dim;
@@ -564,12 +618,13 @@ static void list_values(ref_list *l, ref_row *y, int64_t g, int64_t n, const ref
   for (d = 0; d < dim; d++) y->out[d] /= sums->total;
   for (int64_t j = 0; j < n; j++) {
     int64_t at = (l->sums.visible[j] * r->kv_heads + g) * dim;
-    for (d = 0; d < dim; d++) y->bound[d] += slack[j] * fabs(l->v[at + d] - y->out[d]);
+    for (d = 0; d < dim; d++)
+      y->bound[d] += slack[j] * fabs(l->v[at + d] - (ints ? 0 : y->out[d]));
   }
   for (d = 0; d < dim; d++) {
-    double drift = (y->bound[d] + sums->sink_slack * fabs(y->out[d])) / sums->low;
+    double drift = (y->bound[d] + (lost + sums->sink_slack) * fabs(y->out[d])) / sums->low;
     y->bound[d] = fmin(drift, 2 * largest[d]) + rounds * REF_U * (all[d] + loose[d]) / sums->total +
-                  loose[d] / sums->low + (double)n * 0x1p-142;
+                  loose[d] / sums->low + (double)n * (ints ? 0x1p-120 : 0x1p-142);
   }
 }
 
@@ -1815,10 +1870,10 @@ enum { GOLDEN = 24 };
 static const uint64_t golden[GOLDEN] = {
     0x2d01ce976d65b269, 0x0da1bc3d5af44c70, 0x137fb86467bd74c7, 0x203e8500caa694db,
     0x0b344b5ee677e3f9, 0x4a7514a7b813c73e, 0x23d5d5c1a462d97b, 0x8373c0d33b94cee9,
-    0x6775405d483ca2a5, 0xa9c98fabef5155e1, 0x2fe5026bbf641878, 0xaa2f8726dd11269d,
-    0x9813ef947d002243, 0x518b6003db91dbd7, 0xdf475265cc9d5540, 0xd5d6d87725da5234,
-    0xa6dd18e3bc9e587b, 0xfce2d519a6bcb2f2, 0xbfaebd25fc9ad7ed, 0x93b39c5fe6a85830,
-    0xf25c612e3faca67f, 0xf3b75b223f0e67a2, 0xe78312fd0ab5e9c5, 0x3de2bb67adc17a08};
+    0x8d95720d36387cfa, 0xa9c98fabef5155e1, 0x4be591eb93bb617b, 0xab237ade930866df,
+    0x9813ef947d002243, 0x518b6003db91dbd7, 0xc5f5bed28883400c, 0xd5d6d87725da5234,
+    0xe8b678cf077f82fa, 0x55d53e163b23f89c, 0xe8fbafd3200c5e51, 0x93b39c5fe6a85830,
+    0xa074bba9cc391a85, 0xb1847a874c473c05, 0xe78312fd0ab5e9c5, 0x3de2bb67adc17a08};
 
 /* Outputs, lse, and the saved bytes of a random cache. */
 static uint64_t golden_hash(uint64_t seed) {
