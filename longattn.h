@@ -1395,11 +1395,17 @@ LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b
   to[0] = lattn_b_quad_(a, b, c, d);
   to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
 }
-/* lanes in [0, 16383], rounded to nearest even: 128 * high + low, a byte each */
+/* lanes rounded to nearest even: as bytes in [-127, 127]; those in [-16256, 16383] as 128 * high
+   + low, low in [0, 127] */
+LATTN_INLINE_ void lattn_v_bytes_(lattn_v16_ x, void *to) {
+  unsigned char b[16];
+  LATTN_LANES_ b[t] = (unsigned char)(lattn_bits_(x.r[t] + 12582912.0f) & 255);
+  LATTN_MEMCPY_(to, b, sizeof b);
+}
 LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
   LATTN_LANES_ {
     uint32_t u = lattn_bits_(x.r[t] + 12582912.0f); /* 1.5 * 2^23: ends on integers */
-    high[t] = (unsigned char)(u >> 7 & 127);
+    high[t] = (unsigned char)(u >> 7 & 255);
     low[t] = (unsigned char)(u & 127);
   }
 }
@@ -1668,6 +1674,9 @@ LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b
   x = _mm512_unpackhi_epi8(x, y);
   to[0].r = lattn_b_join_(low, x, 0x100000);
   to[1].r = lattn_b_join_(low, x, 0x180008);
+}
+LATTN_INLINE_ void lattn_v_bytes_(lattn_v16_ x, void *to) {
+  _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.r)));
 }
 LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
   __m512i u = _mm512_cvtps_epi32(x.r);
@@ -1963,12 +1972,18 @@ LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b
   to[0] = lattn_b_quad_(a, b, c, d);
   to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
 }
+LATTN_INLINE_ __m256i lattn_v_words_(lattn_v16_ x) { /* rounded, in order */
+  __m256i a = _mm256_cvtps_epi32(x.r[0]), b = _mm256_cvtps_epi32(x.r[1]);
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+LATTN_INLINE_ void lattn_v_bytes_(lattn_v16_ x, void *to) {
+  __m256i a = lattn_v_words_(x);
+  _mm_storeu_si128((__m128i *)to,
+                   _mm_packs_epi16(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+}
 LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
-  __m256i a = _mm256_cvtps_epi32(x.r[0]), b = _mm256_cvtps_epi32(x.r[1]), low7, high7;
-  a = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8); /* 16 words in order */
-  high7 = _mm256_srli_epi16(a, 7);
-  low7 = _mm256_and_si256(a, _mm256_set1_epi16(127));
-  a = _mm256_permute4x64_epi64(_mm256_packus_epi16(high7, low7), 0xd8);
+  __m256i a = lattn_v_words_(x), low7 = _mm256_and_si256(a, _mm256_set1_epi16(127));
+  a = _mm256_permute4x64_epi64(_mm256_packs_epi16(_mm256_srai_epi16(a, 7), low7), 0xd8);
   _mm_storeu_si128((__m128i *)(void *)high, _mm256_castsi256_si128(a));
   _mm_storeu_si128((__m128i *)(void *)low, _mm256_extracti128_si256(a, 1));
 }
@@ -2217,11 +2232,19 @@ LATTN_INLINE_ void lattn_b_quads_(lattn_b64_ to[2], const char *a, const char *b
   to[0] = lattn_b_quad_(a, b, c, d);
   to[1] = lattn_b_quad_(a + 16, b + 16, c + 16, d + 16);
 }
-LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
-  uint16x8_t u[2];
+LATTN_INLINE_ void lattn_v_words_(lattn_v16_ x, uint16x8_t u[2]) { /* rounded */
   for (int i = 0; i < 2; i++)
     u[i] = vcombine_u16(vmovn_u32(vreinterpretq_u32_s32(vcvtnq_s32_f32(x.r[2 * i]))),
                         vmovn_u32(vreinterpretq_u32_s32(vcvtnq_s32_f32(x.r[2 * i + 1]))));
+}
+LATTN_INLINE_ void lattn_v_bytes_(lattn_v16_ x, void *to) {
+  uint16x8_t u[2];
+  lattn_v_words_(x, u);
+  vst1q_u8((uint8_t *)to, vcombine_u8(vmovn_u16(u[0]), vmovn_u16(u[1])));
+}
+LATTN_INLINE_ void lattn_v_planes_(lattn_v16_ x, unsigned char *high, unsigned char *low) {
+  uint16x8_t u[2];
+  lattn_v_words_(x, u);
   for (int i = 0; i < 2; i++) {
     vst1_u8(high + 8 * i, vshrn_n_u16(u[i], 7));
     vst1_u8(low + 8 * i, vmovn_u16(vandq_u16(u[i], vdupq_n_u16(127))));
@@ -2851,21 +2874,31 @@ LATTN_NOINLINE_ void lattn_hadamard_(float *x, int64_t dim, int32_t size) {
 
 /* The first x of the largest |x|; NaN if any is not finite. */
 LATTN_FN_ float lattn_extreme_(const float *x, int64_t n) {
-  uint32_t most = 0;
-  float extreme = 0;
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t a = lattn_bits_(x[i]) & 0x7fffffffu;
-    if (a >= 0x7f800000u) return LATTN_NAN_;
-    if (a > most) most = a, extreme = x[i];
+  lattn_v16_ zero = lattn_v_set_(0), top = zero, low = zero;
+  uint32_t bad = 0;
+  float most, least;
+  for (int64_t i = 0; i < n; i += 16) {
+    lattn_v16_ y = n - i < 16 ? lattn_v_load_n_(x + i, (int)(n - i)) : lattn_v_load_(x + i);
+    bad |= lattn_v_nonfinite_(y);
+    top = lattn_v_max_(y, top);
+    low = lattn_v_max_(lattn_v_sub_(zero, y), low);
   }
-  return extreme;
+  if (bad) return LATTN_NAN_;
+  most = lattn_v_reduce_max_(top);
+  least = lattn_v_reduce_max_(low);
+  if (most != least) return most > least ? most : -least;
+  for (int64_t i = 0; i < n && most > 0; i++)
+    if (x[i] == most || x[i] == -most) return x[i];
+  return 0;
 }
 
-/* x / scale, rounded to nearest even, within [least, most]: an integer of at most 16 bits. */
-LATTN_FN_ int lattn_to_int_(float x, float scale, float least, float most) {
-  float y = x / scale;
-  y = y > most ? most : y < least ? least : y;
-  return (int16_t)(lattn_bits_(y + 12582912.0f) & 0xffffu); /* 1.5 * 2^23: ends on integers */
+/* 16 of n numbers x / scale within [least, most]; 0 beyond n. */
+LATTN_INLINE_ lattn_v16_ lattn_v_ratio_(const float *x, int64_t n, float scale, float least,
+                                        float most) {
+  lattn_v16_ y = n < 16 ? lattn_v_load_n_(x, (int)n) : lattn_v_load_(x);
+  lattn_v16_ low = lattn_v_set_(least), high = lattn_v_set_(most);
+  y = lattn_v_div_(y, lattn_v_set_(scale));
+  return lattn_v_if_less_(high, y, high, lattn_v_if_less_(y, low, low, y));
 }
 
 /* The float16 of a scale: NaN if it is not finite or too large (*lost). */
@@ -2891,7 +2924,8 @@ LATTN_FN_ lattn_ints_ lattn_quantise_(const float *x, int n, float exact, float 
   y.scale = lattn_scale_bits_(exact, lost);
   scale = lattn_from_f16_(y.scale);
   if (lattn_is_finite_(scale) && (lattn_bits_(scale) & 0x7fffffffu))
-    for (int i = 0; i < n; i++) y.q[i] = (signed char)lattn_to_int_(x[i], scale, least, most);
+    for (int i = 0; i < n; i += 16)
+      lattn_v_bytes_(lattn_v_ratio_(x + i, n - i, scale, least, most), y.q + i);
   return y;
 }
 
@@ -2914,6 +2948,15 @@ LATTN_FN_ float lattn_row_scale_(const float *x, int type, int64_t dim) {
   return (extreme < 0 ? -extreme : extreme) / 127;
 }
 
+/* Bytes low[4] and high[4], in [-8, 7], as nibbles q + 8. */
+LATTN_FN_ void lattn_put_nibbles_(char *to, const signed char *low, const signed char *high) {
+  uint32_t a, b;
+  LATTN_MEMCPY_(&a, low, 4);
+  LATTN_MEMCPY_(&b, high, 4);
+  a = ((a & 0x0f0f0f0fu) | (b & 0x0f0f0f0fu) << 4) ^ 0x88888888u;
+  LATTN_MEMCPY_(to, &a, 4);
+}
+
 /* A key into lane `lane` of its panel. Returns whether a finite key was too large for its scale. */
 LATTN_FN_ int lattn_put_key_ints_(char *panel, int type, int lane, const float *x, int64_t dim) {
   int lost = 0;
@@ -2923,15 +2966,13 @@ LATTN_FN_ int lattn_put_key_ints_(char *panel, int type, int lane, const float *
     int n = dim - d < 32 ? (int)(dim - d) : 32;
     lattn_ints_ y = lattn_quantise_dims_(x + d, n, type, 1, all, &lost);
     if (type == LATTN_I8) {
-      for (int i = 0; i < lattn_up_(n, 4); i++)
-        panel[(d + i) / 4 * 64 + 4 * lane + i % 4] = (char)y.q[i];
+      for (int i = 0; i < n; i += 4)
+        LATTN_MEMCPY_(panel + (d + i) / 4 * 64 + 4 * lane, y.q + i, 4);
       LATTN_MEMCPY_(scales + 2 * lane, &y.scale, 2);
       continue;
     }
-    for (int i = 0; i < lattn_up_(n, 8); i += 8)
-      for (int j = 0; j < 4; j++)
-        panel[i / 8 * 64 + 4 * lane + j] =
-            (char)((y.q[i + j] + 8) | (y.q[i + 4 + j] + 8) << 4);
+    for (int i = 0; i < n; i += 8)
+      lattn_put_nibbles_(panel + i / 8 * 64 + 4 * lane, y.q + i, y.q + i + 4);
     panel += lattn_up_(n, 8) / 8 * 64;
     LATTN_MEMCPY_(panel + 2 * lane, &y.scale, 2);
     panel += 2 * LATTN_PANEL_;
@@ -2975,7 +3016,7 @@ LATTN_FN_ int lattn_put_value_ints_(char *row, int type, const float *x, int64_t
       LATTN_MEMCPY_(scale, &y.scale, 2);
       continue;
     }
-    for (int j = 0; j < 16; j++) row[d / 2 + j] = (char)((y.q[j] + 8) | (y.q[16 + j] + 8) << 4);
+    for (int j = 0; j < 16; j += 4) lattn_put_nibbles_(row + d / 2 + j, y.q + j, y.q + 16 + j);
     LATTN_MEMCPY_(scales + d / 32 * 2, &y.scale, 2);
   }
   return lost;
@@ -3054,7 +3095,8 @@ LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], const lattn
 
 /* ---- queries of integers ----
    In the place of a query's floats. For keys of LATTN_I8, of which its rounding must not double the
-   error, 15 bits, q = 128 * high + low: bytes of high, dims up to a multiple of 4, as many of low;
+   error, 15 bits, q = 128 * high + low, low in [0, 127]: bytes of high, dims up to a multiple of 4,
+   as many of low;
    128 * (sum of high) + (sum of low), an int32_t; its scale, a float. For LATTN_I4 8 bits: bytes,
    dims up to a multiple of 32; sums of each 32; its scale. */
 
@@ -3068,30 +3110,30 @@ LATTN_INLINE_ int64_t lattn_query_scale_at_(int type, int64_t dim) {
 
 LATTN_NOINLINE_ void lattn_query_ints_(float *row, int type, int64_t dim, int32_t basis,
                                        float factor) {
-  char *to = (char *)(void *)row, low[LATTN_MAX_STACK_DIM_];
+  char *to = (char *)(void *)row;
+  unsigned char low[LATTN_MAX_STACK_DIM_], sixteen[16];
+  int32_t sums[LATTN_MAX_STACK_DIM_ / 32]; /* LATTN_I8: one */
   float most = type == LATTN_I8 ? 127 * 128 : 127, scale;
   int64_t end = type == LATTN_I8 ? lattn_up_(dim, 4) : lattn_up_(dim, 32);
-  int32_t sum = 0, all = 0;
+  float sum = 0;
+  lattn_v16_ magic = lattn_v_set_(12582912.0f); /* 1.5 * 2^23: ends on integers */
   if (basis) lattn_hadamard_(row, dim, basis);
   scale = lattn_extreme_(row, dim) / most;
   if (scale < 0) scale = -scale;
-  for (int64_t i = 0; i < end; i++) { /* what is written lies before what is still to be read */
-    int q = 0, high;
+  for (int64_t i = 0; i < end; i += 16) { /* written is only what has been read */
+    lattn_v16_ q = lattn_v_set_(0);
     if (i < dim && (lattn_bits_(scale) & 0x7fffffffu) && lattn_is_finite_(scale))
-      q = lattn_to_int_(row[i], scale, -most, most);
-    high = type == LATTN_I8 ? (q + 64) >> 7 : q;
-    low[i % LATTN_MAX_STACK_DIM_] = (char)(q - 128 * high);
-    to[i] = (char)high;
-    all += q;
+      q = lattn_v_ratio_(row + i, dim - i, scale, -most, most);
+    q = lattn_v_sub_(lattn_v_add_(q, magic), magic);
+    if (type == LATTN_I8) lattn_v_planes_(q, sixteen, low + i);
+    else lattn_v_bytes_(q, sixteen);
+    LATTN_MEMCPY_(to + i, sixteen, 16);
+    sum = (type == LATTN_I4 && i % 32 == 0 ? 0 : sum) + lattn_v_reduce_add_(q); /* exact: < 2^24 */
+    sums[type == LATTN_I4 ? i / 32 : 0] = (int32_t)sum;
   }
-  if (type == LATTN_I8) {
-    LATTN_MEMCPY_(to + end, low, (size_t)end);
-    LATTN_MEMCPY_(to + 2 * end, &all, 4);
-  }
-  for (int64_t i = 0; type == LATTN_I4 && i < end; i++) {
-    sum = (i % 32 ? sum : 0) + (signed char)to[i];
-    LATTN_MEMCPY_(to + end + i / 32 * 4, &sum, 4);
-  }
+  if (type == LATTN_I8) LATTN_MEMCPY_(to + end, low, (size_t)end);
+  LATTN_MEMCPY_(to + lattn_query_sums_at_(type, dim), sums,
+                (size_t)(lattn_query_scale_at_(type, dim) - lattn_query_sums_at_(type, dim)));
   scale = scale * factor;
   LATTN_MEMCPY_(to + lattn_query_scale_at_(type, dim), &scale, 4);
 }
@@ -4355,12 +4397,13 @@ LATTN_FN_ void lattn_find_arrays_(const lattn_job_ *job, const lattn_item_ *it, 
 /* One row of q as floats. */
 LATTN_FN_ void lattn_widen_row_(float *to, const lattn_tensor *t, int64_t token, int64_t head) {
   int64_t at = token * t->stride_token + head * t->stride_head;
-  for (int64_t d = 0; d < t->dim; d += 16) {
-    int n = t->dim - d < 16 ? (int)(t->dim - d) : 16;
-#define LATTN_BODY_(T) lattn_v_store_n_(to + d, lattn_v_get_n_(t->data, T, at + d, n), n)
-    LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
+  int64_t whole = t->dim / 16 * 16, d;
+  int n = (int)(t->dim - whole);
+#define LATTN_BODY_(T)                                                                             \
+  for (d = 0; d < whole; d += 16) lattn_v_store_(to + d, lattn_v_get_(t->data, T, at + d));        \
+  if (n) lattn_v_store_n_(to + d, lattn_v_get_n_(t->data, T, at + d, n), n)
+  LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
 #undef LATTN_BODY_
-  }
 }
 
 LATTN_FN_ void lattn_scale_(float *x, int64_t n, float scale) {
