@@ -3436,7 +3436,8 @@ LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char 
     LATTN_UNROLL_
     for (int t = 0; t < 4; t++) {
       r[t] = lattn_int_row_(rows, drafts, path, lane, j + t) + c;
-      if (ahead) LATTN_PREFETCH_((const void *)((uintptr_t)r[t] + (uintptr_t)ahead));
+      if (m < LATTN_TILE_ROWS_ && ahead)
+        LATTN_PREFETCH_((const void *)((uintptr_t)r[t] + (uintptr_t)ahead));
     }
     if (vectors > 1) lattn_b_quads_(b, r[0], r[1], r[2], r[3]);
     else b[0] = lattn_b_quad_(r[0], r[1], r[2], r[3]);
