@@ -3532,8 +3532,8 @@ LATTN_FN_ int lattn_value_scales_(float to[LATTN_BLOCK_], const lattn_rows_ *row
 }
 
 /* Values of m rows of LATTN_I8: weights w[a][128], their sums, and of each row 8 panels of bits of
-   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and keys from `lane` on
-   are those. */
+   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and
+   keys from `lane` on are those. */
 LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lattn_rows_ *drafts,
                                        const uint8_t *path, int lane, const uint32_t *visible,
                                        const float *w, const float *sum, int first, int end,
