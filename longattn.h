@@ -4841,6 +4841,7 @@ LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, l
 LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
   int64_t from = b->v_index + b->lo;
   int hi = b->hi < b->stored ? b->hi : b->stored;
+  if (b->v_type == LATTN_I8) return 0; /* the scales of its weights are looked at */
   if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
     return lattn_pairs_nonfinite_((const float *)b->v + b->lo / 2 * job->columns,
                                   ((hi + 1) / 2 - b->lo / 2) * job->columns);
@@ -4892,8 +4893,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       for (int p = first; p < end; p++) all &= visible[a][p];
       apart |= empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
     }
-  if (apart && !drafts && b->v_type != LATTN_I8 && b->nonfinite < 0)
-    b->nonfinite = lattn_block_nonfinite_(job, b);
+  if (apart && !drafts && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
   pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(apart && b->nonfinite);
   for (int a = 0; a < m; a++) {
     float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a];
