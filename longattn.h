@@ -3184,10 +3184,10 @@ LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_
     for (int64_t d = 0; d < units; d++) {
       LATTN_UNROLL_
       for (int p = 0; p < panels; p++) {
-        const char *at = k + p * panel_bytes + d * 64;
-        b[p] = lattn_b_keys_(at);
-        if (m < LATTN_TILE_ROWS_ && !low)
-          LATTN_PREFETCH_((const void *)((uintptr_t)at + (uintptr_t)ahead));
+        int64_t hint = ((d + low * units) * panels + p) * 32; /* over both passes, in order */
+        b[p] = lattn_b_keys_(k + p * panel_bytes + d * 64);
+        if (m < LATTN_TILE_ROWS_ && p % 2 == 0)
+          LATTN_PREFETCH_((const void *)((uintptr_t)k + (uintptr_t)(hint + ahead)));
       }
       LATTN_UNROLL_
       for (int a = 0; a < m; a++) {
@@ -3448,8 +3448,10 @@ LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char 
     LATTN_UNROLL_
     for (int t = 0; t < 4; t++) {
       r[t] = lattn_int_row_(rows, drafts, path, lane, j + t) + c;
-      if (m < LATTN_TILE_ROWS_ && ahead)
-        LATTN_PREFETCH_((const void *)((uintptr_t)r[t] + (uintptr_t)ahead));
+      if (m < LATTN_TILE_ROWS_ && ahead && t < vectors) /* of all columns' rows, in order */
+        LATTN_PREFETCH_((const void *)((uintptr_t)rows->v +
+                                       (uintptr_t)(c * LATTN_BLOCK_ + j * 16 * vectors + t * 64 +
+                                                   ahead)));
     }
     if (vectors > 1) lattn_b_quads_(b, r[0], r[1], r[2], r[3]);
     else b[0] = lattn_b_quad_(r[0], r[1], r[2], r[3]);
@@ -3481,12 +3483,12 @@ LATTN_INLINE_ void lattn_value_i8_columns_(int m, const unsigned char *planes,
                                            int64_t dim, float *acc, int64_t acc_stride,
                                            const float *e, const float *by, int64_t ahead) {
   int64_t c = 0;
-  for (; c + 16 < dim; c += 32) /* one hint for 64 columns */
+  for (; c + 16 < dim; c += 32)
     lattn_value_i8_body_(m, 2, planes, rows, drafts, path, lane, first, end, c, acc, acc_stride, e,
-                         by, c % 64 ? 0 : ahead);
+                         by, ahead);
   if (c < dim)
     lattn_value_i8_body_(m, 1, planes, rows, drafts, path, lane, first, end, c, acc, acc_stride, e,
-                         by, c % 64 ? 0 : ahead);
+                         by, ahead);
 }
 
 /* As many rows at a time as there are registers for. */
