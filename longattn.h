@@ -3197,6 +3197,8 @@ LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_
       }
     }
   }
+  for (int64_t i = 64 * units * panels; m < LATTN_TILE_ROWS_ && i < panels * panel_bytes; i += 64)
+    LATTN_PREFETCH_((const void *)((uintptr_t)k + (uintptr_t)(i + ahead))); /* scales */
   LATTN_UNROLL_
   for (int a = 0; a < m; a++) {
     lattn_v16_ by = lattn_v_set_(lattn_query_scale_(q + a * stride, LATTN_I8, dim));
@@ -3563,6 +3565,8 @@ LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lat
     lattn_weights_ints_(m, w, scales, sum, planes, by);
   first = first / 4 * 4;
   end = (end + 3) / 4 * 4;
+  for (int i = 0; m < LATTN_TILE_ROWS_ && ahead && i < 2 * LATTN_BLOCK_; i += 64)
+    LATTN_PREFETCH_((const void *)((uintptr_t)rows->scales + (uintptr_t)(i + ahead)));
   if (drafts)
     lattn_value_i8_drafts_(planes, rows, drafts, path, lane, first, end, dim, acc, e, by);
   else
