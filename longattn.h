@@ -3186,7 +3186,7 @@ LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_
       for (int p = 0; p < panels; p++) {
         int64_t hint = ((d + low * units) * panels + p) * 32; /* over both passes, in order */
         b[p] = lattn_b_keys_(k + p * panel_bytes + d * 64);
-        if (m < LATTN_TILE_ROWS_ && p % 2 == 0)
+        if (ahead && p % 2 == 0)
           LATTN_PREFETCH_((const void *)((uintptr_t)k + (uintptr_t)(hint + ahead)));
       }
       LATTN_UNROLL_
@@ -3197,7 +3197,7 @@ LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_
       }
     }
   }
-  for (int64_t i = 64 * units * panels; m < LATTN_TILE_ROWS_ && i < panels * panel_bytes; i += 64)
+  for (int64_t i = 64 * units * panels; ahead && i < panels * panel_bytes; i += 64)
     LATTN_PREFETCH_((const void *)((uintptr_t)k + (uintptr_t)(i + ahead))); /* scales */
   LATTN_UNROLL_
   for (int a = 0; a < m; a++) {
@@ -3450,7 +3450,7 @@ LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char 
     LATTN_UNROLL_
     for (int t = 0; t < 4; t++) {
       r[t] = lattn_int_row_(rows, drafts, path, lane, j + t) + c;
-      if (m < LATTN_TILE_ROWS_ && ahead && t < vectors) /* of all columns' rows, in order */
+      if (ahead && t < vectors) /* of all columns' rows, in order */
         LATTN_PREFETCH_((const void *)((uintptr_t)rows->v +
                                        (uintptr_t)(c * LATTN_BLOCK_ + j * 16 * vectors + t * 64 +
                                                    ahead)));
@@ -3565,7 +3565,7 @@ LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lat
     lattn_weights_ints_(m, w, scales, sum, planes, by);
   first = first / 4 * 4;
   end = (end + 3) / 4 * 4;
-  for (int i = 0; m < LATTN_TILE_ROWS_ && ahead && i < 2 * LATTN_BLOCK_; i += 64)
+  for (int i = 0; ahead && i < 2 * LATTN_BLOCK_; i += 64)
     LATTN_PREFETCH_((const void *)((uintptr_t)rows->scales + (uintptr_t)(i + ahead)));
   if (drafts)
     lattn_value_i8_drafts_(planes, rows, drafts, path, lane, first, end, dim, acc, e, by);
@@ -4355,6 +4355,7 @@ typedef struct lattn_block_ {
   int k_type, v_type;
   int64_t panel_bytes; /* of integer keys */
   const char *scales;  /* NULL, or of the values of LATTN_I8 */
+  int64_t hints;       /* as ahead, of tiles of LATTN_I8; 0 if they are not to ask for it */
   int panels;          /* k is in panels; else strided, lane t at (k_index + t) * k_stride */
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
@@ -4600,6 +4601,7 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
   lattn_find_block_(job, it, base, b);
   if (b->lo >= b->hi) return;
   if (it->cache) lattn_find_zones_(job, it, sp, base, b);
+  b->hints = lattn_prepares_(it, sp) ? 0 : b->ahead;
   if (b->stored <= b->lo || !lattn_prepares_(it, sp)) return; /* drafts only, or few rows */
   p = b->lo / 16;
   if (sp->ahead == base) {
@@ -4668,7 +4670,7 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
     const char *ints = (const char *)(const void *)q, *k = (const char *)b->k;
     int64_t stride = job->dk * (int64_t)sizeof *q;
     if (b->k_type == LATTN_I8)
-      lattn_score_i8_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
+      lattn_score_i8_(m, ints, stride, job->dk, k, b->panel_bytes, b->hints, first, end, s);
     else
       lattn_score_i4_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
   } else if (m == 1) {
@@ -4924,7 +4926,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   rows = lattn_rows_of_(b);
   if (b->v_type == LATTN_I8) {
     lattn_value_ints_(m, &rows, 0, 0, LATTN_BLOCK_, masked ? visible[0] : 0, sp->s, sum, lo, hi,
-                      job->dv, to.acc + r * job->columns, job->columns, e, b->ahead);
+                      job->dv, to.acc + r * job->columns, job->columns, e, b->hints);
     return;
   }
   if (!apart || !b->nonfinite) {
