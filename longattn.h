@@ -2571,7 +2571,8 @@ LATTN_INLINE_ void lattn_fetch_strided_(const void *p, int type, int64_t row, in
   const int64_t size = type == LATTN_F32 ? 4 : 2;
   for (int64_t end = row + n; row < end; row++)
     for (int64_t i = 0; i < dim * size; i += 64)
-      LATTN_PREFETCH_((const void *)((uintptr_t)p + (uintptr_t)(row * stride * size + i)));
+      LATTN_PREFETCH_((const void *)((uintptr_t)p + (uintptr_t)i + /* may be beyond the array */
+                                     (uintptr_t)row * (uintptr_t)stride * (uintptr_t)size));
 }
 
 /* The same for one panel of keys in the caller's layout: key of lane t at (index + t) * stride,
@@ -2606,6 +2607,15 @@ LATTN_INLINE_ void lattn_score_strided_body_(int m, int type, int whole, const f
   for (int a = 0; a < m; a++) lattn_v_store_(s + a * LATTN_BLOCK_, acc[a]);
 }
 
+/* Thin tiles, of one or two rows, are wider. */
+enum {
+  LATTN_VALUE_VECTORS_ = LATTN_THIN_VECTORS_ > LATTN_TILE_PANELS_ ? LATTN_THIN_VECTORS_
+                                                                  : LATTN_TILE_PANELS_,
+  LATTN_VALUE_SUMS_ = LATTN_TILE_ROWS_ * LATTN_TILE_PANELS_ > 2 * LATTN_VALUE_VECTORS_
+                          ? LATTN_TILE_ROWS_ * LATTN_TILE_PANELS_
+                          : 2 * LATTN_VALUE_VECTORS_
+};
+
 /* acc[a][...] = fma(acc, e[a], sum_j w[a][j] v[j]) for m rows, keys 0 ... n_keys - 1 of v at
    element at + j * stride, and `vectors` vectors of columns, the last of which has `last`
    columns. The chain over the keys starts at +0. Per key of a full AVX-512 tile: 4 value loads,
@@ -2614,13 +2624,11 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
                                      const void *v, int64_t at, int64_t stride, int n_keys,
                                      int last, float *acc, int64_t acc_stride, const float *e,
                                      int64_t hint, int64_t hints, int64_t ahead) {
-  lattn_v16_ sum[LATTN_TILE_ROWS_][LATTN_THIN_VECTORS_ > LATTN_TILE_PANELS_ ? LATTN_THIN_VECTORS_
-                                                                             : LATTN_TILE_PANELS_];
-  lattn_v16_ b[sizeof sum[0] / sizeof sum[0][0]];
+  lattn_v16_ sum[LATTN_VALUE_SUMS_], b[LATTN_VALUE_VECTORS_];
   LATTN_UNROLL_
   for (int a = 0; a < m; a++)
     LATTN_UNROLL_
-    for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_set_(0);
+    for (int c = 0; c < vectors; c++) sum[a * vectors + c] = lattn_v_set_(0);
   for (int j = 0; j < n_keys; j++, at += stride, hint += hints) {
     LATTN_UNROLL_
     for (int c = 0; c < vectors; c++) {
@@ -2632,7 +2640,10 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
     for (int a = 0; a < m; a++) {
       lattn_v16_ x = lattn_v_set_(w[a * LATTN_BLOCK_ + j]);
       LATTN_UNROLL_
-      for (int c = 0; c < vectors; c++) sum[a][c] = lattn_v_step_(type, x, b[c], sum[a][c]);
+      for (int c = 0; c < vectors; c++) {
+        lattn_v16_ *to = sum + a * vectors + c;
+        *to = lattn_v_step_(type, x, b[c], *to);
+      }
     }
   }
   LATTN_UNROLL_
@@ -2641,7 +2652,7 @@ LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, co
     LATTN_UNROLL_
     for (int c = 0; c < vectors; c++) {
       float *to = acc + a * acc_stride + c * 16;
-      lattn_v_store_(to, lattn_v_fma_(lattn_v_load_(to), x, sum[a][c]));
+      lattn_v_store_(to, lattn_v_fma_(lattn_v_load_(to), x, sum[a * vectors + c]));
     }
   }
 }
@@ -3289,22 +3300,24 @@ LATTN_INLINE_ void lattn_score_ints_panels_(int m, int type, const char *q, int6
   }
 }
 
-#define LATTN_SCORE_INTS_(name)                                                                    \
+/* One row apart, as lattn_score_one_. */
+#define LATTN_SCORE_INTS_(name, one)                                                               \
+  LATTN_NOINLINE_ void one(const char *q, int64_t dim, const char *k, int64_t panel_bytes,         \
+                           int64_t ahead, int first, int end, float *s) {                          \
+    const int64_t stride = 0;                                                                      \
+    LATTN_BODY_(1);                                                                                \
+  }                                                                                                \
   LATTN_NOINLINE_ void name(int m, const char *q, int64_t stride, int64_t dim, const char *k,      \
                             int64_t panel_bytes, int64_t ahead, int first, int end, float *s) {    \
-    if (m == 1) {                                                                                  \
-      LATTN_BODY_(1);                                                                              \
-      return;                                                                                      \
-    }                                                                                              \
     LATTN_EACH_ROWS_(m, LATTN_BODY_)                                                               \
   }
 #define LATTN_BODY_(M)                                                                             \
   lattn_score_ints_panels_(M, LATTN_I8, q, stride, dim, k, panel_bytes, ahead, first, end, s)
-LATTN_SCORE_INTS_(lattn_score_i8_)
+LATTN_SCORE_INTS_(lattn_score_i8_, lattn_score_i8_one_)
 #undef LATTN_BODY_
 #define LATTN_BODY_(M)                                                                             \
   lattn_score_ints_panels_(M, LATTN_I4, q, stride, dim, k, panel_bytes, ahead, first, end, s)
-LATTN_SCORE_INTS_(lattn_score_i4_)
+LATTN_SCORE_INTS_(lattn_score_i4_, lattn_score_i4_one_)
 #undef LATTN_BODY_
 #undef LATTN_SCORE_INTS_
 
@@ -3374,22 +3387,23 @@ LATTN_NOINLINE_ void lattn_value_i4_(int m, const float *w, const char *v, int64
    keys, which 7 bits would lose, keeps its mass. u = 128 * high + low, planes of 7 bits: no sum of
    two products leaves 16 bits. */
 
-enum { LATTN_PLANES_ = 2 * LATTN_BLOCK_ }; /* bytes of a row: high of the keys, then low */
+/* Bytes from row to row. The planes of 16 keys lie where the 16 weights were: high, then low. */
+enum { LATTN_PLANES_ = 4 * LATTN_BLOCK_ };
 
-/* Of m rows: weights w[a][128] and the keys' scales. by[a]: X / 16383; NaN where sum[a] is. */
-LATTN_NOINLINE_ void lattn_weights_ints_(int m, const float *w, const float *scales,
-                                         const float *sum, unsigned char *planes, float *by) {
+/* Of m rows: weights w[a][128], which their planes take the place of, and the keys' scales. by[a]:
+   X / 16383; NaN where sum[a] is. */
+LATTN_NOINLINE_ void lattn_weights_ints_(int m, float *w, const float *scales, const float *sum,
+                                         float *by) {
   float most[16] = {0};
   lattn_v16_ largest[LATTN_TILE_ROWS_], top, steps = lattn_v_set_(16383);
+  lattn_v16_ magic = lattn_v_set_(12582912.0f); /* 1.5 * 2^23: ends on integers */
   for (int a = 0; a < m; a++) {
-    lattn_v16_ x[8];
+    largest[a] = lattn_v_set_(0);
     LATTN_UNROLL_
     for (int p = 0; p < 8; p++)
-      x[p] = lattn_v_mul_(lattn_v_load_(w + a * LATTN_BLOCK_ + 16 * p),
-                          lattn_v_load_(scales + 16 * p));
-    LATTN_UNROLL_
-    for (int p = 0; p < 4; p++) x[p] = lattn_v_max_(x[p], x[p + 4]);
-    largest[a] = lattn_v_max_(lattn_v_max_(x[0], x[1]), lattn_v_max_(x[2], x[3]));
+      largest[a] = lattn_v_max_(lattn_v_mul_(lattn_v_load_(w + a * LATTN_BLOCK_ + 16 * p),
+                                             lattn_v_load_(scales + 16 * p)),
+                                largest[a]);
   }
   lattn_v_reduce_rows_(largest, m, 1, most);
   top = lattn_v_max_(lattn_v_load_(most), lattn_v_set_(1.92592994e-34f)); /* 2^-112 */
@@ -3397,21 +3411,20 @@ LATTN_NOINLINE_ void lattn_weights_ints_(int m, const float *w, const float *sca
   lattn_v_store_(most, lattn_v_div_(steps, top));
   for (int a = 0; a < m; a++) {
     lattn_v16_ r = lattn_v_set_(most[a]);
-    unsigned char *to = planes + a * LATTN_PLANES_;
     if (lattn_is_nan_(sum[a])) by[a] = LATTN_NAN_;
     LATTN_UNROLL_
     for (int p = 0; p < 8; p++) {
-      lattn_v16_ x = lattn_v_mul_(lattn_v_load_(w + a * LATTN_BLOCK_ + 16 * p),
-                                  lattn_v_load_(scales + 16 * p));
-      lattn_v_planes_(lattn_v_mul_(x, r), to + 16 * p, to + LATTN_BLOCK_ + 16 * p);
+      float *at = w + a * LATTN_BLOCK_ + 16 * p;
+      unsigned char *to = (unsigned char *)(void *)at;
+      lattn_v16_ x = lattn_v_mul_(lattn_v_load_(at), lattn_v_load_(scales + 16 * p));
+      lattn_v_planes_(lattn_v_sub_(lattn_v_fma_(x, r, magic), magic), to, to + 16);
     }
   }
 }
 
 /* Of a row that may not see a key whose scale is NaN: it reaches the rows that see it only. */
-LATTN_NOINLINE_ void lattn_weights_apart_(const float *w, const float *scales,
-                                          const uint32_t *visible, float sum,
-                                          unsigned char *planes, float *by) {
+LATTN_NOINLINE_ void lattn_weights_apart_(float *w, const float *scales, const uint32_t *visible,
+                                          float sum, float *by) {
   float own[LATTN_BLOCK_], of_row[16];
   for (int j = 0; j < LATTN_BLOCK_; j++) {
     own[j] = !visible || (visible[j / 16] >> (j % 16) & 1u) ? scales[j] : 0.0f;
@@ -3419,7 +3432,7 @@ LATTN_NOINLINE_ void lattn_weights_apart_(const float *w, const float *scales,
     own[j] = 0;
     sum = LATTN_NAN_;
   }
-  lattn_weights_ints_(1, w, own, &sum, planes, of_row);
+  lattn_weights_ints_(1, w, own, &sum, of_row);
   *by = of_row[0];
 }
 
@@ -3459,13 +3472,13 @@ LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char 
     else b[0] = lattn_b_quad_(r[0], r[1], r[2], r[3]);
     LATTN_UNROLL_
     for (int a = 0; a < m; a++) {
-      const char *w = (const char *)planes + a * LATTN_PLANES_ + j;
+      const char *w = (const char *)planes + a * LATTN_PLANES_ + j / 16 * 64 + j % 16;
       LATTN_UNROLL_
       for (int i = 0; i < vectors; i++)
         high[a][i] = lattn_i_dot_weights_(high[a][i], lattn_int_at_(w), b[i]);
       LATTN_UNROLL_
       for (int i = 0; i < vectors; i++)
-        low[a][i] = lattn_i_dot_weights_(low[a][i], lattn_int_at_(w + LATTN_BLOCK_), b[i]);
+        low[a][i] = lattn_i_dot_weights_(low[a][i], lattn_int_at_(w + 16), b[i]);
     }
   }
   LATTN_UNROLL_
@@ -3511,15 +3524,16 @@ LATTN_NOINLINE_ void lattn_value_i8_(int m, const unsigned char *planes, const l
                                      int64_t ahead) {
 #define LATTN_BODY_(M)                                                                             \
   lattn_value_i8_rows_(M, planes, rows, first, end, dim, acc, acc_stride, e, by, ahead)
-  if (m == 1) {
-    LATTN_BODY_(1);
-    return;
-  }
   LATTN_EACH_ROWS_(m, LATTN_BODY_)
 #undef LATTN_BODY_
 }
 
-/* One row whose last keys are drafts. */
+/* One row, and one whose last keys are drafts: apart, as lattn_score_one_. */
+LATTN_NOINLINE_ void lattn_value_i8_one_(const unsigned char *planes, const lattn_rows_ *rows,
+                                         int first, int end, int64_t dim, float *acc,
+                                         const float *e, const float *by, int64_t ahead) {
+  lattn_value_i8_rows_(1, planes, rows, first, end, dim, acc, 0, e, by, ahead);
+}
 LATTN_NOINLINE_ void lattn_value_i8_drafts_(const unsigned char *planes, const lattn_rows_ *rows,
                                             const lattn_rows_ *drafts, const uint8_t *path,
                                             int lane, int first, int end, int64_t dim, float *acc,
@@ -3535,8 +3549,14 @@ LATTN_FN_ int lattn_value_scales_(float to[LATTN_BLOCK_], const lattn_rows_ *row
   uint32_t bad = 0;
   for (int p = 0; p < 8; p++) {
     lattn_v16_ x = lattn_v_set_(0);
-    if (16 * p < end && 16 * p + 16 > first && 16 * p < lane)
-      x = lattn_v_load_f16_((const uint16_t *)(const void *)rows->scales + 16 * p);
+    int low = first - 16 * p, high = (end < lane ? end : lane) - 16 * p;
+    low = low > 0 ? low : 0;
+    high = high < 16 ? high : 16;
+    if (rows->scales && low < high) /* other slots may never have been written */
+      x = lattn_v_if_bits_((1u << high) - (1u << low),
+                           lattn_v_load_f16_((const uint16_t *)(const void *)rows->scales + 16 * p),
+                           x);
+    x = lattn_v_if_less_(x, lattn_v_set_(0), lattn_v_set_(LATTN_NAN_), x); /* a file that lies */
     lattn_v_store_(to + 16 * p, x);
     bad |= lattn_v_nonfinite_(x);
   }
@@ -3547,28 +3567,30 @@ LATTN_FN_ int lattn_value_scales_(float to[LATTN_BLOCK_], const lattn_rows_ *row
   return bad != 0;
 }
 
-/* Values of m rows of LATTN_I8: weights w[a][128], their sums, and of each row 8 panels of bits of
-   the keys that it sees (NULL: all), which are in lanes [first, end). drafts: NULL, or m is 1 and
-   keys from `lane` on are those. */
+/* Values of m rows of LATTN_I8: weights w[a][128], which are lost, their sums, and of each row 8
+   panels of bits of the keys that it sees (NULL: all), which are in lanes [first, end). drafts:
+   NULL, or m is 1 and keys from `lane` on are those. */
 LATTN_NOINLINE_ void lattn_value_ints_(int m, const lattn_rows_ *rows, const lattn_rows_ *drafts,
                                        const uint8_t *path, int lane, const uint32_t *visible,
-                                       const float *w, const float *sum, int first, int end,
+                                       float *w, const float *sum, int first, int end,
                                        int64_t dim, float *acc, int64_t acc_stride, const float *e,
                                        int64_t ahead) {
-  unsigned char planes[LATTN_TILE_ROWS_ * LATTN_PLANES_];
+  const unsigned char *planes = (const unsigned char *)(const void *)w;
   float scales[LATTN_BLOCK_], by[16];
   if (lattn_value_scales_(scales, rows, drafts, path, lane, first, end))
     for (int a = 0; a < m; a++)
       lattn_weights_apart_(w + a * LATTN_BLOCK_, scales, visible ? visible + 8 * a : 0, sum[a],
-                           planes + a * LATTN_PLANES_, by + a);
+                           by + a);
   else
-    lattn_weights_ints_(m, w, scales, sum, planes, by);
+    lattn_weights_ints_(m, w, scales, sum, by);
   first = first / 4 * 4;
   end = (end + 3) / 4 * 4;
   for (int i = 0; ahead && i < 2 * LATTN_BLOCK_; i += 64)
     LATTN_PREFETCH_((const void *)((uintptr_t)rows->scales + (uintptr_t)(i + ahead)));
   if (drafts)
     lattn_value_i8_drafts_(planes, rows, drafts, path, lane, first, end, dim, acc, e, by);
+  else if (m == 1)
+    lattn_value_i8_one_(planes, rows, first, end, dim, acc, e, by, ahead);
   else
     lattn_value_i8_(m, planes, rows, first, end, dim, acc, acc_stride, e, by, ahead);
 }
@@ -4669,7 +4691,10 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   } else if (lattn_is_int_(b->k_type)) {
     const char *ints = (const char *)(const void *)q, *k = (const char *)b->k;
     int64_t stride = job->dk * (int64_t)sizeof *q;
-    if (b->k_type == LATTN_I8)
+    if (m == 1)
+      (b->k_type == LATTN_I8 ? lattn_score_i8_one_ : lattn_score_i4_one_)(
+          ints, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
+    else if (b->k_type == LATTN_I8)
       lattn_score_i8_(m, ints, stride, job->dk, k, b->panel_bytes, b->hints, first, end, s);
     else
       lattn_score_i4_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
@@ -4708,8 +4733,9 @@ LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_
 LATTN_FN_ void lattn_value_tile_(const lattn_job_ *job, const lattn_block_ *b, int m, int lo,
                                  int hi, const float *w, float *acc, const float *e) {
   int64_t at = (b->v_index + lo) * b->v_stride;
-  int64_t ahead = b->panels ? b->ahead : LATTN_AHEAD_ * b->v_stride *
-                                             (int64_t)lattn_type_size_(b->v_type);
+  int64_t ahead = b->ahead;
+  if (!b->panels) /* may be far beyond the array */
+    ahead = (int64_t)(LATTN_AHEAD_ * (uint64_t)b->v_stride * lattn_type_size_(b->v_type));
   if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
     lattn_value_pairs_(m, w + lo / 2, b->v, lo / 2 * b->v_stride, (hi + 1) / 2 - lo / 2,
                        job->columns, acc, e);
@@ -4794,7 +4820,7 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
 LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item_ *it,
                                          const lattn_space_ *sp, const lattn_block_ *b,
                                          const uint32_t visible[8], int64_t base, int64_t r, int lo,
-                                         int hi, const float *w, float sum, float *acc, float e) {
+                                         int hi, float *w, float sum, float *acc, float e) {
   uint8_t path[64 + 3] = {0}; /* quads of keys may end behind it */
   const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
   lattn_rows_ rows = lattn_rows_of_(b), drafts;
@@ -4811,6 +4837,7 @@ LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item
   if (!rows.v) { /* no row of it is used, but quads of keys may begin before the drafts */
     rows = drafts;
     rows.stride = 0;
+    rows.scales = 0;
   }
   if (drafts.type == LATTN_I8)
     lattn_value_ints_(1, &rows, &drafts, from, lane, visible, w, &sum, lo, hi,
@@ -4862,7 +4889,7 @@ LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *
 
 /* The maxima of m rows whose tile needs no mask; 0: it does, or a row has no finite score. Four
    chains; NaN is never greater, so it never enters one. */
-LATTN_FN_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows, int64_t base,
+LATTN_NOINLINE_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows, int64_t base,
                             const lattn_block_ *b, int m, const float *s, float *top) {
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), most[LATTN_TILE_ROWS_];
   int masked = !job->plain || lattn_by_lane_(job) || b->holes || b->stored < LATTN_BLOCK_;

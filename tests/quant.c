@@ -1870,10 +1870,10 @@ enum { GOLDEN = 24 };
 static const uint64_t golden[GOLDEN] = {
     0x2d01ce976d65b269, 0x0da1bc3d5af44c70, 0x137fb86467bd74c7, 0x203e8500caa694db,
     0x0b344b5ee677e3f9, 0x4a7514a7b813c73e, 0x23d5d5c1a462d97b, 0x8373c0d33b94cee9,
-    0x8d95720d36387cfa, 0xa9c98fabef5155e1, 0x4be591eb93bb617b, 0xab237ade930866df,
-    0x9813ef947d002243, 0x518b6003db91dbd7, 0xc5f5bed28883400c, 0xd5d6d87725da5234,
-    0xe8b678cf077f82fa, 0x55d53e163b23f89c, 0xe8fbafd3200c5e51, 0x93b39c5fe6a85830,
-    0xa074bba9cc391a85, 0xb1847a874c473c05, 0xe78312fd0ab5e9c5, 0x3de2bb67adc17a08};
+    0x15a335836c51731f, 0xa9c98fabef5155e1, 0x236a9bcaebd25eb7, 0x38f0a1f7f0baa2f6,
+    0x9813ef947d002243, 0x518b6003db91dbd7, 0xd10ae07a139ce9dc, 0xd5d6d87725da5234,
+    0xe8b678cf077f82fa, 0xd83afc09ff65d3cf, 0x2804ce2e85c1ea5c, 0x93b39c5fe6a85830,
+    0x9763ab3db76c86fc, 0x2a3786b9155f1e81, 0xe78312fd0ab5e9c5, 0x3de2bb67adc17a08};
 
 /* Outputs, lse, and the saved bytes of a random cache. */
 static uint64_t golden_hash(uint64_t seed) {

@@ -261,8 +261,11 @@ static void set_arrays(void) {
 static void make_caches(test_guard *arena, int kind) {
   lattn_pool *pool = NULL;
   config.heads = kind ? &head : NULL;
-  config.key_type = kind == 2 ? LATTN_BF16 : LATTN_F32;
-  config.value_type = kind == 2 ? LATTN_F16 : LATTN_F32;
+  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32}, {LATTN_F32, LATTN_F32},
+                                     {LATTN_BF16, LATTN_F16}, {LATTN_I8, LATTN_I8},
+                                     {LATTN_I4, LATTN_I4}, {LATTN_I4, LATTN_I8}};
+  config.key_type = types[kind][0];
+  config.value_type = types[kind][1];
   size_t bytes = lattn_pool_bytes(NULL, &config, 6);
   *arena = guard_alloc(bytes, 1);
   CHECK_STATUS(lattn_pool_init(&pool, arena->data, bytes, NULL), LATTN_OK);
@@ -311,7 +314,7 @@ int main(void) {
   call_turns();
   set_options();
   test_harness();
-  for (int kind = 0; kind < 3; kind++)
+  for (int kind = 0; kind < 6; kind++)
     for (int measured = 0; measured < 2; measured++) {
       test_guard arena;
       make_caches(&arena, kind);
