@@ -4912,7 +4912,7 @@ LATTN_NOINLINE_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows,
 /* Rows r ... r + m - 1 of the item against one block. */
 LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                            lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
-  uint32_t visible[LATTN_TILE_ROWS_][8], all = 0xffffu;
+  uint32_t visible[LATTN_TILE_ROWS_ * 8], all = 0xffffu;
   float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
   lattn_v16_ sums[LATTN_TILE_ROWS_];
   int lo, hi, first, end, drafts, masked, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
@@ -4923,9 +4923,9 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   if (masked)
     for (int a = 0; a < m; a++) {
       top[a] = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end,
-                               sp->s + a * LATTN_BLOCK_, visible[a]);
+                               sp->s + a * LATTN_BLOCK_, visible + 8 * a);
       empty[a] = lattn_is_empty_(top[a]);
-      for (int p = first; p < end; p++) all &= visible[a][p];
+      for (int p = first; p < end; p++) all &= visible[8 * a + p];
       apart |= empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
     }
   if (apart && !drafts && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
@@ -4947,12 +4947,12 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   for (int a = 0; a < m; a++) to.l[r + a] = lattn_fma_(to.l[r + a], e[a], sum[a]);
   for (int a = 0; drafts && a < m; a++)
     if (!empty[a])
-      lattn_draft_values_(job, it, sp, b, visible[a], base, r + a, lo, hi,
+      lattn_draft_values_(job, it, sp, b, visible + 8 * a, base, r + a, lo, hi,
                           sp->s + a * LATTN_BLOCK_, sum[a], to.acc + (r + a) * job->columns, e[a]);
   if (drafts) return;
   rows = lattn_rows_of_(b);
   if (b->v_type == LATTN_I8) {
-    lattn_value_ints_(m, &rows, 0, 0, LATTN_BLOCK_, masked ? visible[0] : 0, sp->s, sum, lo, hi,
+    lattn_value_ints_(m, &rows, 0, 0, LATTN_BLOCK_, masked ? visible : 0, sp->s, sum, lo, hi,
                       job->dv, to.acc + r * job->columns, job->columns, e, b->hints);
     return;
   }
@@ -4962,8 +4962,8 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   }
   for (int a = 0; a < m; a++)
     if (!empty[a])
-      lattn_value_careful_(visible[a], &rows, 0, 0, LATTN_BLOCK_, sp->s + a * LATTN_BLOCK_, lo, hi,
-                           job->dv, to.acc + (r + a) * job->columns, e[a]);
+      lattn_value_careful_(visible + 8 * a, &rows, 0, 0, LATTN_BLOCK_, sp->s + a * LATTN_BLOCK_, lo,
+                           hi, job->dv, to.acc + (r + a) * job->columns, e[a]);
 }
 
 /* ---- units ---- */
@@ -5167,7 +5167,7 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         sp->ahead_end = next.lo / LATTN_PANEL_;
       }
       for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
-        if (next.hi > 0) lattn_look_ahead_(job, it, sp, &next, r);
+        if (next.hi > 0 && next.stored > next.lo) lattn_look_ahead_(job, it, sp, &next, r);
         lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
       }
       if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
