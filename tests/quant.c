@@ -2043,6 +2043,90 @@ static void test_errors(int print) {
       }
 }
 
+/* ---- what a review found ---- */
+
+static void *page_alloc(void *user, size_t bytes, size_t align) {
+  (void)user;
+  return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+static void page_free(void *user, void *p, size_t bytes) {
+  (void)user;
+  (void)bytes;
+  free(p);
+}
+
+/* Drafts that see drafts only (a window of 2), without scratch, in an arena that ends with the
+   tables: what they read of the draft area must not go beyond it. */
+static void test_drafts_alone(void) {
+  enum { N = 9, DIM = 16 };
+  static float x[100 * DIM], out[N * DIM];
+  lattn_head head = {0};
+  lattn_cache_config config = {0};
+  lattn_pool_config pages = {0};
+  lattn_pool *pool = NULL;
+  lattn_cache *cache = NULL;
+  lattn_tensor t = {0}, o;
+  test_guard arena = {0};
+  test_rng r = rng_seed(9100);
+  for (int i = 0; i < 100 * DIM; i++) x[i] = rng_normal(&r);
+  head.policy = LATTN_HEAD_STREAMING;
+  head.window = 2;
+  config.size = sizeof config;
+  config.head_size = sizeof head;
+  config.heads = &head;
+  config.n_kv_heads = 1;
+  config.key_dim = DIM;
+  config.value_type = LATTN_I8;
+  config.max_drafts = N;
+  config.capacity = 1000;
+  config.max_append = 100;
+  pages.size = sizeof pages;
+  pages.alloc = page_alloc;
+  pages.free = page_free;
+  check_case("drafts alone");
+  t.data = x;
+  t.n_tokens = 100;
+  t.n_heads = 1;
+  t.dim = DIM;
+  for (size_t bytes = 64; !cache; bytes += 64) { /* the least that will do */
+    guard_free(&arena);
+    arena = guard_alloc(bytes, 1);
+    if (lattn_pool_init(&pool, arena.data, bytes, &pages)) continue;
+    if (lattn_cache_init(&cache, pool, &config)) {
+      cache = NULL;
+    } else if (lattn_cache_append(cache, t, t, NULL)) {
+      lattn_cache_release(cache);
+      cache = NULL;
+    }
+  }
+  t.n_tokens = N;
+  o = t;
+  o.data = out;
+  CHECK_STATUS(lattn_cache_draft(cache, NULL, NULL, t, t, t, o, NULL, NULL), LATTN_OK);
+  for (int i = 0; i < DIM; i++) { /* the last two rows, to a step of int8 */
+    float a = x[(N - 1) * DIM + i], b = x[(N - 2) * DIM + i], y = out[(N - 1) * DIM + i];
+    CHECK(y > fminf(a, b) - 0.05f && y < fmaxf(a, b) + 0.05f);
+  }
+  CHECK_STATUS(lattn_cache_release(cache), LATTN_OK);
+  CHECK(guard_free(&arena));
+}
+
+/* A negative scale, which only a file that lies can hold, counts as not finite. */
+static void test_negative_scale(void) {
+  static char values[128 * 16];
+  float w[128], acc[16] = {0}, sum = 1, e = 1;
+  uint16_t scales[128];
+  uint32_t sees[8] = {0x0f};
+  lattn_rows_ rows = {values, (const char *)scales, 16, LATTN_I8};
+  check_case("negative scale");
+  for (int seen = 0; seen < 2; seen++) {
+    for (int i = 0; i < 128; i++) scales[i] = i == 3 + !seen ? 0xbc00u : 0x3c00u, w[i] = i < 4;
+    acc[0] = 0;
+    lattn_value_ints_(1, &rows, NULL, NULL, 128, sees, w, &sum, 0, 128, 16, acc, 16, &e, 0);
+    CHECK(isnan(acc[0]) == seen);
+  }
+}
+
 int main(int argc, char **argv) {
   int table = argc > 1 && !strcmp(argv[1], "--table");
   if (argc > 1 && !strcmp(argv[1], "--print")) {
@@ -2071,6 +2155,8 @@ int main(int argc, char **argv) {
   test_random();
   test_holes_and_drafts();
   test_routes();
+  test_drafts_alone();
+  test_negative_scale();
   printf("largest error: %.2f of its bound\n", worst_ratio);
   return test_summary();
 }
