@@ -2528,7 +2528,8 @@ LATTN_INLINE_ void lattn_fetch_(int m, const void *p, int type, int vector, int6
 
 /* s[a][16 p ...] = q[a] . key, for m rows and `panels` adjacent panels [dim][16] of keys at
    element `at` of k. Per dim (or pair of them) of a full AVX-512 tile: 4 key loads, 6 broadcasts,
-   24 multiply-adds. */
+   24 multiply-adds, in 24 + 4 + 1 of 32 registers. With all that is around them, these tiles and
+   those of values reach 0.86 of the multiply-adds (bench: prefill_chunk, f16, on a Zen 5). */
 LATTN_INLINE_ void lattn_score_body_(int m, int panels, int type, const float *q, int64_t dim,
                                      const void *k, int64_t at, int64_t ahead, float *s) {
   const int step = m < LATTN_TILE_ROWS_ ? 2 : 1;
@@ -2619,7 +2620,8 @@ enum {
 /* acc[a][...] = fma(acc, e[a], sum_j w[a][j] v[j]) for m rows, keys 0 ... n_keys - 1 of v at
    element at + j * stride, and `vectors` vectors of columns, the last of which has `last`
    columns. The chain over the keys starts at +0. Per key of a full AVX-512 tile: 4 value loads,
-   6 broadcasts, 24 multiply-adds. */
+   6 broadcasts, 24 multiply-adds, in as many registers. One row takes 128 columns at once: 8 loads,
+   1 broadcast, 8 multiply-adds a key, 0.83 of a core's reading (bench: decode, f16, 32/32). */
 LATTN_INLINE_ void lattn_value_body_(int m, int vectors, int type, int whole, const float *w,
                                      const void *v, int64_t at, int64_t stride, int n_keys,
                                      int last, float *acc, int64_t acc_stride, const float *e,
@@ -3174,7 +3176,7 @@ LATTN_INLINE_ float lattn_query_scale_(const char *q, int type, int64_t dim) {
 
 /* Scores of m rows against `panels` panels of LATTN_I8 keys: (sum of integers) * key's scale *
    query's scale. Per 4 dims of a full AVX-512 tile, twice: 4 key loads, 6 broadcasts, 24 dot
-   products. */
+   products, in 24 + 4 + 1 of 32 registers; see lattn_value_i8_body_. */
 LATTN_INLINE_ void lattn_score_i8_body_(int m, int panels, const char *q, int64_t stride,
                                         int64_t dim, const char *k, int64_t panel_bytes,
                                         int64_t ahead, float *s) {
@@ -3323,7 +3325,9 @@ LATTN_SCORE_INTS_(lattn_score_i4_, lattn_score_i4_one_)
 
 /* Values of m rows, as lattn_value_body_: rows of `row_bytes` bytes of LATTN_I4, as floats: weights
    of integers would have to be made anew for each 32 columns' scales, which for the 4 rows of a
-   decoding group takes as long as it saves (measured). */
+   decoding group takes as long as it saves. Per key of a full AVX-512 tile: 2 loads of 32 numbers,
+   4 conversions and products with scales, 6 broadcasts, 24 multiply-adds; a third of a core's
+   reading (bench: decode, int4). */
 LATTN_INLINE_ void lattn_value_i4_body_(int m, int vectors, const float *w, const char *v,
                                         int64_t row_bytes, int n_keys, int64_t dim, int64_t c,
                                         float *acc, int64_t acc_stride, const float *e,
@@ -3446,7 +3450,8 @@ LATTN_INLINE_ const char *lattn_int_row_(const lattn_rows_ *rows, const lattn_ro
 
 /* acc[a] = fma(acc[a], e[a], sum of u * value * by[a]) for m rows and 16 * vectors columns from c
    on; keys [first, end), whole quads. Per quad of a full AVX-512 tile: 4 value loads, 6 shuffles,
-   12 broadcasts, 24 dot products, which take 0.92 of the time (of 4 rows 0.9, of one a half). */
+   12 broadcasts, 24 dot products, in 24 + 2 + 5 of 32 registers. With the scores 1.36 of the peak
+   of float32, where twice is the most (bench: prefill_chunk, int8). */
 LATTN_INLINE_ void lattn_value_i8_body_(int m, int vectors, const unsigned char *planes,
                                         const lattn_rows_ *rows, const lattn_rows_ *drafts,
                                         const uint8_t *path, int lane, int first, int end,
