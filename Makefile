@@ -97,7 +97,7 @@ resume: $(BUILD)/lm/resume ## saves a conversation, and goes on in a second proc
 	$(RUN) $< $(BUILD)/conversation
 	$(RUN) $< --resume $(BUILD)/conversation
 
-storage: $(BUILD)/lm/storage ## perplexity, needles and bytes with f32, f16, bf16, int8 and int4 caches
+storage: $(BUILD)/lm/storage ## perplexity, needles and bytes by storage type of the caches
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
 errors: $(BUILD)/$(lastword $(levels))/quant ## the error of int8 and int4 caches, outliers or not

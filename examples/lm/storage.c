@@ -1,5 +1,5 @@
-/* storage.c - what storage types cost the demo's model: perplexity, needles found, and bytes by type
- * of K and V.
+/* storage.c - what storage types cost the demo's model: perplexity, needles found and bytes by
+ * type of K and V.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    make storage, or: build/lm/storage [FOLDER [THREADS]]. The text is read in pieces of the model's
