@@ -3820,9 +3820,9 @@ LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, cons
 }
 
 /* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know
-   must be. */
-LATTN_FN_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes,
-                                     const void *from) {
+   must be. (Never inlined: gcc 12 would see a struct of ours, and warn of the bytes behind it.) */
+LATTN_NOINLINE_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes,
+                                           const void *from) {
   uint32_t size;
   LATTN_MEMSET_(own, 0, own_bytes);
   if (!from) return LATTN_OK;
