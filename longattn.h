@@ -58,9 +58,9 @@
    | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp) |
 
    CONTENTS (grep '§' prints the banners)
-     §1 public API        §4 scalar maths      §7 append: pool and cache    §10 rotary positions
-     §2 platform          §5 tiles             §8 read back, save, load     §11 clean up, licence
-     §3 vector layer      §6 attend            §9 merge */
+     §1 public API        §4 scalar maths      §7 append: pool and cache    §10 advance
+     §2 platform          §5 tiles             §8 read back, save, load     §11 rotary positions
+     §3 vector layer      §6 attend            §9 merge                     §12 clean up, licence */
 
 #ifndef LONGATTN_H_INCLUDED
 #define LONGATTN_H_INCLUDED
@@ -136,6 +136,26 @@
 #define lattn_fit_tokens LATTN_JOIN_(LONGATTN_PREFIX, fit_tokens)
 #define lattn_attention_weights LATTN_JOIN_(LONGATTN_PREFIX, attention_weights)
 #define lattn_cache_weights LATTN_JOIN_(LONGATTN_PREFIX, cache_weights)
+#define lattn_state_preset LATTN_JOIN_(LONGATTN_PREFIX, state_preset)
+#define lattn_state_slopes LATTN_JOIN_(LONGATTN_PREFIX, state_slopes)
+#define lattn_state_bytes LATTN_JOIN_(LONGATTN_PREFIX, state_bytes)
+#define lattn_state_init LATTN_JOIN_(LONGATTN_PREFIX, state_init)
+#define lattn_state_clear LATTN_JOIN_(LONGATTN_PREFIX, state_clear)
+#define lattn_state_scratch LATTN_JOIN_(LONGATTN_PREFIX, state_scratch)
+#define lattn_state_advance LATTN_JOIN_(LONGATTN_PREFIX, state_advance)
+#define lattn_state_read LATTN_JOIN_(LONGATTN_PREFIX, state_read)
+#define lattn_state_draft LATTN_JOIN_(LONGATTN_PREFIX, state_draft)
+#define lattn_state_commit LATTN_JOIN_(LONGATTN_PREFIX, state_commit)
+#define lattn_batch_advance LATTN_JOIN_(LONGATTN_PREFIX, batch_advance)
+#define lattn_state_copy LATTN_JOIN_(LONGATTN_PREFIX, state_copy)
+#define lattn_state_merge LATTN_JOIN_(LONGATTN_PREFIX, state_merge)
+#define lattn_state_save LATTN_JOIN_(LONGATTN_PREFIX, state_save)
+#define lattn_state_load LATTN_JOIN_(LONGATTN_PREFIX, state_load)
+#define lattn_state_get LATTN_JOIN_(LONGATTN_PREFIX, state_get)
+#define lattn_state_set LATTN_JOIN_(LONGATTN_PREFIX, state_set)
+#define lattn_state_stats_get LATTN_JOIN_(LONGATTN_PREFIX, state_stats_get)
+#define lattn_flow_attention LATTN_JOIN_(LONGATTN_PREFIX, flow_attention)
+#define lattn_flow_scratch LATTN_JOIN_(LONGATTN_PREFIX, flow_scratch)
 #endif
 
 #if defined(LONGATTN_STATIC) && LONGATTN_STATIC
@@ -917,6 +937,323 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
 LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int32_t kv_head,
                                                   lattn_cache_head_stats *stats);
 
+/* ---- advance: states of fixed size ---- */
+
+/* Linear, flow and recurrent attention: one sequence of one layer, kept in a state whose size does
+   not depend on the number of tokens. A linear state is, for each of its heads, a matrix S
+   [features][value_dim]; of each token it does, in this order,
+
+       decay        S = diag(exp(decay)) S
+       correct      pred = S^T k (KEY), or (a^T S)^T of the undecayed S (GENERAL)
+       write        S = S + k (beta (v - pred))^T (KEY), or S + b pred^T + k v^T (GENERAL), or
+                    S + k v^T
+       read         out = scale * S^T q (before the decay and write: S^T q + (q . (bonus * k)) v)
+       normalise    out = out / (q . z + epsilon), z the sum of the k so far, decayed alike
+
+   with q and k first brought to unit length and through a feature map, where that is asked for.
+   lattn_state_preset fills in the options of a published method.
+
+   A state lives in memory of the caller and holds no pointer. It may be copied by
+   lattn_state_copy, which also serves as snapshot, fork and return, or moved with its memory, by a
+   multiple of 64 bytes. Results are a function of the tokens alone: one call for all, or one a
+   token, any number of threads, absorbed or advanced, drafted and committed: the same bits. */
+typedef struct lattn_state lattn_state;
+
+enum lattn_state_kind {
+  LATTN_STATE_LINEAR = 0, /* as above (Katharopoulos et al. 2020; Yang et al. 2023, 2024) */
+  LATTN_STATE_FLOW = 1,   /* causal Flow-Attention (Wu et al., Flowformer, 2022) */
+  LATTN_STATE_AAREN = 2,  /* softmax attention of one fixed query a head (Feng et al. 2024) */
+  LATTN_STATE_TITANS = 3  /* neural memory (Behrouz et al., Titans, 2025) */
+};
+
+enum lattn_feature {
+  LATTN_FEATURE_IDENTITY = 0,
+  LATTN_FEATURE_ELU1 = 1,    /* x > 0 ? x + 1 : exp(x) */
+  LATTN_FEATURE_RELU = 2,    /* x > 0 ? x : 0; of LATTN_STATE_FLOW + 1e-6 */
+  LATTN_FEATURE_RELU2 = 3,   /* its square */
+  LATTN_FEATURE_SOFTMAX = 4, /* softmax over the dims of one vector */
+  LATTN_FEATURE_TAYLOR = 5,  /* 1 + s + s^2/2, s = scale q.k, packed: 1 + d + d (d + 1) / 2 features
+                                (Arora et al., BASED, 2024): 1; x_i; x_i^2 / sqrt 2; x_i x_j, i < j,
+                                of x times sqrt(scale) */
+  LATTN_FEATURE_SIGMOID = 6,
+  LATTN_FEATURE_SILU = 7,
+  LATTN_FEATURE_CALLER = 8   /* lattn_state_call.feature */
+};
+
+enum lattn_unit {
+  LATTN_UNIT_NONE = 0,
+  LATTN_UNIT_L2 = 1,    /* q and k times 1 / sqrt(sum of squares + unit_epsilon) */
+  LATTN_UNIT_L2_MAX = 2 /* q and k / max(length, unit_epsilon) */
+};
+
+enum lattn_decay {
+  LATTN_DECAY_NONE = 0,
+  LATTN_DECAY_HEAD = 1,   /* config.log_decay: constant (RetNet, Lightning) */
+  LATTN_DECAY_STEP = 2,   /* call.decay, one a token (Mamba-2, Gated DeltaNet) */
+  LATTN_DECAY_CHANNEL = 3 /* call.decay, one a token and feature (GLA, RWKV-6, KDA, RWKV-7) */
+};
+
+enum lattn_delta {
+  LATTN_DELTA_NONE = 0,
+  LATTN_DELTA_KEY = 1,    /* predicted by the key from the decayed state (DeltaNet and its kin) */
+  LATTN_DELTA_GENERAL = 2 /* by call.predict from the undecayed state, written along call.write
+                             (RWKV-7, DPLR) */
+};
+
+enum lattn_reads {
+  LATTN_READS_AFTER = 0, /* a token reads its own write */
+  LATTN_READS_BEFORE = 1 /* it does not, nor its decay (RWKV-6: with a bonus). Titans: reads the
+                            memory before its own update */
+};
+
+enum lattn_normaliser {
+  LATTN_NORMALISER_NONE = 0,
+  LATTN_NORMALISER_SUM = 1,  /* divide by q . z + epsilon */
+  LATTN_NORMALISER_FLOOR = 2 /* divide by max(|q . z|, epsilon): signed features */
+};
+
+enum lattn_activation { LATTN_ACTIVATION_GELU = 0, LATTN_ACTIVATION_SILU = 1 }; /* exact GELU */
+
+enum lattn_state_flags {
+  LATTN_STATE_COMPENSATED = 1 /* two floats an element: sums of a million tokens keep 1e-5. Flow,
+                                 and linear states without decay and delta; slower */
+};
+
+/* Heads: out has n_heads; q, k and v may have fewer, then each serves n_heads / its number
+   neighbours. A linear state or a memory of Titans belongs to each pair of a key head and a value
+   head that go together: max(n_key_heads, n_value_heads) of them, the smaller number dividing the
+   larger; of FLOW and AAREN to each head of out. */
+typedef struct lattn_state_config {
+  uint32_t size;           /* sizeof(lattn_state_config) */
+  int32_t kind;            /* enum lattn_state_kind */
+  int32_t n_heads;         /* >= 1 */
+  int32_t n_query_heads;   /* 0 = n_heads; each divides n_heads */
+  int32_t n_key_heads;
+  int32_t n_value_heads;
+  int32_t key_dim;         /* >= 1 */
+  int32_t value_dim;       /* 0 = key_dim */
+  int32_t feature;         /* enum lattn_feature; LINEAR: any; FLOW: 0 = SIGMOID, or RELU */
+  int32_t feature_dim;     /* features of LATTN_FEATURE_CALLER; else 0 */
+  int32_t unit;            /* enum lattn_unit; LINEAR */
+  float unit_epsilon;      /* 0 = 1e-6 (L2), 1e-12 (L2_MAX) */
+  float scale;             /* LINEAR, AAREN: 0 = 1 / sqrt(key_dim); others: 0 */
+  int32_t decay;           /* enum lattn_decay; LINEAR */
+  int32_t delta;           /* enum lattn_delta; LINEAR */
+  int32_t reads;           /* enum lattn_reads; LINEAR, TITANS */
+  int32_t normaliser;      /* enum lattn_normaliser; LINEAR without delta */
+  float epsilon;           /* of normaliser and flow; 0 = 1e-6 */
+  float clamp_low, clamp_high; /* FLOW: of the competition's exponent; both 0 = -1 and 1;
+                                  infinite = off */
+  int32_t flags;           /* enum lattn_state_flags */
+  int32_t max_drafts;      /* most draft tokens at a time, 0 ... 16 */
+  int32_t chunk;           /* TITANS: tokens whose gradients are taken at the memory before the
+                              first of them; 0 = 1 */
+  int32_t hidden_dim;      /* TITANS: 0 = linear memory; else two layers, so many units, no bias */
+  int32_t activation;      /* of those: enum lattn_activation */
+  int32_t residual;        /* of those: 1 = out = layer norm(...) * (1 + gain) + x, gain [value_dim]
+                              learned like the rest; then value_dim = key_dim */
+  float loss_factor;       /* TITANS: gradient = loss_factor * (f(k) - v) ...; 0 = 2 (the paper's
+                              squared norm; 1: of the delta rule; 2 / value_dim: of a mean) */
+  int32_t zero;            /* must be 0 */
+  const float *log_decay;  /* HEAD: [states], <= 0; copied */
+  const float *bonus;      /* READS_BEFORE, LINEAR: NULL = 0, or [states][features]; copied */
+  const float *query;      /* AAREN: [n_heads][key_dim]; copied */
+  lattn_fault *fault;      /* NULL, or gets the field that an error is about; not kept */
+} lattn_state_config;
+
+/* Published methods. What stands outside of the operator (projections, convolutions, activations of
+   q, k and v, norms and gates of the output) is the model's. */
+enum lattn_preset {
+  LATTN_PRESET_LINEAR = 0,         /* elu + 1, normalised, scale 1 (Katharopoulos et al. 2020) */
+  LATTN_PRESET_BASED = 1,          /* Taylor features, normalised, epsilon 1e-12; prefix (JRT):
+                                      absorb the encoder's keys and values first */
+  LATTN_PRESET_RETNET = 2,         /* DECAY_HEAD: log_decay from lattn_state_slopes */
+  LATTN_PRESET_LIGHTNING = 3,      /* the same, scale 1 (TransNormerLLM, MiniMax-01) */
+  LATTN_PRESET_SSD = 4,            /* Mamba-2: q = C, k = B, v = dt * x, decay = dt * A, scale 1 */
+  LATTN_PRESET_GLA = 5,            /* DECAY_CHANNEL */
+  LATTN_PRESET_HGRN2 = 6,          /* the same, scale 1, k = 1 - exp(decay) by the caller */
+  LATTN_PRESET_RWKV6 = 7,          /* the same, READS_BEFORE, bonus */
+  LATTN_PRESET_DELTA_NET = 8,      /* unit length, DELTA_KEY */
+  LATTN_PRESET_GATED_DELTA_NET = 9, /* and DECAY_STEP (Qwen3-Next) */
+  LATTN_PRESET_KDA = 10,           /* and DECAY_CHANNEL (Kimi Linear) */
+  LATTN_PRESET_RWKV7 = 11,         /* DECAY_CHANNEL, DELTA_GENERAL: predict = -kappa, write =
+                                      kappa * alpha; scale 1 */
+  LATTN_PRESET_FLOW = 12,
+  LATTN_PRESET_AAREN = 13,
+  LATTN_PRESET_TITANS = 14         /* a linear memory; set hidden_dim for the deep one */
+};
+
+/* Sets the options of a method in a config whose size is set, and nothing else (not the heads and
+   dims). Errors: NULL, SIZE, FIELD. */
+LATTN_API lattn_status lattn_state_preset(lattn_state_config *config, int32_t preset);
+
+/* Published log decays of LATTN_DECAY_HEAD, [n_heads]. RETNET: ln(1 - 2^(-5 - h)). LIGHTNING: minus
+   ALiBi's slopes (2^(-8 (h + 1) / H), of the next powers of two where H is none), times 1 - layer /
+   (n_layers - 1) + 1e-5 (n_layers <= 1: times 1). To 4 ulp. Errors: NULL, FIELD (another preset),
+   SHAPE. */
+LATTN_API lattn_status lattn_state_slopes(float *log_decay, int32_t preset, int32_t n_heads,
+                                          int32_t layer, int32_t n_layers);
+
+/* Bytes of memory for a state. 0: impossible config (lattn_state_init says why). */
+LATTN_API size_t lattn_state_bytes(const lattn_state_config *config);
+
+/* Makes an empty state in memory (any alignment; it starts at the first multiple of 64). Errors:
+   NULL, SIZE, FIELD, SHAPE, OVERFLOW, VALUE, CONFIG (options that do not go together), MEMORY. */
+LATTN_API lattn_status lattn_state_init(lattn_state **state, void *memory, size_t bytes,
+                                        const lattn_state_config *config);
+
+/* Forgets all tokens and drafts: all of the state is 0 again. (TITANS: its weights too. Set them
+   again, or copy a state that has them.) Errors: NULL. */
+LATTN_API lattn_status lattn_state_clear(lattn_state *state);
+
+/* A feature map of the caller's: dim numbers of one vector (after unit length, before scale), of a
+   query or a key of that head, to n_features. Must be pure, and callable on any thread. */
+typedef void (*lattn_feature_function)(void *user, int32_t head, int32_t is_query, const float *x,
+                                       int64_t dim, float *features, int64_t n_features);
+
+/* What a call gives beside q, k and v; NULL = none of it. Tensors have one row a token, and heads
+   for each state, or a number that divides it. */
+typedef struct lattn_state_call {
+  uint32_t size;                 /* sizeof(lattn_state_call) */
+  int32_t zero;                  /* must be 0 */
+  const lattn_tensor *decay;     /* natural logarithms, [n][heads][1] (STEP) or [n][heads][features]
+                                    (CHANNEL); beyond [-80, 0] they count as its ends */
+  const lattn_tensor *beta;      /* DELTA_KEY: [n][heads][1]; NULL = 1 */
+  const lattn_tensor *predict;   /* DELTA_GENERAL: a, [n][heads][features] */
+  const lattn_tensor *write;     /* DELTA_GENERAL: b, likewise */
+  const lattn_tensor *rate;      /* TITANS: theta, [n][heads][1] */
+  const lattn_tensor *momentum;  /* TITANS: eta; NULL = 0 */
+  const lattn_tensor *forget;    /* TITANS: alpha; NULL = 0 */
+  lattn_feature_function feature; /* LATTN_FEATURE_CALLER */
+  void *feature_user;
+  lattn_partial *partial;        /* NULL, or gets (maximum, sum, output) of each row, so that
+                                    lattn_merge joins it with a cache's: normalised LINEAR (0,
+                                    denominator, numerator), AAREN; then out.data may be NULL. One
+                                    state, not drafts */
+} lattn_state_call;
+
+/* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
+   number of threads. Without scratch everything works, on <= 24 KiB of stack and the caller's
+   thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; long
+   prompts are faster with it. 0: impossible. */
+LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
+                                     int32_t n_threads);
+
+/* Folds n tokens into the state, and reads it for each: q [n][n_query_heads][key_dim], k
+   [n][n_key_heads][key_dim], v [n][n_value_heads][value_dim], out [n][n_heads][value_dim]. out.data
+   NULL: the tokens are absorbed, nothing is read, q is not looked at (FLOW needs it all the same).
+   AAREN: its queries are in the config, q is not looked at. out overlaps no input. With progress,
+   the call goes in ranges of tokens; when cancelled, the state has *tokens_done more tokens.
+   Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, ALIAS, SCRATCH, CONFIG (a tensor that
+   the method lacks or does not take), STATE (drafts are pending). Notes: CANCELLED, OVERFLOWED. */
+LATTN_API lattn_status lattn_state_advance(lattn_state *state, const lattn_state_call *call,
+                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                           lattn_tensor out, const lattn_exec *exec);
+
+/* Reads the state for each row of q and changes nothing: bidirectional linear attention is all
+   tokens absorbed, then all queries read. Errors: as lattn_state_advance; CONFIG for FLOW (see
+   lattn_flow_attention). */
+LATTN_API lattn_status lattn_state_read(const lattn_state *state, const lattn_state_call *call,
+                                        lattn_tensor q, lattn_tensor out, const lattn_exec *exec);
+
+/* Draft tokens (speculative decoding): out is what lattn_state_advance would give, but the tokens
+   stay pending, behind those of earlier drafts, until lattn_state_commit. At most max_drafts in
+   all, else LATTN_E_SHAPE. No copy of a linear state is made: its drafts are kept as updates to
+   come. Errors: as lattn_state_advance, but STATE. exec: progress is not used. */
+LATTN_API lattn_status lattn_state_draft(lattn_state *state, const lattn_state_call *call,
+                                         lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                         lattn_tensor out, const lattn_exec *exec);
+
+/* The first n drafts become tokens, the others are dropped (n = 0: all). The state then has the
+   bits of one that never saw the dropped ones. Errors: NULL, SHAPE. */
+LATTN_API lattn_status lattn_state_commit(lattn_state *state, int32_t n);
+
+/* One state of a batched call. Frozen: this struct never changes. */
+typedef struct lattn_state_sequence {
+  lattn_state *state;
+  int64_t n_tokens; /* rows of q, k, v and out that are its: the next ones of the arrays */
+} lattn_state_sequence;
+
+/* lattn_state_advance of n different states of one config (else LATTN_E_CONFIG; a state that comes
+   twice: LATTN_E_ALIAS) in one call: batched decode. Per-token tensors hold the rows of all, one
+   after another. The bits of single calls. */
+LATTN_API lattn_status lattn_batch_advance(int64_t n, const lattn_state_sequence *sequences,
+                                           const lattn_state_call *call, lattn_tensor q,
+                                           lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                           const lattn_exec *exec);
+
+/* Makes `to` what `from` is, drafts too. Both were made from the same config. Errors: NULL,
+   CONFIG. */
+LATTN_API lattn_status lattn_state_copy(lattn_state *to, const lattn_state *from);
+
+/* Appends the tokens of `later`, which began empty, to those of `state`: prompts cut into segments
+   that several threads or machines have absorbed. Exact to rounding (AAREN: to the bit, if `state`
+   ends at a multiple of 2048 tokens). Errors: NULL, CONFIG (another config; DELTA, FLOW and TITANS
+   cannot), STATE, OVERFLOW. */
+LATTN_API lattn_status lattn_state_merge(lattn_state *state, const lattn_state *later);
+
+/* Saves and loads: little-endian, checksummed, the same bytes for the same tokens on every machine.
+   As lattn_cache_save and _load: *bytes (NULL = not wanted) gets the size; write NULL: only that. A
+   load needs a state of the same config (max_drafts may differ) without tokens, and clears it if it
+   fails. Errors: NULL, IO, FORMAT, CONFIG, STATE (drafts are pending; load: it has tokens). */
+LATTN_API lattn_status lattn_state_save(const lattn_state *state, lattn_write_function write,
+                                        void *user, uint64_t *bytes);
+LATTN_API lattn_status lattn_state_load(lattn_state *state, lattn_read_function read, void *user);
+
+enum lattn_matrix {
+  LATTN_MATRIX_STATE = 0,    /* LINEAR, FLOW: S [features][value_dim]; TITANS, linear: the memory;
+                                two layers: the first, [key_dim][hidden_dim] */
+  LATTN_MATRIX_MOMENTUM = 1, /* TITANS: its momentum, likewise */
+  LATTN_MATRIX_SECOND = 2,   /* TITANS: the second layer, [hidden_dim][value_dim] */
+  LATTN_MATRIX_SECOND_MOMENTUM = 3,
+  LATTN_MATRIX_GAIN = 4,     /* TITANS, residual: [1][value_dim] */
+  LATTN_MATRIX_GAIN_MOMENTUM = 5,
+  LATTN_MATRIX_NORMALISER = 6 /* normalised LINEAR: z, [1][features] */
+};
+
+/* Reads, or sets, a matrix of all states: m is [rows][states][columns] in the words of a tensor
+   (rows as tokens, states as heads), of any element type, or with rows and columns exchanged
+   (transposed 1: ggml's and RWKV's layout). What is read has all tokens in it. Setting is for empty
+   states and for those taken over from other programs: it replaces the matrix and leaves the count
+   of tokens. Errors: NULL, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, CONFIG (the state has no such
+   matrix), STATE (drafts are pending). Note: OVERFLOWED. */
+LATTN_API lattn_status lattn_state_get(const lattn_state *state, int32_t matrix, int32_t transposed,
+                                       lattn_tensor m);
+LATTN_API lattn_status lattn_state_set(lattn_state *state, int32_t matrix, int32_t transposed,
+                                       lattn_tensor m);
+
+typedef struct lattn_state_stats {
+  uint32_t size;         /* sizeof(lattn_state_stats), set by the caller */
+  int32_t n_states;
+  int64_t n_tokens;
+  int64_t n_drafts;
+  int64_t bytes;         /* of the whole */
+  int64_t matrix_bytes;  /* of those, the matrices that are read and written for a token */
+} lattn_state_stats;
+
+/* Errors: NULL, SIZE. */
+LATTN_API lattn_status lattn_state_stats_get(const lattn_state *state, lattn_state_stats *stats);
+
+typedef struct lattn_flow {
+  uint32_t size;               /* sizeof(lattn_flow) */
+  int32_t feature;             /* 0 = LATTN_FEATURE_SIGMOID, or LATTN_FEATURE_RELU (+ 1e-6) */
+  float clamp_low, clamp_high; /* as in lattn_state_config */
+  float epsilon;               /* 0 = 1e-6 */
+  int32_t flags;               /* LATTN_STATE_COMPENSATED */
+} lattn_flow;
+
+/* Bidirectional Flow-Attention (Wu et al., Flowformer, 2022), n_queries sinks and n_keys sources:
+   q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv], H a multiple
+   of G: every query head is an operator of its own, with the k and v that its group shares. Linear
+   time; memory for one dk x dv matrix a thread. n_keys = 0: out is 0. options NULL = all defaults.
+   Padded tokens: leave them out. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
+   ALIAS, SCRATCH. Note: OVERFLOWED. Scratch is required: lattn_flow_scratch. */
+LATTN_API lattn_status lattn_flow_attention(const lattn_flow *options, lattn_tensor q,
+                                            lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                            const lattn_exec *exec);
+LATTN_API size_t lattn_flow_scratch(int64_t key_dim, int64_t value_dim, int32_t flags,
+                                    int32_t n_threads);
+
 #ifdef __cplusplus
 }
 #endif
@@ -984,6 +1321,13 @@ on s390x: -std=gnu11 or -fexcess-precision=fast"
 #define LATTN_HAS_FMA_ 1
 #else
 #define LATTN_HAS_FMA_ 0
+#endif
+
+/* Of doubles too: an FPU may have only floats. */
+#if LATTN_HAS_FMA_ && (!defined(__arm__) || (defined(__ARM_FP) && (__ARM_FP & 8)))
+#define LATTN_HAS_FMA64_ 1
+#else
+#define LATTN_HAS_FMA64_ 0
 #endif
 
 #if defined(__clang__)
@@ -1188,6 +1532,8 @@ enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_
 #if LONGATTN_SIMD == LONGATTN_SIMD_SCALAR
 
 #define LATTN_SIMD_NAME_ "scalar"
+#define LATTN_SWEEP_VECTORS_ 1 /* of a state, by one token with a prediction; half of it: by four */
+#define LATTN_HALF_SWEEP_ 1
 #define LATTN_TILE_PANELS_ 1
 #define LATTN_UNROLL_KEYS_ /* the 16 of a panel: not worth the time it compiles */
 #define LATTN_EXPS_ 1
@@ -1431,6 +1777,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
 
 #define LATTN_SIMD_NAME_ "avx512"
+#define LATTN_SWEEP_VECTORS_ 4 /* of a state, by one token with a prediction; half of it: by four */
+#define LATTN_HALF_SWEEP_ 2
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 8 /* vectors of exp at a time */
 #define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
@@ -1724,6 +2072,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX2
 
 #define LATTN_SIMD_NAME_ "avx2"
+#define LATTN_SWEEP_VECTORS_ 2 /* of a state, by one token with a prediction; half of it: by four */
+#define LATTN_HALF_SWEEP_ 1
 #define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
@@ -2010,6 +2360,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_NEON
 
 #define LATTN_SIMD_NAME_ "neon"
+#define LATTN_SWEEP_VECTORS_ 1 /* of a state, by one token with a prediction; half of it: by four */
+#define LATTN_HALF_SWEEP_ 1
 #define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
@@ -4012,7 +4364,7 @@ typedef struct lattn_turning_ {
 } lattn_turning_;
 
 /* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows.
-   §10. */
+   §11. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
 LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
@@ -9636,7 +9988,2303 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
   return LATTN_OK;
 }
 
-/* ==== §10 rotary positions =======================================================================
+/* ==== §10 advance ================================================================================
+   A linear state keeps S for each of its heads in tiles of 64 columns, [tile][feature][columns],
+   beside it a list of updates to come: the newest token's k and x, or those of drafts, for S = S +
+   k x^T. A token passes once over a tile: each row applies what is pending, then adds to the
+   prediction P = S^T k and to the reading R = S^T q; x = beta (v - P) is the next pending update,
+   and out = R + (q . k) x what the token reads of its own write. So one token and many have the
+   same operations on each element, in the same order; columns are independent, and a tile stays in
+   the first-level cache while all tokens of a chunk pass over it. Without a correction x is v, and
+   four tokens share a pass.
+
+   Decay costs no operation on an element: S is kept divided by exp(L), L the sum of the log decays
+   since the last fold, in double; k (or x, where all channels decay alike) is divided by it, q
+   multiplied. Where L would fall below -24 in any channel, the token folds: the next pass
+   multiplies S by exp(L), and L begins at 0. When that is depends on the tokens alone. No exponent
+   is above 0.
+
+   Cost of a token and head: features * columns * 2 multiply-adds (3 with a correction), 1/4 (1)
+   load and store of the tile; of the rest, (5 ... 12) * features operations. */
+
+enum {
+  LATTN_TILE_COLUMNS_ = 64,
+  LATTN_CHUNK_TOKENS_ = 32, /* prepared at a time, with scratch */
+  LATTN_STATE_DRAFTS_ = 16,
+  LATTN_SHARED_TOKENS_ = 4,  /* that share a pass */
+  LATTN_STACK_STATE_ = 17408 /* bytes of a task's workspace without scratch */
+};
+#define LATTN_FOLD_AT_ (-24.0)
+#define LATTN_LEAST_DECAY_ (-80.0f)
+
+/* ---- arithmetic in double: where sums of a million tokens must keep their last digits ---- */
+
+#if LATTN_HAS_FMA64_ && defined(__GNUC__)
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#elif LATTN_HAS_FMA64_
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) {
+  return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+}
+#elif LONGATTN_STRICT || LATTN_HAS_FMA_
+/* *low gets what a + b lost. */
+LATTN_FN_ double lattn_sum64_(double a, double b, double *low) {
+  double sum = a + b, back = sum - a;
+  *low = (a - (sum - back)) + (b - back);
+  return sum;
+}
+/* By exact products of halves and a sum rounded to odd (Boldo and Melquiond 2008). */
+LATTN_NOINLINE_ double lattn_fma64_(double a, double b, double c) {
+  const double split = 134217729.0; /* 2^27 + 1 */
+  double product = a * b, ah, al, bh, bl, low, t, t_low, high, h_low, rest, lost;
+  uint64_t u;
+  LATTN_MEMCPY_(&u, &product, sizeof u);
+  if ((u >> 52 & 0x7ff) == 0x7ff || (u >> 52 & 0x7ff) == 0) return product + c;
+  ah = a * split;
+  ah = ah - (ah - a);
+  al = a - ah;
+  bh = b * split;
+  bh = bh - (bh - b);
+  bl = b - bh;
+  low = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
+  t = lattn_sum64_(c, low, &t_low);
+  high = lattn_sum64_(product, t, &h_low);
+  rest = lattn_sum64_(t_low, h_low, &lost);
+  LATTN_MEMCPY_(&u, &rest, sizeof u);
+  if (lost != 0 && !(u & 1)) {
+    u += (lost > 0) == (rest > 0) ? 1u : (uint64_t)0 - 1u;
+    LATTN_MEMCPY_(&rest, &u, sizeof rest);
+  }
+  return high + rest;
+}
+#else
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return a * b + c; }
+#endif
+
+/* The fixed tree of lattn_v_reduce_add_. */
+LATTN_FN_ double lattn_reduce64_(double x[16]) {
+  for (int w = 8; w > 0; w /= 2)
+    for (int t = 0; t < w; t++) x[t] = x[t] + x[t + w];
+  return x[0];
+}
+
+/* sum_i (x_i + more) (z_i + more), i < n, a multiple of 16; x padded with 0 beyond `count`, where
+   nothing is added. */
+LATTN_NOINLINE_ double lattn_dot64_(const float *x, const double *z, int64_t count, double more) {
+  double sum[16] = {0};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int t = 0; t < 16; t++)
+      sum[t] = lattn_fma64_((double)x[i + t] + more, z[i + t] + more, sum[t]);
+  for (int t = 0; i + t < count; t++)
+    sum[t] = lattn_fma64_((double)x[i + t] + more, z[i + t] + more, sum[t]);
+  return lattn_reduce64_(sum);
+}
+
+/* exp of a sum of logarithms <= 0, to 2 ulp: what the sum loses as a float enters as 1 + it. */
+LATTN_FN_ float lattn_exp_sum_(double x) {
+  float high = (float)x, y = lattn_exp_(high);
+  return lattn_fma_(y, (float)(x - (double)high), y);
+}
+
+/* 1 / sqrt(x) to 2 ulp, for x in [2^-120, infinity); below, of 2^-120. */
+LATTN_FN_ float lattn_rsqrt_(float x) {
+  float y, h;
+  if (x < 7.52316385e-37f) x = 7.52316385e-37f;
+  if (!lattn_is_finite_(x)) return lattn_is_nan_(x) ? x : 0.0f;
+  y = lattn_float_(0x5f375a86u - (lattn_bits_(x) >> 1));
+  h = x * -0.5f;
+  for (int i = 0; i < 4; i++) {
+    float r = lattn_fma_(h * y, y, 0.5f);
+    y = lattn_fma_(y, r, y);
+  }
+  return y;
+}
+
+/* 1 / (1 + exp(-x)), 16 at a time; of small values relatively exact. */
+LATTN_FN_ lattn_v16_ lattn_v_sigmoid_(lattn_v16_ x) {
+  lattn_v16_ one = lattn_v_set_(1), a = lattn_v_abs_(x);
+  lattn_v16_ e = lattn_v_exp_(lattn_v_sub_(lattn_v_set_(0), a)), d = lattn_v_add_(one, e);
+  return lattn_v_div_(lattn_v_if_less_(x, lattn_v_set_(0), e, one), d);
+}
+
+/* ---- what a state is ---- */
+
+struct lattn_state {
+  uint64_t bytes, fingerprint;
+  int64_t n_tokens;
+  int32_t kind, n_heads, n_query, n_key, n_value, n_states;
+  int32_t dk, dv, features, feature, unit, decay, delta, reads, normaliser, flags;
+  int32_t max_drafts, chunk, hidden, activation, residual;
+  float unit_epsilon, scale, root_scale, epsilon, clamp_low, clamp_high, loss_factor;
+  int32_t n_drafts, n_pending, list, side; /* pending updates, in which list; the small sums now */
+  int32_t listed, zero;                    /* during a batched call: it was met */
+  int64_t rows, columns;                   /* features and dv, up to multiples of 16 */
+  int64_t log_decay, bonus, query;         /* offsets from this; 0 = none */
+  int64_t heads, head_bytes;               /* offset of the first head, and from one to the next */
+  int64_t low, entries, entry_floats;      /* of a head: offsets of sums' lost parts, of updates */
+  int64_t small, small_doubles;            /* of small sums: sides of so many */
+  int64_t matrix_bytes;
+};
+
+/* Small sums of a head, in double: L and its total since the beginning, [1 or rows] each; z [rows];
+   of flow A, B, A', B' [rows] each, then Z and the maximum. */
+LATTN_FN_ int64_t lattn_small_decays_(const lattn_state *s) {
+  return s->decay == LATTN_DECAY_CHANNEL ? s->rows : 8;
+}
+
+LATTN_FN_ char *lattn_state_head_(const lattn_state *s, int64_t n) {
+  return (char *)(uintptr_t)s + s->heads + n * s->head_bytes;
+}
+LATTN_FN_ int32_t lattn_state_lists_(const lattn_state *s) {
+  return s->max_drafts > 1 ? s->max_drafts : 1;
+}
+
+/* Update `index` of a list (0 or 1). */
+LATTN_FN_ float *lattn_state_entry_(const lattn_state *s, int64_t n, int32_t list, int32_t index) {
+  return (float *)(void *)(lattn_state_head_(s, n) + s->entries) +
+         (list * lattn_state_lists_(s) + index) * s->entry_floats;
+}
+/* The small sums, `ahead` tokens after those of the state. */
+LATTN_FN_ double *lattn_state_small_(const lattn_state *s, int64_t n, int32_t ahead) {
+  return (double *)(void *)(lattn_state_head_(s, n) + s->small) +
+         (s->side + ahead) % (lattn_state_lists_(s) + 1) * s->small_doubles;
+}
+
+/* Parts of an update: whether it folds and the factor of all channels; k, x; b, y; factors a
+   channel. */
+LATTN_FN_ float *lattn_entry_k_(float *entry) { return entry + 16; }
+LATTN_FN_ float *lattn_entry_x_(const lattn_state *s, float *entry) { return entry + 16 + s->rows; }
+LATTN_FN_ float *lattn_entry_b_(const lattn_state *s, float *entry) {
+  return entry + 16 + s->rows + s->columns;
+}
+LATTN_FN_ float *lattn_entry_y_(const lattn_state *s, float *entry) {
+  return entry + 16 + 2 * s->rows + s->columns;
+}
+LATTN_FN_ float *lattn_entry_f_(const lattn_state *s, float *entry) {
+  return entry + 16 + (s->delta == LATTN_DELTA_GENERAL ? 2 : 1) * (s->rows + s->columns);
+}
+
+/* Where columns [c, ...) of row 0 of a head's S are, in floats; a row has *stride of them. */
+LATTN_FN_ int64_t lattn_tile_at_(const lattn_state *s, int64_t c, int64_t *stride) {
+  int64_t first = c / LATTN_TILE_COLUMNS_ * LATTN_TILE_COLUMNS_;
+  *stride = lattn_min_(s->columns - first, LATTN_TILE_COLUMNS_);
+  return first * s->features + c - first;
+}
+
+/* ---- passes over a tile ---- */
+
+typedef struct lattn_update_ {
+  const float *k, *x; /* x: of the pass's columns */
+  const float *fold;  /* NULL, or S is multiplied first: by *fold, or row by row */
+  int64_t fold_step;  /* 0 or 1 */
+} lattn_update_;
+
+typedef struct lattn_pass_ {
+  float *s, *low; /* rows of `stride` floats; low NULL: sums are not compensated */
+  int64_t rows, stride;
+  int n_updates, stores; /* 1, 0: not; 2: not what was lost */
+  const lattn_update_ *updates;
+  const float *p_by; /* NULL, or the key of the prediction */
+  const float *q[LATTN_SHARED_TOKENS_];
+  float p[LATTN_TILE_COLUMNS_], r[LATTN_SHARED_TOKENS_][LATTN_TILE_COLUMNS_];
+} lattn_pass_;
+
+/* s + k x, or by Kahan's sum, which keeps in *low what was lost. */
+LATTN_INLINE_ lattn_v16_ lattn_v_write_(int compensated, lattn_v16_ k, lattn_v16_ x, lattn_v16_ s,
+                                        lattn_v16_ *low) {
+  lattn_v16_ y, sum;
+  if (!compensated) return lattn_v_fma_(k, x, s);
+  y = lattn_v_fma_(k, x, *low);
+  sum = lattn_v_add_(s, y);
+  *low = lattn_v_sub_(y, lattn_v_sub_(sum, s));
+  return sum;
+}
+
+/* `steps` tokens, each `ranks` updates, then a reading and perhaps a prediction; all is stored, or
+   without updates nothing. AVX-512, 4 vectors, one token with prediction: a row loads and stores 4
+   vectors, broadcasts 3 numbers and makes 12 multiply-adds, in 4 + 4 sums, 4 of x, 4 of S; four
+   tokens on 2 vectors: 2 loads, 2 stores, 8 broadcasts, 16 multiply-adds, in 8 sums, 8 of x, 2 of
+   S. */
+LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predicts,
+                                    int compensated, lattn_pass_ *w) {
+  enum { V = LATTN_SWEEP_VECTORS_, J = LATTN_SHARED_TOKENS_ };
+  lattn_v16_ r[J * V], p[V], x[J * V], s[V], low[V], zero = lattn_v_set_(0);
+  const float *k[J + 1], *q[J], *by = w->p_by;
+  float *at = w->s, *lost = w->low;
+  LATTN_UNROLL_
+  for (int j = 0; j < steps * ranks; j++) {
+    k[j] = w->updates[j].k;
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) x[j * vectors + c] = lattn_v_load_(w->updates[j].x + 16 * c);
+  }
+  LATTN_UNROLL_
+  for (int j = 0; j < steps; j++) q[j] = w->q[j];
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++) p[c] = low[c] = zero;
+  LATTN_UNROLL_
+  for (int c = 0; c < steps * vectors; c++) r[c] = zero;
+  for (int64_t i = 0; i < w->rows; i++, at += w->stride) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) {
+      s[c] = lattn_v_load_(at + 16 * c);
+      if (compensated) low[c] = lattn_v_load_(lost + 16 * c);
+    }
+    LATTN_UNROLL_
+    for (int j = 0; j < steps; j++) {
+      lattn_v16_ b;
+      LATTN_UNROLL_
+      for (int a = j * ranks; a < (j + 1) * ranks; a++) {
+        b = lattn_v_set_(k[a][i]);
+        LATTN_UNROLL_
+        for (int c = 0; c < vectors; c++)
+          s[c] = lattn_v_write_(compensated, b, x[a * vectors + c], s[c], low + c);
+      }
+      if (predicts) {
+        b = lattn_v_set_(by[i]);
+        LATTN_UNROLL_
+        for (int c = 0; c < vectors; c++) p[c] = lattn_v_fma_(b, s[c], p[c]);
+      }
+      b = lattn_v_set_(q[j][i]);
+      LATTN_UNROLL_
+      for (int c = 0; c < vectors; c++)
+        r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
+    }
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors && ranks; c++) {
+      lattn_v_store_(at + 16 * c, s[c]);
+      if (compensated) lattn_v_store_(lost + 16 * c, low[c]);
+    }
+    if (compensated) lost += w->stride;
+  }
+  LATTN_UNROLL_
+  for (int j = 0; j < steps; j++) LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++) lattn_v_store_(w->r[j] + 16 * c, r[j * vectors + c]);
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors && predicts; c++) lattn_v_store_(w->p + 16 * c, p[c]);
+}
+
+/* Any number of updates, folds too, then one reading and a prediction; stored or not. */
+LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
+  lattn_v16_ least = lattn_v_set_(1.17549435e-38f);
+  for (int c = 0; c < 16 * vectors; c += 16) {
+    lattn_v16_ p = lattn_v_set_(0), r = lattn_v_set_(0), low = lattn_v_set_(0);
+    for (int64_t i = 0; i < w->rows; i++) {
+      float *at = w->s + i * w->stride + c, *lost = w->low ? w->low + i * w->stride + c : 0;
+      lattn_v16_ s = lattn_v_load_(at);
+      if (lost) low = lattn_v_load_(lost);
+      for (int u = 0; u < w->n_updates; u++) {
+        const lattn_update_ *by = w->updates + u;
+        if (by->fold) {
+          s = lattn_v_mul_(s, lattn_v_set_(by->fold[i * by->fold_step]));
+          s = lattn_v_if_less_(lattn_v_abs_(s), least, lattn_v_set_(0), s); /* no denormal */
+        }
+        s = lattn_v_write_(lost != 0, lattn_v_set_(by->k[i]), lattn_v_load_(by->x + c), s, &low);
+      }
+      if (w->p_by) p = lattn_v_fma_(lattn_v_set_(w->p_by[i]), s, p);
+      r = lattn_v_fma_(lattn_v_set_(w->q[0][i]), s, r);
+      if (w->stores) lattn_v_store_(at, s);
+      if (w->stores == 1 && lost) lattn_v_store_(lost, low);
+    }
+    lattn_v_store_(w->p + c, p);
+    lattn_v_store_(w->r[0] + c, r);
+  }
+}
+
+/* vectors is LATTN_SWEEP_VECTORS_, half of it, or 1. */
+#define LATTN_PASS_(steps, ranks, predicts, compensated)                         \
+  if (vectors == 1) lattn_pass_body_(1, steps, ranks, predicts, compensated, w); \
+  else if (vectors == LATTN_HALF_SWEEP_)                                         \
+    lattn_pass_body_(LATTN_HALF_SWEEP_, steps, ranks, predicts, compensated, w); \
+  else if ((steps) == 1) lattn_pass_body_(LATTN_SWEEP_VECTORS_, 1, ranks, predicts, compensated, w)
+LATTN_NOINLINE_ void lattn_pass_plain_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 1, 0, 0); }
+LATTN_NOINLINE_ void lattn_pass_shared_(lattn_pass_ *w, int vectors) {
+  LATTN_PASS_(LATTN_SHARED_TOKENS_, 1, 0, 0);
+}
+LATTN_NOINLINE_ void lattn_pass_delta_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 1, 1, 0); }
+LATTN_NOINLINE_ void lattn_pass_general_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 2, 1, 0); }
+LATTN_NOINLINE_ void lattn_pass_exact_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 1, 0, 1); }
+LATTN_NOINLINE_ void lattn_pass_read_(lattn_pass_ *w, int vectors) {
+  LATTN_PASS_(LATTN_SHARED_TOKENS_, 0, 0, 0);
+}
+#undef LATTN_PASS_
+
+/* ---- features ---- */
+
+/* One call, or one range of its tokens. */
+typedef struct lattn_advance_ {
+  const lattn_state_sequence *list;
+  int64_t n_list;
+  lattn_state_call o;
+  lattn_tensor q, k, v, out, decay, beta, predict, write, rate, momentum,
+      forget; /* data NULL: none */
+  lattn_partial *partial;
+  int drafts, reads_only;    /* how the tokens go in */
+  int64_t from, to;          /* rows of this range */
+  int32_t n_workers, pieces; /* of a head, by tiles */
+  int64_t chunk;             /* tokens prepared at a time */
+  char *scratch;
+  size_t worker_bytes;
+  int32_t next, overflowed; /* the only members that workers change */
+} lattn_advance_;
+
+/* The row of a per-token tensor that state n has. */
+LATTN_FN_ int64_t lattn_state_row_(const lattn_state *s, const lattn_tensor *t, int64_t token,
+                                   int64_t n) {
+  return token * t->stride_token + n * t->n_heads / s->n_states * t->stride_head;
+}
+
+/* Loads dim elements as floats, padded with 0 to a multiple of 16. */
+LATTN_FN_ void lattn_load_row_(float *to, const lattn_tensor *t, int64_t at, int64_t dim) {
+#define LATTN_BODY_(T)                  \
+  for (int64_t i = 0; i < dim; i += 16) \
+  lattn_v_store_(to + i, lattn_v_get_n_(t->data, T, at + i, dim - i < 16 ? (int)(dim - i) : 16))
+  LATTN_EACH_TYPE_(t->type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* x . y, n a multiple of 16; z NULL, or x . (y * z). */
+LATTN_FN_ float lattn_dot_(const float *x, const float *y, const float *z, int64_t n) {
+  lattn_v16_ sum = lattn_v_set_(0);
+  for (int64_t i = 0; i < n; i += 16) {
+    lattn_v16_ b = lattn_v_load_(y + i);
+    if (z) b = lattn_v_mul_(b, lattn_v_load_(z + i));
+    sum = lattn_v_fma_(lattn_v_load_(x + i), b, sum);
+  }
+  return lattn_v_reduce_add_(sum);
+}
+
+LATTN_FN_ void lattn_unit_row_(float *x, int64_t n, int32_t unit, float epsilon) {
+  float sum = lattn_dot_(x, x, 0, n), by;
+  if (unit == LATTN_UNIT_L2) {
+    by = lattn_rsqrt_(sum + epsilon);
+  } else {
+    by = lattn_rsqrt_(sum);
+    if (sum * by < epsilon || sum < 7.52316385e-37f) by = 1.0f / epsilon;
+  }
+  lattn_scale_(x, n, by);
+}
+
+/* softmax over x[0 ... dim). */
+LATTN_FN_ void lattn_softmax_row_(float *x, int64_t dim) {
+  lattn_v16_ most = lattn_v_set_(-LATTN_INFINITY_), sum = lattn_v_set_(0);
+  float m;
+  for (int64_t i = 0; i < dim; i += 16) {
+    uint32_t bits = dim - i < 16 ? (1u << (dim - i)) - 1u : 0xffffu;
+    most = lattn_v_max_(lattn_v_if_bits_(bits, lattn_v_load_(x + i), most), most);
+  }
+  m = lattn_v_reduce_max_(most);
+  for (int64_t i = 0; i < dim; i += 16) {
+    lattn_v16_ y = lattn_v_exp_(lattn_v_sub_(lattn_v_load_(x + i), lattn_v_set_(m)));
+    uint32_t bits = dim - i < 16 ? (1u << (dim - i)) - 1u : 0xffffu;
+    y = lattn_v_if_bits_(bits, y, lattn_v_set_(0));
+    sum = lattn_v_add_(sum, y);
+    lattn_v_store_(x + i, y);
+  }
+  m = lattn_v_reduce_add_(sum);
+  for (int64_t i = 0; i < dim; i += 16)
+    lattn_v_store_(x + i, lattn_v_div_(lattn_v_load_(x + i), lattn_v_set_(m)));
+}
+
+/* Features of 16 numbers. */
+LATTN_FN_ lattn_v16_ lattn_feature_(int32_t feature, lattn_v16_ x) {
+  lattn_v16_ zero = lattn_v_set_(0), y;
+  switch (feature) {
+    case LATTN_FEATURE_ELU1:
+      y = lattn_v_exp_(lattn_v_if_less_(zero, x, zero, x));
+      return lattn_v_if_less_(zero, x, lattn_v_add_(x, lattn_v_set_(1)), y);
+    case LATTN_FEATURE_RELU:
+      return lattn_v_if_less_(x, zero, zero, x);
+    case LATTN_FEATURE_RELU2:
+      x = lattn_v_if_less_(x, zero, zero, x);
+      return lattn_v_mul_(x, x);
+    case LATTN_FEATURE_SIGMOID:
+      return lattn_v_sigmoid_(x);
+    case LATTN_FEATURE_SILU:
+      return lattn_v_mul_(x, lattn_v_sigmoid_(x));
+    default:
+      return x;
+  }
+}
+
+/* 1; x; x_i^2 / sqrt 2; x_i x_j, i < j. */
+LATTN_FN_ void lattn_taylor_(float *to, const float *x, int64_t dim) {
+  int64_t at = 2 * dim + 1;
+  to[0] = 1.0f;
+  for (int64_t i = 0; i < dim; i++) {
+    float y = x[i] * 0.707106769f;
+    to[1 + i] = x[i];
+    to[1 + dim + i] = x[i] * y;
+    for (int64_t j = i + 1; j < dim; j++) to[at++] = x[i] * x[j];
+  }
+}
+
+/* The features of a query or key row of head `head`, padded with 0, scaled if a query. raw: room
+   for the row itself. */
+LATTN_NOINLINE_ void lattn_features_(const lattn_advance_ *job, const lattn_state *s, float *to,
+                                     float *raw, const lattn_tensor *t, int64_t token, int64_t head,
+                                     int is_query) {
+  int64_t m = s->features, dim = s->dk, at = token * t->stride_token + head * t->stride_head;
+  int expands = s->feature == LATTN_FEATURE_TAYLOR || s->feature == LATTN_FEATURE_CALLER;
+  float *x = expands ? raw : to;
+  lattn_load_row_(x, t, at, dim);
+  if (s->unit) lattn_unit_row_(x, (dim + 15) / 16 * 16, s->unit, s->unit_epsilon);
+  if (s->feature == LATTN_FEATURE_TAYLOR) {
+    lattn_scale_(x, (dim + 15) / 16 * 16, s->root_scale);
+    lattn_taylor_(to, x, dim);
+  } else if (s->feature == LATTN_FEATURE_CALLER) {
+    job->o.feature(job->o.feature_user, (int32_t)head, is_query, x, dim, to, m);
+  } else if (s->feature == LATTN_FEATURE_SOFTMAX) {
+    lattn_softmax_row_(to, dim);
+  } else if (s->feature != LATTN_FEATURE_IDENTITY) {
+    lattn_v16_ more = lattn_v_set_(
+        s->kind == LATTN_STATE_FLOW && s->feature == LATTN_FEATURE_RELU ? 1e-6f : 0.0f);
+    for (int64_t i = 0; i < m; i += 16)
+      lattn_v_store_(to + i, lattn_v_add_(lattn_feature_(s->feature, lattn_v_load_(to + i)), more));
+  }
+  for (int64_t i = m; i < s->rows; i++) to[i] = 0;
+  if (is_query && s->kind == LATTN_STATE_LINEAR && s->feature != LATTN_FEATURE_TAYLOR)
+    lattn_scale_(to, s->rows, s->scale);
+}
+
+/* ---- tokens, prepared ---- */
+
+/* What a token's decay came to, where all channels decay alike (else 1, but for folds). */
+typedef struct lattn_gate_ {
+  float e, before; /* S is e times what is stored; and before this token's decay */
+  float inverse;   /* what is written is multiplied by it */
+  float fold;      /* what is stored is multiplied by it first ... */
+  int32_t folds;   /* ... if so */
+  float beta;      /* DELTA_KEY */
+  float competes;  /* FLOW: v is multiplied by it */
+} lattn_gate_;
+
+/* A worker's memory. Rows of a token are `rows` floats. */
+typedef struct lattn_prep_ {
+  float *q, *k, *p, *b, *f; /* [queries][chunk]; [chunk] of each: read, write, predict (may be
+                                      k), second write, factors of folds */
+  float *w, *wb, *den;      /* [queries][chunk]: q . k; q . b; denominator, or flow's factor */
+  lattn_gate_ *gate;        /* [chunk] */
+  float *last_k, *last_b, *last_f; /* of the token before the chunk */
+  lattn_gate_ last;
+  float *raw, *e; /* a row; exp(L) a channel */
+  float *x, *y;   /* [chunk + 1][64]: updates of a tile; 0 is that before the chunk */
+  float *tile;    /* [features][64]: a tile with all updates in it, to be read */
+  double *sums;   /* the small sums, after the tokens prepared */
+} lattn_prep_;
+
+/* Carves it from p (NULL: only counts). */
+LATTN_FN_ size_t lattn_carve_prep_(lattn_prep_ *w, char *p, const lattn_state *s, int64_t chunk,
+                                   int64_t queries) {
+  int channel = s->decay == LATTN_DECAY_CHANNEL, general = s->delta == LATTN_DELTA_GENERAL;
+  int64_t row = s->rows, rows = chunk * row, all = queries * chunk, at = 0, part[18];
+  float **to[18];
+  part[0] = queries * rows, to[0] = &w->q;
+  part[1] = rows, to[1] = &w->k;
+  part[2] = general || (s->delta && channel) ? rows : 0, to[2] = &w->p;
+  part[3] = general ? rows : 0, to[3] = &w->b;
+  part[4] = channel ? rows : 0, to[4] = &w->f;
+  part[5] = all, to[5] = &w->w;
+  part[6] = general ? all : 0, to[6] = &w->wb;
+  part[7] = s->normaliser || s->kind == LATTN_STATE_FLOW ? all : 0, to[7] = &w->den;
+  part[8] = chunk > 1 ? row : 0, to[8] = &w->last_k;
+  part[9] = chunk > 1 && general ? row : 0, to[9] = &w->last_b;
+  part[10] = chunk > 1 && channel ? row : 0, to[10] = &w->last_f;
+  part[11] = (s->dk + 15) / 16 * 16, to[11] = &w->raw;
+  part[12] = channel ? row : 0, to[12] = &w->e;
+  part[13] = (chunk + 1) * LATTN_TILE_COLUMNS_, to[13] = &w->x;
+  part[14] = general ? part[13] : 0, to[14] = &w->y;
+  part[15] = chunk > 1 ? (int64_t)s->features * LATTN_TILE_COLUMNS_ : 0, to[15] = &w->tile;
+  part[16] = 2 * s->small_doubles;
+  part[17] = chunk * (int64_t)(sizeof(lattn_gate_) / sizeof(float));
+  for (int i = 0; i < 18; i++) {
+    if (p && i < 16) *to[i] = part[i] ? (float *)(void *)p + at : 0;
+    if (p && i == 16) w->sums = (double *)(void *)((float *)(void *)p + at);
+    if (p && i == 17) w->gate = (lattn_gate_ *)(void *)((float *)(void *)p + at);
+    at += (part[i] + 15) / 16 * 16;
+  }
+  return (size_t)at * sizeof(float);
+}
+
+/* The log decay of a token, clamped; NaN stays. */
+LATTN_FN_ float lattn_clamp_decay_(float g) {
+  g = g > 0 ? 0 : g;
+  return g < LATTN_LEAST_DECAY_ ? LATTN_LEAST_DECAY_ : g;
+}
+
+/* The decay of a token where all channels have the same. */
+LATTN_FN_ void lattn_prepare_step_(const lattn_advance_ *job, lattn_prep_ *w, const lattn_state *s,
+                                   int64_t token, int64_t n, lattn_gate_ *gate) {
+  double *sum = w->sums, *total = w->sums + 8;
+  const float *own = (const float *)(const void *)((const char *)s + s->log_decay);
+  float g;
+  if (s->decay == LATTN_DECAY_NONE) return;
+  if (s->decay == LATTN_DECAY_HEAD) g = own[n];
+  else
+    g = lattn_clamp_decay_(
+        lattn_get_(job->decay.data, job->decay.type, lattn_state_row_(s, &job->decay, token, n)));
+  if (s->reads == LATTN_READS_BEFORE || s->delta == LATTN_DELTA_GENERAL)
+    gate->before = lattn_exp_sum_(*sum);
+  *sum = *sum + (double)g;
+  *total = *total + (double)g;
+  gate->e = lattn_exp_sum_(*sum);
+  if (*sum < LATTN_FOLD_AT_) {
+    gate->folds = 1;
+    gate->fold = gate->e;
+    *sum = 0;
+  } else {
+    gate->inverse = 1.0f / gate->e;
+  }
+}
+
+/* e gets exp(L) of all channels. */
+LATTN_FN_ void lattn_channel_exps_(float *e, const double *sum, int64_t rows) {
+  for (int64_t i = 0; i < rows; i += 16) {
+    float high[16], low[16];
+    lattn_v16_ y;
+    for (int t = 0; t < 16; t++) {
+      high[t] = (float)sum[i + t];
+      low[t] = (float)(sum[i + t] - (double)high[t]);
+    }
+    y = lattn_v_exp_(lattn_v_load_(high));
+    lattn_v_store_(e + i, lattn_v_fma_(y, lattn_v_load_(low), y));
+  }
+}
+
+/* x *= y, or x /= y. */
+LATTN_FN_ void lattn_times_row_(float *x, const float *y, int64_t n, int divides) {
+  for (int64_t i = 0; i < n; i += 16) {
+    lattn_v16_ a = lattn_v_load_(x + i), b = lattn_v_load_(y + i);
+    lattn_v_store_(x + i, divides ? lattn_v_div_(a, b) : lattn_v_mul_(a, b));
+  }
+}
+
+/* The decays of a token, one a channel: into q, k, p and b of token j. w->e is that before it. */
+LATTN_FN_ void lattn_prepare_channels_(const lattn_advance_ *job, lattn_prep_ *w,
+                                       const lattn_state *s, int64_t token, int64_t n, int64_t j,
+                                       int64_t queries) {
+  int64_t rows = s->rows, at = lattn_state_row_(s, &job->decay, token, n);
+  double *sum = w->sums, *total = w->sums + rows;
+  float *k = w->k + j * rows, *p = w->p + j * rows, *b = w->b + j * rows, *f = w->f + j * rows;
+  int folds = 0, before = s->reads == LATTN_READS_BEFORE;
+  if (s->delta == LATTN_DELTA_GENERAL) lattn_times_row_(p, w->e, rows, 0);
+  for (int64_t i = 0; before && i < queries; i++)
+    lattn_times_row_(w->q + (i * job->chunk + j) * rows, w->e, rows, 0);
+  lattn_load_row_(f, &job->decay, at, s->features);
+  for (int64_t i = 0; i < s->features; i++) {
+    double g = (double)lattn_clamp_decay_(f[i]);
+    sum[i] = sum[i] + g;
+    total[i] = total[i] + g;
+    folds |= sum[i] < LATTN_FOLD_AT_;
+  }
+  lattn_channel_exps_(w->e, sum, rows);
+  for (int64_t i = 0; !before && i < queries; i++)
+    lattn_times_row_(w->q + (i * job->chunk + j) * rows, w->e, rows, 0);
+  if (s->delta == LATTN_DELTA_KEY) {
+    LATTN_MEMCPY_(p, k, (size_t)rows * sizeof *p);
+    lattn_times_row_(p, w->e, rows, 0);
+  }
+  w->gate[j].folds = folds;
+  if (folds) {
+    LATTN_MEMCPY_(f, w->e, (size_t)rows * sizeof *f);
+    for (int64_t i = 0; i < rows; i++) {
+      sum[i] = 0;
+      w->e[i] = 1.0f;
+    }
+  } else {
+    lattn_times_row_(k, w->e, rows, 1);
+    if (s->delta == LATTN_DELTA_GENERAL) lattn_times_row_(b, w->e, rows, 1);
+  }
+}
+
+/* What a reading by q is divided by: e (q . z) + w, z in the small sums. */
+LATTN_FN_ float lattn_denominator_(const lattn_state *s, const float *q, const double *sums,
+                                   float e, float w) {
+  double d = lattn_dot64_(q, sums + 2 * lattn_small_decays_(s), s->features, 0.0);
+  float den = (float)lattn_fma64_((double)e, d, (double)w);
+  if (s->normaliser == LATTN_NORMALISER_SUM) return den + s->epsilon;
+  den = lattn_float_(lattn_bits_(den) & 0x7fffffffu);
+  return den <= s->epsilon ? s->epsilon : den;
+}
+
+/* The denominators of token j's readings, then z with the token in it. */
+LATTN_FN_ void lattn_prepare_normaliser_(const lattn_advance_ *job, lattn_prep_ *w,
+                                         const lattn_state *s, int64_t j, int64_t queries) {
+  const lattn_gate_ *gate = w->gate + j;
+  double *z = w->sums + 2 * lattn_small_decays_(s);
+  const float *k = w->k + j * s->rows, *f = w->f ? w->f + j * s->rows : 0;
+  float e = s->reads == LATTN_READS_BEFORE ? gate->before : gate->e;
+  for (int64_t i = 0; i < queries; i++) {
+    int64_t at = i * job->chunk + j;
+    w->den[at] = lattn_denominator_(s, w->q + at * s->rows, w->sums, e, w->w[at]);
+  }
+  for (int64_t i = 0; i < s->features; i++) { /* products of two floats are exact in double */
+    double fold = gate->folds ? (double)(f ? f[i] : gate->fold) : 1.0;
+    z[i] = lattn_fma64_(z[i], fold, (double)k[i] * (double)gate->inverse);
+  }
+}
+
+/* Flow-Attention's sums of token number `count`, from 1 on: how it competes and what its reading is
+   multiplied by (flow.md 1.4; the largest exponent is subtracted). */
+LATTN_FN_ void lattn_prepare_flow_(lattn_prep_ *w, const lattn_state *s, int64_t j, int64_t count) {
+  int64_t m = s->features, rows = s->rows;
+  const float *q = w->q + j * rows, *k = w->k + j * rows;
+  double *a = w->sums + 2 * lattn_small_decays_(s), *b = a + rows, *a2 = b + rows, *b2 = a2 + rows;
+  double *z = b2 + rows, *most = z + 1, t = (double)count, eps = (double)s->epsilon;
+  double in, leaves, g, c, top;
+  float y[16];
+  for (int64_t i = 0; i < m; i++) {
+    a[i] = a[i] + (double)k[i];
+    b[i] = b[i] + (double)q[i];
+  }
+  in = 1.0 / lattn_dot64_(q, a, m, eps);
+  leaves = t / lattn_dot64_(k, b, m, eps);
+  for (int64_t i = 0; i < m; i++) {
+    a2[i] = lattn_fma64_(leaves, (double)k[i], a2[i]);
+    b2[i] = lattn_fma64_(t * in, (double)q[i], b2[i]);
+  }
+  g = lattn_dot64_(q, a2, m, eps) / t;
+  c = lattn_dot64_(k, b2, m, eps) / t;
+  if (c < (double)s->clamp_low) c = (double)s->clamp_low;
+  if (c > (double)s->clamp_high) c = (double)s->clamp_high;
+  top = count > 1 && *most > c ? *most : c;
+  c = (double)lattn_exp_((float)(c - top));
+  *z = lattn_fma64_(*z, count > 1 && *most < top ? (double)lattn_exp_((float)(*most - top)) : 1.0,
+                    c);
+  *most = top;
+  w->gate[j].competes = (float)(t * c / *z);
+  lattn_v_store_(y, lattn_v_sigmoid_(lattn_v_set_((float)g)));
+  w->den[j] = y[0] * (float)in;
+}
+
+/* Prepares token j of a chunk: row `token` of the tensors, number `count` of the sequence. */
+LATTN_FN_ void lattn_prepare_(const lattn_advance_ *job, lattn_prep_ *w, const lattn_state *s,
+                              int64_t token, int64_t n, int64_t j, int64_t count) {
+  int64_t rows = s->rows, queries = s->n_heads / s->n_states;
+  float *k = w->k + j * rows;
+  const float *bonus = (const float *)(const void *)((const char *)s + s->bonus);
+  int general = s->delta == LATTN_DELTA_GENERAL;
+  lattn_gate_ gate = {1, 1, 1, 1, 0, 1, 1};
+  w->gate[j] = gate;
+  lattn_features_(job, s, k, w->raw, &job->k, token, n * s->n_key / s->n_states, 0);
+  if (general) {
+    const lattn_tensor *a = &job->predict, *b = &job->write;
+    lattn_load_row_(w->p + j * rows, a, lattn_state_row_(s, a, token, n), s->features);
+    lattn_load_row_(w->b + j * rows, b, lattn_state_row_(s, b, token, n), s->features);
+  }
+  for (int64_t i = 0; i < queries; i++) {
+    int64_t at = i * job->chunk + j, head = n * queries + i;
+    float *q = w->q + at * rows;
+    if (job->q.data) {
+      lattn_features_(job, s, q, w->raw, &job->q, token, head * s->n_query / s->n_heads, 1);
+    } else {
+      LATTN_MEMSET_(q, 0, (size_t)rows * sizeof *q);
+    }
+    w->w[at] = 0;
+    if (s->reads == LATTN_READS_AFTER) w->w[at] = lattn_dot_(q, k, 0, rows);
+    else if (s->bonus) w->w[at] = lattn_dot_(q, k, bonus + n * rows, rows);
+    if (general) w->wb[at] = lattn_dot_(q, w->b + j * rows, 0, rows);
+  }
+  if (s->delta == LATTN_DELTA_KEY && job->beta.data)
+    w->gate[j].beta =
+        lattn_get_(job->beta.data, job->beta.type, lattn_state_row_(s, &job->beta, token, n));
+  if (s->decay == LATTN_DECAY_CHANNEL) lattn_prepare_channels_(job, w, s, token, n, j, queries);
+  else lattn_prepare_step_(job, w, s, token, n, w->gate + j);
+  if (s->kind == LATTN_STATE_FLOW) lattn_prepare_flow_(w, s, j, count);
+  else if (s->normaliser) lattn_prepare_normaliser_(job, w, s, j, queries);
+}
+
+/* ---- a chunk of tokens over a strip of a tile ---- */
+
+/* Where a worker is: `tokens` prepared tokens of a state's head, the first of which is row `row` of
+   the tensors and token `done` of the state's in this call. */
+typedef struct lattn_walk_ {
+  const lattn_advance_ *job;
+  lattn_prep_ *w;
+  lattn_state *s;
+  int64_t n, row, done;
+  int tokens;
+  int first; /* this worker has the head's first columns: it also writes what is not of columns */
+} lattn_walk_;
+
+/* Appends an update, or the two of one token. */
+LATTN_FN_ int lattn_add_update_(const lattn_state *s, lattn_update_ *to, const float *k,
+                                const float *x, const float *b, const float *y,
+                                const lattn_gate_ *gate, const float *f) {
+  int n = 0;
+  int channel = s->decay == LATTN_DECAY_CHANNEL;
+  const float *fold = gate->folds ? channel ? f : &gate->fold : 0;
+  if (s->delta == LATTN_DELTA_GENERAL) {
+    lattn_update_ second = {b, y, fold, channel};
+    to[n++] = second;
+    fold = 0;
+  }
+  lattn_update_ u = {k, x, fold, channel};
+  to[n++] = u;
+  return n;
+}
+
+/* The same of an update in a list of the state, for columns from c on. *gate is its. */
+LATTN_FN_ int lattn_add_entry_(const lattn_walk_ *a, lattn_update_ *to, int32_t list, int32_t index,
+                               int64_t c, lattn_gate_ *gate) {
+  const lattn_state *s = a->s;
+  float *e = lattn_state_entry_(s, a->n, list, index);
+  gate->folds = e[0] > 0;
+  gate->fold = e[1];
+  return lattn_add_update_(s, to, lattn_entry_k_(e), lattn_entry_x_(s, e) + c, lattn_entry_b_(s, e),
+                           lattn_entry_y_(s, e) + c, gate, lattn_entry_f_(s, e));
+}
+
+/* Updates that S lacks before the first token of the chunk. gates: room for as many. */
+LATTN_FN_ int lattn_pending_(const lattn_walk_ *a, lattn_update_ *to, lattn_gate_ *gates,
+                             int64_t c) {
+  const lattn_state *s = a->s;
+  const lattn_prep_ *w = a->w;
+  int n = 0;
+  if (a->job->drafts) {
+    for (int32_t i = 0; i < s->n_drafts + a->done; i++)
+      n += lattn_add_entry_(a, to + n, 1 - s->list, i, c, gates + i);
+  } else if (a->done == 0) {
+    for (int32_t i = 0; i < s->n_pending; i++)
+      n += lattn_add_entry_(a, to + n, s->list, i, c, gates + i);
+  } else if (w->last_k) { /* others may be writing the state's copy of k */
+    float *e = lattn_state_entry_(s, a->n, 1 - s->list, 0);
+    gates[0] = w->last;
+    n = lattn_add_update_(s, to, w->last_k, lattn_entry_x_(s, e) + c, w->last_b,
+                          lattn_entry_y_(s, e) + c, gates, w->last_f);
+  } else {
+    n = lattn_add_entry_(a, to, 1 - s->list, 0, c, gates);
+  }
+  return n;
+}
+
+/* Token j of the chunk is now the update at `to`. */
+LATTN_FN_ int lattn_add_token_(const lattn_walk_ *a, lattn_update_ *to, int64_t j) {
+  const lattn_prep_ *w = a->w;
+  int64_t rows = a->s->rows, x = (j + 1) * LATTN_TILE_COLUMNS_;
+  return lattn_add_update_(a->s, to, w->k + j * rows, w->x + x, w->b ? w->b + j * rows : 0,
+                           w->y ? w->y + x : 0, w->gate + j, w->f ? w->f + j * rows : 0);
+}
+
+/* 16 columns of a value row. */
+LATTN_INLINE_ lattn_v16_ lattn_value_at_(const lattn_walk_ *a, int64_t j, int64_t c) {
+  const lattn_tensor *v = &a->job->v;
+  const lattn_state *s = a->s;
+  int64_t at = (a->row + j) * v->stride_token + a->n * s->n_value / s->n_states * v->stride_head;
+  return lattn_v_get_n_(v->data, v->type, at + c, s->dv - c < 16 ? (int)(s->dv - c) : 16);
+}
+
+/* What token j writes, in columns c + i ... : v, less the prediction p, times beta; of flow, as it
+   competes. */
+LATTN_INLINE_ lattn_v16_ lattn_value_written_(const lattn_walk_ *a, int64_t j, int64_t c, int64_t i,
+                                              const float *p) {
+  const lattn_gate_ *gate = a->w->gate + j;
+  lattn_v16_ v = lattn_value_at_(a, j, c + i);
+  if (a->s->delta == LATTN_DELTA_KEY) {
+    v = lattn_v_fma_(lattn_v_set_(-gate->e), lattn_v_load_(p + i), v);
+    return lattn_v_mul_(v, lattn_v_set_(gate->beta));
+  }
+  return a->s->kind == LATTN_STATE_FLOW ? lattn_v_mul_(v, lattn_v_set_(gate->competes)) : v;
+}
+
+/* Token j's update: x (and y), in the scale of what is stored. */
+LATTN_FN_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, int vectors,
+                                  const float *p) {
+  const lattn_gate_ *gate = a->w->gate + j;
+  float *x = a->w->x + (j + 1) * LATTN_TILE_COLUMNS_;
+  lattn_v16_ inverse = lattn_v_set_(gate->inverse);
+  for (int i = 0; i < 16 * vectors; i += 16) {
+    lattn_v16_ v = lattn_value_written_(a, j, c, i, p);
+    if (a->s->delta == LATTN_DELTA_GENERAL) {
+      lattn_v16_ y = lattn_v_mul_(lattn_v_load_(p + i), lattn_v_set_(gate->before));
+      lattn_v_store_(a->w->y + (j + 1) * LATTN_TILE_COLUMNS_ + i, lattn_v_mul_(y, inverse));
+    }
+    lattn_v_store_(x + i, lattn_v_mul_(v, inverse));
+  }
+}
+
+/* Row of out (and of a partial) for query `i` of token j: R, the token's own write, normalised. */
+LATTN_FN_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, int64_t c,
+                                  int vectors, const float *r, const float *p) {
+  const lattn_advance_ *job = a->job;
+  const lattn_state *s = a->s;
+  const lattn_gate_ *gate = a->w->gate + j;
+  int64_t at = i * job->chunk + j, head = a->n * (s->n_heads / s->n_states) + i;
+  int64_t row = (a->row + j) * s->n_heads + head;
+  lattn_v16_ w = lattn_v_set_(a->w->w[at]);
+  lattn_v16_ e = lattn_v_set_(s->reads == LATTN_READS_BEFORE ? gate->before : gate->e);
+  int lost = 0;
+  for (int64_t b = 0; b < 16 * vectors; b += 16) {
+    int n = s->dv - c - b < 16 ? (int)(s->dv - c - b) : 16;
+    lattn_v16_ o = lattn_v_mul_(lattn_v_load_(r + b), e);
+    if (s->delta == LATTN_DELTA_GENERAL && !job->reads_only)
+      o = lattn_v_fma_(lattn_v_set_(a->w->wb[at]),
+                       lattn_v_mul_(lattn_v_load_(p + b), lattn_v_set_(gate->before)), o);
+    if (!job->reads_only) o = lattn_v_fma_(w, lattn_value_written_(a, j, c, b, p), o);
+    if (job->partial) lattn_v_store_n_(job->partial->output + row * s->dv + c + b, o, n);
+    if (!job->out.data) continue;
+    if (s->kind == LATTN_STATE_FLOW) o = lattn_v_mul_(o, lattn_v_set_(a->w->den[at]));
+    else if (s->normaliser) o = lattn_v_div_(o, lattn_v_set_(a->w->den[at]));
+    o = lattn_v_if_equal_(o, lattn_v_set_(0), lattn_v_set_(0), o); /* -0 becomes +0 */
+    lost |= lattn_v_put_n_(
+        (void *)(uintptr_t)job->out.data, job->out.type,
+        (a->row + j) * job->out.stride_token + head * job->out.stride_head + c + b, o, n);
+  }
+  if (job->partial && a->first && c == 0) {
+    job->partial->maximum[row] = 0;
+    job->partial->sum[row] = s->normaliser ? a->w->den[at] : 1.0f;
+  }
+  return lost;
+}
+
+/* Readings of token j by all queries; the first one's is in pass->r[lane]. */
+LATTN_FN_ int lattn_read_token_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t j, int lane,
+                                int64_t c, int vectors) {
+  const lattn_state *s = a->s;
+  int64_t queries = s->n_heads / s->n_states;
+  int lost;
+  if (!a->job->out.data && !a->job->partial) return 0;
+  lost = lattn_finish_token_(a, j, 0, c, vectors, pass->r[lane], pass->p);
+  pass->p_by = 0;
+  if (pass->stores) pass->n_updates = 0; /* they are in the tile now */
+  pass->stores = 0;
+  for (int64_t i = 1; i < queries; i++) {
+    float p[LATTN_TILE_COLUMNS_];
+    LATTN_MEMCPY_(p, pass->p, sizeof p);
+    pass->q[0] = a->w->q + (i * a->job->chunk + j) * s->rows;
+    lattn_pass_list_(pass, vectors);
+    LATTN_MEMCPY_(pass->p, p, sizeof p);
+    lost |= lattn_finish_token_(a, j, i, c, vectors, pass->r[0], pass->p);
+  }
+  return lost;
+}
+
+/* How many tokens from j on share a pass: none but the last of them folds. */
+LATTN_FN_ int lattn_shared_(const lattn_walk_ *a, int64_t j, int vectors) {
+  const lattn_state *s = a->s;
+  if (s->delta || (s->flags & LATTN_STATE_COMPENSATED) || s->n_heads > s->n_states) return 1;
+  if (vectors > LATTN_HALF_SWEEP_ || a->tokens - j < LATTN_SHARED_TOKENS_) return 1;
+  for (int i = 0; i < LATTN_SHARED_TOKENS_ - 1; i++)
+    if (a->w->gate[j + i].folds) return 1;
+  return LATTN_SHARED_TOKENS_;
+}
+
+/* The pass of `shared` tokens from j on, the first updates of which are in pass. */
+LATTN_FN_ void lattn_run_pass_of_(const lattn_walk_ *a, lattn_pass_ *pass, lattn_update_ *updates,
+                                  int64_t j, int shared, int vectors) {
+  const lattn_state *s = a->s;
+  int ranks = s->delta == LATTN_DELTA_GENERAL ? 2 : 1;
+  if (a->job->drafts || pass->n_updates != ranks || updates[0].fold) {
+    lattn_pass_list_(pass, vectors);
+    return;
+  }
+  for (int i = 0; i < shared - 1; i++) {
+    pass->n_updates += lattn_add_token_(a, updates + pass->n_updates, j + i);
+    pass->q[1 + i] = a->w->q + (j + 1 + i) * s->rows;
+  }
+  if (ranks == 2) lattn_pass_general_(pass, vectors);
+  else if (s->delta) lattn_pass_delta_(pass, vectors);
+  else if (s->flags & LATTN_STATE_COMPENSATED) lattn_pass_exact_(pass, vectors);
+  else if (shared > 1) lattn_pass_shared_(pass, vectors);
+  else lattn_pass_plain_(pass, vectors);
+}
+
+/* What is not of a pass but of a whole strip. */
+LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vectors) {
+  lattn_state *s = a->s;
+  lattn_prep_ *w = a->w;
+  lattn_update_ updates[2 * LATTN_STATE_DRAFTS_ + 2];
+  lattn_gate_ gates[LATTN_STATE_DRAFTS_];
+  lattn_pass_ pass;
+  int64_t stride, at = lattn_tile_at_(s, c, &stride);
+  char *head = lattn_state_head_(s, a->n);
+  int lost = 0, drafts = a->job->drafts, n, shared;
+  pass.s = (float *)(void *)head + at;
+  pass.low = s->low ? (float *)(void *)(head + s->low) + at : 0;
+  pass.rows = s->features;
+  pass.stride = stride;
+  pass.updates = updates;
+  if (drafts && a->done == 0 && s->n_pending) { /* what is committed goes into S */
+    for (int32_t i = n = 0; i < s->n_pending; i++)
+      n += lattn_add_entry_(a, updates + n, s->list, i, c, gates + i);
+    pass.n_updates = n;
+    pass.stores = 1;
+    pass.p_by = 0;
+    pass.q[0] = w->q;
+    lattn_pass_list_(&pass, vectors);
+  }
+  n = lattn_pending_(a, updates, gates, c);
+  for (int64_t j = 0; j < a->tokens; j += shared) {
+    shared = drafts || n != 1 || updates[0].fold ? 1 : lattn_shared_(a, j, vectors);
+    pass.stores = !drafts;
+    pass.n_updates = n;
+    pass.p_by = !s->delta ? 0 : w->p ? w->p + j * s->rows : w->k + j * s->rows;
+    pass.q[0] = w->q + j * s->rows;
+    if (!s->delta)
+      for (int i = 0; i < shared; i++) lattn_write_token_(a, j + i, c, vectors, 0);
+    lattn_run_pass_of_(a, &pass, updates, j, shared, vectors);
+    if (s->delta) lattn_write_token_(a, j, c, vectors, pass.p);
+    for (int i = 0; i < shared; i++) lost |= lattn_read_token_(a, &pass, j + i, i, c, vectors);
+    n = lattn_add_token_(a, updates + (drafts ? n : 0), j + shared - 1) + (drafts ? n : 0);
+  }
+  for (int64_t j = drafts ? 0 : a->tokens - 1; j < a->tokens; j++) {
+    int32_t index = drafts ? (int32_t)(s->n_drafts + a->done + j) : 0;
+    float *e = lattn_state_entry_(s, a->n, 1 - s->list, index);
+    size_t bytes = (size_t)vectors * 16 * sizeof *e;
+    LATTN_MEMCPY_(lattn_entry_x_(s, e) + c, w->x + (j + 1) * LATTN_TILE_COLUMNS_, bytes);
+    if (w->y) LATTN_MEMCPY_(lattn_entry_y_(s, e) + c, w->y + (j + 1) * LATTN_TILE_COLUMNS_, bytes);
+  }
+  return lost;
+}
+
+/* Prepared token j as update `index` of the list to come: all but its columns. */
+LATTN_FN_ void lattn_keep_update_(const lattn_walk_ *a, int64_t j, int32_t index) {
+  const lattn_state *s = a->s;
+  const lattn_prep_ *w = a->w;
+  float *e = lattn_state_entry_(s, a->n, 1 - s->list, index);
+  size_t bytes = (size_t)s->rows * sizeof *e;
+  e[0] = w->gate[j].folds ? 1.0f : 0.0f;
+  e[1] = w->gate[j].fold;
+  LATTN_MEMCPY_(lattn_entry_k_(e), w->k + j * s->rows, bytes);
+  if (w->b) LATTN_MEMCPY_(lattn_entry_b_(s, e), w->b + j * s->rows, bytes);
+  if (w->f) LATTN_MEMCPY_(lattn_entry_f_(s, e), w->f + j * s->rows, bytes);
+}
+
+/* Tiles [tile, end) of head n of a state over rows [row, row + tokens) of the tensors. */
+LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *w, lattn_state *s,
+                                        int64_t n, int64_t row, int64_t tokens, int64_t tile,
+                                        int64_t end) {
+  lattn_walk_ a = {job, w, s, n, row, 0, 0, tile == 0};
+  int64_t before = s->n_tokens + s->n_drafts + 1;
+  int lost = 0,
+      most = tokens >= LATTN_SHARED_TOKENS_ && !s->delta ? LATTN_HALF_SWEEP_ : LATTN_SWEEP_VECTORS_;
+  size_t sums = (size_t)s->small_doubles * sizeof(double);
+  int drafted = job->drafts ? s->n_drafts : 0;
+  LATTN_MEMCPY_(w->sums, lattn_state_small_(s, n, drafted), sums);
+  if (w->e) lattn_channel_exps_(w->e, w->sums, s->rows);
+  for (; a.done < tokens; a.done += a.tokens, a.row += a.tokens) {
+    a.tokens = (int)lattn_min_(job->chunk, tokens - a.done);
+    for (int64_t j = 0; j < a.tokens; j++) {
+      lattn_prepare_(job, w, s, a.row + j, n, j, before + a.done + j);
+      if (job->drafts && a.first)
+        LATTN_MEMCPY_(lattn_state_small_(s, n, (int32_t)(drafted + a.done + j + 1)), w->sums, sums);
+    }
+    for (int64_t c = tile * LATTN_TILE_COLUMNS_;
+         c < lattn_min_(s->columns, end * LATTN_TILE_COLUMNS_);) {
+      int64_t stride, left;
+      lattn_tile_at_(s, c, &stride);
+      left = (c / LATTN_TILE_COLUMNS_ * LATTN_TILE_COLUMNS_ + stride - c) / 16;
+      int vectors = left >= most ? most : left >= LATTN_HALF_SWEEP_ ? LATTN_HALF_SWEEP_ : 1;
+      lost |= lattn_run_strip_(&a, c, vectors);
+      c += 16 * vectors;
+    }
+    for (int64_t j = job->drafts ? 0 : a.tokens - 1; a.first && j < a.tokens; j++)
+      lattn_keep_update_(&a, j, job->drafts ? (int32_t)(drafted + a.done + j) : 0);
+    if (w->last_k) {
+      int64_t at = (a.tokens - 1) * s->rows;
+      size_t bytes = (size_t)s->rows * sizeof(float);
+      w->last = w->gate[a.tokens - 1];
+      LATTN_MEMCPY_(w->last_k, w->k + at, bytes);
+      if (w->b) LATTN_MEMCPY_(w->last_b, w->b + at, bytes);
+      if (w->f) LATTN_MEMCPY_(w->last_f, w->f + at, bytes);
+    }
+  }
+  if (a.first && !job->drafts && tokens) LATTN_MEMCPY_(lattn_state_small_(s, n, 1), w->sums, sums);
+  return lost;
+}
+
+/* The updates that head n has in its list, for columns from c on. */
+LATTN_FN_ int lattn_listed_updates_(const lattn_walk_ *a, lattn_update_ *to, lattn_gate_ *gates,
+                                    int64_t c) {
+  int n = 0;
+  for (int32_t u = 0; u < a->s->n_pending; u++)
+    n += lattn_add_entry_(a, to + n, a->s->list, u, c, gates + u);
+  return n;
+}
+
+/* Prepares row `row` of q as reading j of a chunk: the state as it is, nothing written. */
+LATTN_FN_ void lattn_prepare_read_(const lattn_walk_ *a, int64_t j, const lattn_gate_ *gate) {
+  const lattn_advance_ *job = a->job;
+  const lattn_state *s = a->s;
+  lattn_prep_ *w = a->w;
+  int64_t queries = s->n_heads / s->n_states;
+  w->gate[j] = *gate;
+  for (int64_t i = 0; i < queries; i++) {
+    int64_t head = a->n * queries + i, at = i * job->chunk + j;
+    float *q = w->q + at * s->rows;
+    lattn_features_(job, s, q, w->raw, &job->q, a->row + j, head * s->n_query / s->n_heads, 1);
+    if (w->e) lattn_times_row_(q, w->e, s->rows, 0);
+    w->w[at] = 0;
+    if (s->normaliser)
+      w->den[at] = lattn_denominator_(s, q, lattn_state_small_(s, a->n, 0), gate->e, 0);
+  }
+}
+
+/* The readings of a chunk over a strip of a tile that has all updates in it. */
+LATTN_FN_ int lattn_read_strip_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t c, int vectors) {
+  const lattn_state *s = a->s;
+  int64_t queries = s->n_heads / s->n_states, n = queries * a->tokens;
+  int lost = 0;
+  for (int64_t at = 0; at < n; at += LATTN_SHARED_TOKENS_) {
+    for (int l = 0; l < LATTN_SHARED_TOKENS_; l++) {
+      int64_t r = lattn_min_(at + l, n - 1);
+      pass->q[l] = a->w->q + (r % queries * a->job->chunk + r / queries) * s->rows;
+    }
+    lattn_pass_read_(pass, vectors);
+    for (int64_t r = at; r < lattn_min_(at + LATTN_SHARED_TOKENS_, n); r++)
+      lost |= lattn_finish_token_(a, r / queries, r % queries, c, vectors, pass->r[r - at], 0);
+  }
+  return lost;
+}
+
+/* Rows [row, row + tokens) of q read head n of a state as it is. */
+LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w, lattn_state *s,
+                                      int64_t n, int64_t row, int64_t tokens) {
+  lattn_walk_ a = {job, w, s, n, row, 0, 0, 1};
+  lattn_update_ updates[2 * LATTN_STATE_DRAFTS_ + 2];
+  lattn_gate_ gates[LATTN_STATE_DRAFTS_ + 1], gate = {1, 1, 1, 1, 0, 1, 1};
+  lattn_pass_ pass;
+  int64_t stride, at, vectors;
+  const double *small = lattn_state_small_(s, n, 0);
+  char *base = lattn_state_head_(s, n);
+  int lost = 0;
+  if (w->e) lattn_channel_exps_(w->e, small, s->rows);
+  else gate.e = gate.before = lattn_exp_sum_(*small);
+  pass.rows = s->features;
+  pass.updates = updates;
+  pass.p_by = 0;
+  for (int64_t c = 0; c < s->columns; c += 16 * vectors) {
+    at = lattn_tile_at_(s, c, &stride);
+    vectors = w->tile ? stride / 16 : 1;
+    pass.s = (float *)(void *)base + at;
+    pass.low = s->low ? (float *)(void *)(base + s->low) + at : 0;
+    pass.stride = stride;
+    pass.n_updates = lattn_listed_updates_(&a, updates, gates, c);
+    pass.stores = 0;
+    pass.q[0] = w->q;
+    if (w->tile) { /* a copy of the tile, brought up to date */
+      LATTN_MEMCPY_(w->tile, pass.s, (size_t)(s->features * stride) * sizeof(float));
+      pass.s = w->tile;
+      pass.stores = 2;
+      lattn_prepare_read_(&a, 0, &gate);
+      lattn_pass_list_(&pass, (int)vectors);
+    }
+    for (a.row = row; a.row < row + tokens; a.row += a.tokens) {
+      a.tokens = (int)lattn_min_(job->chunk, row + tokens - a.row);
+      for (int64_t j = 0; j < a.tokens; j++) lattn_prepare_read_(&a, j, &gate);
+      if (!w->tile) {
+        for (int64_t i = 0; i < s->n_heads / s->n_states; i++) {
+          pass.q[0] = w->q + i * s->rows;
+          lattn_pass_list_(&pass, 1);
+          lost |= lattn_finish_token_(&a, 0, i, c, 1, pass.r[0], 0);
+        }
+        continue;
+      }
+      for (int64_t v = 0; v < vectors;) {
+        int width = vectors - v >= LATTN_HALF_SWEEP_ ? LATTN_HALF_SWEEP_ : 1;
+        pass.s = w->tile + 16 * v;
+        lost |= lattn_read_strip_(&a, &pass, c + 16 * v, width);
+        v += width;
+      }
+    }
+    a.row = row;
+  }
+  return lost;
+}
+
+/* ---- Aaren ---- */
+LATTN_FN_ int64_t lattn_lay_aaren_(lattn_state *s) {
+  (void)s;
+  return 64;
+}
+LATTN_FN_ size_t lattn_aaren_worker_(const lattn_state *s, int64_t chunk) {
+  (void)s;
+  (void)chunk;
+  return 64;
+}
+LATTN_FN_ int lattn_aaren_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
+                                 int64_t row, int64_t tokens) {
+  (void)job;
+  (void)space;
+  (void)s;
+  (void)n;
+  (void)row;
+  (void)tokens;
+  return 0;
+}
+LATTN_FN_ void lattn_merge_aaren_(lattn_state *s, const lattn_state *b) {
+  (void)s;
+  (void)b;
+}
+LATTN_FN_ void lattn_stream_aaren_(lattn_stream_ *st, lattn_state *s, int64_t n) {
+  (void)st;
+  (void)s;
+  (void)n;
+}
+LATTN_FN_ int64_t lattn_saved_aaren_(const lattn_state *s) {
+  (void)s;
+  return 0;
+}
+/* ---- Titans ---- */
+LATTN_FN_ int64_t lattn_lay_titans_(lattn_state *s) {
+  (void)s;
+  return 64;
+}
+LATTN_FN_ size_t lattn_titans_worker_(const lattn_state *s, int64_t chunk) {
+  (void)s;
+  (void)chunk;
+  return 64;
+}
+LATTN_FN_ int lattn_titans_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
+                                  int64_t row, int64_t tokens) {
+  (void)job;
+  (void)space;
+  (void)s;
+  (void)n;
+  (void)row;
+  (void)tokens;
+  return 0;
+}
+LATTN_FN_ void lattn_stream_titans_(lattn_stream_ *st, lattn_state *s, int64_t n) {
+  (void)st;
+  (void)s;
+  (void)n;
+}
+LATTN_FN_ int64_t lattn_saved_titans_(const lattn_state *s) {
+  (void)s;
+  return 0;
+}
+LATTN_FN_ int lattn_titans_shape_(const lattn_state *s, int32_t matrix, int64_t *rows,
+                                  int64_t *columns) {
+  (void)s;
+  (void)matrix;
+  (void)rows;
+  (void)columns;
+  return 0;
+}
+LATTN_FN_ float *lattn_titans_element_(const lattn_state *s, int64_t n, int32_t matrix, int64_t i,
+                                       int64_t c) {
+  (void)s;
+  (void)n;
+  (void)matrix;
+  (void)i;
+  (void)c;
+  return 0;
+}
+LATTN_FN_ void lattn_titans_set_(lattn_state *s, int64_t n, int32_t matrix, int64_t i, int64_t c,
+                                 float x) {
+  (void)s;
+  (void)n;
+  (void)matrix;
+  (void)i;
+  (void)c;
+  (void)x;
+}
+/* ---- both: drafts are replayed ---- */
+LATTN_FN_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
+  (void)s;
+  (void)n;
+}
+
+/* ---- configs ---- */
+
+/* Options that go together. */
+LATTN_FN_ lattn_status lattn_check_state_options_(const lattn_state_config *c, lattn_fault *f) {
+  int linear = c->kind == LATTN_STATE_LINEAR, titans = c->kind == LATTN_STATE_TITANS;
+  int flow = c->kind == LATTN_STATE_FLOW, aaren = c->kind == LATTN_STATE_AAREN;
+  if (c->kind < LATTN_STATE_LINEAR || c->kind > LATTN_STATE_FLOW) /* the others are to come */
+    return lattn_fail_(f, LATTN_E_FIELD, "config.kind");
+  if (c->feature < 0 || c->feature > LATTN_FEATURE_CALLER)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.feature");
+  if (c->unit < 0 || c->unit > LATTN_UNIT_L2_MAX)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.unit");
+  if (c->decay < 0 || c->decay > LATTN_DECAY_CHANNEL)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.decay");
+  if (c->delta < 0 || c->delta > LATTN_DELTA_GENERAL)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.delta");
+  if (c->reads < 0 || c->reads > LATTN_READS_BEFORE)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.reads");
+  if (c->normaliser < 0 || c->normaliser > LATTN_NORMALISER_FLOOR)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.normaliser");
+  if (c->flags & ~LATTN_STATE_COMPENSATED) return lattn_fail_(f, LATTN_E_FIELD, "config.flags");
+  if (c->activation < 0 || c->activation > LATTN_ACTIVATION_SILU)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.activation");
+  if (c->residual < 0 || c->residual > 1) return lattn_fail_(f, LATTN_E_FIELD, "config.residual");
+  if (c->zero) return lattn_fail_(f, LATTN_E_FIELD, "config.zero");
+  if (!linear && (c->unit || c->decay || c->delta || c->normaliser))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.kind");
+  if (!linear && c->feature &&
+      !(flow && (c->feature == LATTN_FEATURE_SIGMOID || c->feature == LATTN_FEATURE_RELU)))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.feature");
+  if (c->reads && !linear && !titans) return lattn_fail_(f, LATTN_E_CONFIG, "config.reads");
+  if (c->delta && (c->normaliser || c->reads))
+    return lattn_fail_(f, LATTN_E_CONFIG, c->reads ? "config.reads" : "config.normaliser");
+  if ((c->flags & LATTN_STATE_COMPENSATED) && !flow && (!linear || c->decay || c->delta))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.flags");
+  if ((c->decay == LATTN_DECAY_HEAD) != (c->log_decay != 0))
+    return lattn_fail_(f, c->log_decay ? LATTN_E_CONFIG : LATTN_E_NULL, "config.log_decay");
+  if (c->bonus && (!linear || !c->reads)) return lattn_fail_(f, LATTN_E_CONFIG, "config.bonus");
+  if (aaren != (c->query != 0))
+    return lattn_fail_(f, c->query ? LATTN_E_CONFIG : LATTN_E_NULL, "config.query");
+  if ((c->feature_dim != 0) != (c->feature == LATTN_FEATURE_CALLER))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.feature_dim");
+  if (!titans && (c->chunk || c->hidden_dim || lattn_bits_(c->loss_factor)))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.kind");
+  if ((c->activation || c->residual) && !c->hidden_dim)
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.hidden_dim");
+  return LATTN_OK;
+}
+
+/* Numbers in their ranges; the defaults of those that are 0. */
+LATTN_FN_ lattn_status lattn_check_state_numbers_(lattn_state *s, const lattn_state_config *c,
+                                                  lattn_fault *f) {
+  int flow = c->kind == LATTN_STATE_FLOW;
+  int has_scale = c->kind == LATTN_STATE_LINEAR || c->kind == LATTN_STATE_AAREN;
+  s->scale = (lattn_bits_(c->scale) & 0x7fffffffu) ? c->scale : lattn_rsqrt_int_(c->key_dim);
+  if (!lattn_is_finite_(c->scale)) return lattn_fail_(f, LATTN_E_VALUE, "config.scale");
+  if (!has_scale && (lattn_bits_(c->scale) & 0x7fffffffu))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.scale");
+  if (c->feature == LATTN_FEATURE_TAYLOR) {
+    if (s->scale < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.scale");
+    s->root_scale = s->scale * lattn_rsqrt_(s->scale);
+  }
+  s->epsilon = lattn_bits_(c->epsilon) ? c->epsilon : 1e-6f;
+  if (!lattn_is_finite_(s->epsilon) || !(s->epsilon > 0))
+    return lattn_fail_(f, LATTN_E_VALUE, "config.epsilon");
+  s->unit_epsilon = lattn_bits_(c->unit_epsilon) ? c->unit_epsilon
+                    : c->unit == LATTN_UNIT_L2   ? 1e-6f
+                                                 : 1e-12f;
+  if (!lattn_is_finite_(s->unit_epsilon) || !(s->unit_epsilon > 0))
+    return lattn_fail_(f, LATTN_E_VALUE, "config.unit_epsilon");
+  s->clamp_low = c->clamp_low;
+  s->clamp_high = c->clamp_high;
+  if (!lattn_bits_(c->clamp_low) && !lattn_bits_(c->clamp_high)) {
+    s->clamp_low = -1;
+    s->clamp_high = 1;
+  } else if (!flow) {
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.clamp_low");
+  }
+  if (lattn_is_nan_(c->clamp_low)) return lattn_fail_(f, LATTN_E_VALUE, "config.clamp_low");
+  if (lattn_is_nan_(c->clamp_high) || s->clamp_low > s->clamp_high)
+    return lattn_fail_(f, LATTN_E_VALUE, "config.clamp_high");
+  s->loss_factor = lattn_bits_(c->loss_factor) ? c->loss_factor : 2;
+  if (!lattn_is_finite_(s->loss_factor)) return lattn_fail_(f, LATTN_E_VALUE, "config.loss_factor");
+  return LATTN_OK;
+}
+
+/* The heads: who shares what. */
+LATTN_FN_ lattn_status lattn_check_state_heads_(lattn_state *s, const lattn_state_config *c,
+                                                lattn_fault *f) {
+  static const char *const name[4] = {"config.n_heads", "config.n_query_heads",
+                                      "config.n_key_heads", "config.n_value_heads"};
+  int32_t n[4] = {c->n_heads, c->n_query_heads, c->n_key_heads, c->n_value_heads};
+  int linear = c->kind == LATTN_STATE_LINEAR || c->kind == LATTN_STATE_TITANS;
+  int32_t most, least;
+  for (int i = 0; i < 4; i++) {
+    if (n[i] == 0 && i > 0) n[i] = n[0];
+    if (n[i] < 1 || n[0] % n[i]) return lattn_fail_(f, LATTN_E_SHAPE, name[i]);
+  }
+  most = n[2] > n[3] ? n[2] : n[3];
+  least = n[2] > n[3] ? n[3] : n[2];
+  if (linear && most % least) return lattn_fail_(f, LATTN_E_SHAPE, name[3]);
+  s->n_heads = n[0];
+  s->n_query = n[1];
+  s->n_key = n[2];
+  s->n_value = n[3];
+  s->n_states = linear ? most : n[0];
+  return LATTN_OK;
+}
+
+enum { LATTN_MAX_FEATURES_ = 1 << 24 };
+
+LATTN_FN_ lattn_status lattn_check_state_dims_(lattn_state *s, const lattn_state_config *c,
+                                               lattn_fault *f) {
+  int64_t d = c->key_dim, m = d;
+  if (c->key_dim < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.key_dim");
+  if (c->value_dim < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.value_dim");
+  if (c->feature_dim < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.feature_dim");
+  if (c->hidden_dim < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.hidden_dim");
+  if (c->chunk < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.chunk");
+  if (c->max_drafts < 0 || c->max_drafts > LATTN_STATE_DRAFTS_)
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.max_drafts");
+  if (c->feature == LATTN_FEATURE_TAYLOR) m = 1 + d + (d < 8192 ? d * (d + 1) / 2 : d * 4096);
+  if (c->feature == LATTN_FEATURE_CALLER) m = c->feature_dim;
+  s->dk = c->key_dim;
+  s->dv = c->value_dim ? c->value_dim : c->key_dim;
+  if (d > LATTN_MAX_FEATURES_ || m > LATTN_MAX_FEATURES_)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "config.key_dim");
+  if (s->dv > LATTN_MAX_FEATURES_) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.value_dim");
+  if (c->hidden_dim > LATTN_MAX_FEATURES_)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "config.hidden_dim");
+  if (c->residual && s->dv != s->dk) return lattn_fail_(f, LATTN_E_CONFIG, "config.residual");
+  s->features = (int32_t)m;
+  s->rows = (m + 15) / 16 * 16;
+  s->columns = ((int64_t)s->dv + 15) / 16 * 16;
+  return LATTN_OK;
+}
+
+/* Parts of a head of linear and flow states. */
+LATTN_FN_ int64_t lattn_lay_linear_(lattn_state *s) {
+  int64_t at = 0, channel = s->decay == LATTN_DECAY_CHANNEL ? s->rows : 0;
+  int64_t matrix = lattn_times_(s->features, 4 * s->columns);
+  s->matrix_bytes = matrix;
+  lattn_lay_(&at, matrix);
+  s->low = 0;
+  if (s->flags & LATTN_STATE_COMPENSATED) {
+    s->low = lattn_lay_(&at, matrix);
+    s->matrix_bytes = lattn_times_(matrix, 2);
+  }
+  s->entry_floats =
+      16 + (s->delta == LATTN_DELTA_GENERAL ? 2 : 1) * (s->rows + s->columns) + channel;
+  s->entries = lattn_lay_(&at, 2 * lattn_state_lists_(s) * s->entry_floats * 4);
+  s->small_doubles = 2 * lattn_small_decays_(s);
+  if (s->normaliser) s->small_doubles += s->rows;
+  if (s->kind == LATTN_STATE_FLOW) s->small_doubles += 4 * s->rows + 8;
+  s->small = lattn_lay_(&at, (lattn_state_lists_(s) + 1) * s->small_doubles * 8);
+  return at;
+}
+
+/* The state of a config, but for what it holds. */
+LATTN_FN_ lattn_status lattn_plan_state_(lattn_state *s, lattn_state_config *c,
+                                         const lattn_state_config *config) {
+  int64_t at = (int64_t)lattn_round64_(sizeof *s);
+  lattn_fault *f;
+  lattn_status e;
+  LATTN_MEMSET_(s, 0, sizeof *s);
+  if (!config) return LATTN_E_NULL;
+  e = lattn_import_(c, sizeof *c, sizeof *c, config);
+  f = e == LATTN_E_SIZE ? 0 : config->fault;
+  if (e) return lattn_fail_(f, e, "config.size");
+  e = lattn_check_state_options_(c, f);
+  if (!e) e = lattn_check_state_heads_(s, c, f);
+  if (!e) e = lattn_check_state_dims_(s, c, f);
+  if (!e) e = lattn_check_state_numbers_(s, c, f);
+  if (!e) e = lattn_check_finite_(c->log_decay, s->n_states, 0, f, "config.log_decay");
+  for (int32_t i = 0; !e && c->log_decay && i < s->n_states; i++)
+    if (c->log_decay[i] > 0) e = lattn_fail_(f, LATTN_E_VALUE, "config.log_decay");
+  if (!e)
+    e = lattn_check_finite_(c->bonus, (int64_t)s->n_states * s->features, 0, f, "config.bonus");
+  if (!e) e = lattn_check_finite_(c->query, (int64_t)s->n_heads * s->dk, 0, f, "config.query");
+  if (e) return e;
+  s->kind = c->kind;
+  s->feature = c->kind == LATTN_STATE_FLOW && !c->feature ? LATTN_FEATURE_SIGMOID : c->feature;
+  s->unit = c->unit;
+  s->decay = c->decay;
+  s->delta = c->delta;
+  s->reads = c->reads;
+  s->normaliser = c->normaliser;
+  s->flags = c->flags;
+  s->max_drafts = c->max_drafts;
+  s->chunk = c->chunk ? c->chunk : 1;
+  s->hidden = c->hidden_dim;
+  s->activation = c->activation;
+  s->residual = c->residual;
+  if (c->log_decay)
+    s->log_decay = lattn_lay_(&at, (int64_t)lattn_round64_((uint64_t)s->n_states * 4));
+  if (c->bonus) s->bonus = lattn_lay_(&at, lattn_times_(s->n_states, s->rows * 4));
+  if (c->query)
+    s->query = lattn_lay_(&at, lattn_times_(s->n_heads, ((int64_t)s->dk + 15) / 16 * 64));
+  s->heads = at;
+  s->head_bytes = s->kind == LATTN_STATE_AAREN    ? lattn_lay_aaren_(s)
+                  : s->kind == LATTN_STATE_TITANS ? lattn_lay_titans_(s)
+                                                  : lattn_lay_linear_(s);
+  at = lattn_plus_(at, lattn_times_(s->head_bytes, s->n_states));
+  if (at < 0) return lattn_fail_(f, LATTN_E_OVERFLOW, "config");
+  s->bytes = (uint64_t)at;
+  return LATTN_OK;
+}
+
+LATTN_API size_t lattn_state_bytes(const lattn_state_config *config) {
+  lattn_state s;
+  lattn_state_config c;
+  if (lattn_plan_state_(&s, &c, config)) return 0;
+  return (size_t)s.bytes + 63;
+}
+
+/* Of all in a config that decides what the state means. */
+LATTN_FN_ uint64_t lattn_state_fingerprint_(const lattn_state *s) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  const int32_t fields[20] = {s->kind,  s->n_heads, s->n_query,    s->n_key,      s->n_value,
+                              s->dk,    s->dv,      s->feature,    s->features,   s->unit,
+                              s->decay, s->delta,   s->reads,      s->normaliser, s->flags,
+                              s->chunk, s->hidden,  s->activation, s->residual,   0};
+  const float numbers[6] = {s->unit_epsilon, s->scale,      s->epsilon,
+                            s->clamp_low,    s->clamp_high, s->loss_factor};
+  const float *more = (const float *)(const void *)((const char *)s + lattn_round64_(sizeof *s));
+  int64_t n = (s->heads - (int64_t)lattn_round64_(sizeof *s)) / 4;
+  for (int i = 0; i < 20; i++) lattn_mix_(&hash, (uint64_t)(int64_t)fields[i]);
+  for (int i = 0; i < 6; i++) lattn_mix_(&hash, lattn_bits_(numbers[i]));
+  for (int64_t i = 0; i < n; i++) lattn_mix_(&hash, lattn_bits_(more[i]));
+  return hash;
+}
+
+/* Rows of `from` [n][dim], padded with 0. */
+LATTN_FN_ void lattn_pad_rows_(float *to, const float *from, int64_t n, int64_t dim) {
+  int64_t padded = (dim + 15) / 16 * 16;
+  for (int64_t i = 0; i < n; i++) {
+    LATTN_MEMSET_(to + i * padded, 0, (size_t)padded * sizeof *to);
+    LATTN_MEMCPY_(to + i * padded, from + i * dim, (size_t)dim * sizeof *to);
+  }
+}
+
+LATTN_API lattn_status lattn_state_init(lattn_state **state, void *memory, size_t bytes,
+                                        const lattn_state_config *config) {
+  lattn_state own, *s;
+  lattn_state_config c;
+  uintptr_t at = (uintptr_t)memory, start = (at + 63) / 64 * 64;
+  char *base;
+  lattn_status e = lattn_plan_state_(&own, &c, config);
+  if (e) return e;
+  if (!state) return lattn_fail_(c.fault, LATTN_E_NULL, "state");
+  if (!memory) return lattn_fail_(c.fault, LATTN_E_NULL, "memory");
+  if (bytes < start - at || bytes - (start - at) < own.bytes)
+    return lattn_fail_(c.fault, LATTN_E_MEMORY, "bytes");
+  base = (char *)memory + (start - at);
+  s = (lattn_state *)(void *)base;
+  LATTN_MEMSET_(base, 0, (size_t)own.bytes);
+  *s = own;
+  if (s->log_decay) {
+    float *g = (float *)(void *)(base + s->log_decay);
+    for (int32_t i = 0; i < s->n_states; i++) g[i] = lattn_clamp_decay_(c.log_decay[i]);
+  }
+  if (s->bonus)
+    lattn_pad_rows_((float *)(void *)(base + s->bonus), c.bonus, s->n_states, s->features);
+  if (s->query) lattn_pad_rows_((float *)(void *)(base + s->query), c.query, s->n_heads, s->dk);
+  s->fingerprint = lattn_state_fingerprint_(s);
+  *state = s;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_state_clear(lattn_state *state) {
+  if (!state) return LATTN_E_NULL;
+  LATTN_MEMSET_(lattn_state_head_(state, 0), 0, (size_t)(state->bytes - (uint64_t)state->heads));
+  state->n_tokens = 0;
+  state->n_drafts = state->n_pending = state->list = state->side = 0;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_state_copy(lattn_state *to, const lattn_state *from) {
+  if (!to || !from) return LATTN_E_NULL;
+  if (to == from) return LATTN_OK;
+  if (to->fingerprint != from->fingerprint || to->bytes != from->bytes) return LATTN_E_CONFIG;
+  LATTN_MEMCPY_(to, from, (size_t)from->bytes);
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_state_stats_get(const lattn_state *state, lattn_state_stats *stats) {
+  lattn_state_stats s;
+  if (!state || !stats) return LATTN_E_NULL;
+  LATTN_MEMSET_(&s, 0, sizeof s);
+  s.n_states = state->n_states;
+  s.n_tokens = state->n_tokens;
+  s.n_drafts = state->n_drafts;
+  s.bytes = (int64_t)state->bytes;
+  s.matrix_bytes = state->n_states * state->matrix_bytes;
+  return lattn_export_(stats, &s, sizeof s);
+}
+
+/* ---- calls ---- */
+
+/* A tensor of a call that a method takes, or not: rows of `dim`, heads for each state or fewer. */
+LATTN_FN_ lattn_status lattn_check_rows_(const lattn_state *s, const lattn_tensor *from,
+                                         lattn_tensor *to, int takes, int needs, int64_t tokens,
+                                         int64_t dim, const lattn_names_ *name, lattn_fault *f) {
+  lattn_status e;
+  LATTN_MEMSET_(to, 0, sizeof *to);
+  if (!from && needs && tokens > 0) return lattn_fail_(f, LATTN_E_NULL, name->whole);
+  if (!from) return LATTN_OK;
+  if (!takes) return lattn_fail_(f, LATTN_E_CONFIG, name->whole);
+  *to = *from;
+  e = lattn_view_(to, 0, 1, name, f);
+  if (e) return e;
+  if (to->n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, name->tokens);
+  if (s->n_states % to->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, name->heads);
+  if (to->dim != dim) return lattn_fail_(f, LATTN_E_SHAPE, name->dim);
+  return LATTN_OK;
+}
+
+/* The tensors beside q, k and v, and the callback. */
+LATTN_FN_ lattn_status lattn_check_state_call_(lattn_advance_ *job, const lattn_state *s,
+                                               const lattn_state_call *call, lattn_fault *f) {
+  static const lattn_names_ decay = LATTN_NAMES_("decay"), beta = LATTN_NAMES_("beta");
+  static const lattn_names_ predict = LATTN_NAMES_("predict"), write = LATTN_NAMES_("write");
+  static const lattn_names_ rate = LATTN_NAMES_("rate"), momentum = LATTN_NAMES_("momentum");
+  static const lattn_names_ forget = LATTN_NAMES_("forget");
+  int channel = s->decay == LATTN_DECAY_CHANNEL, step = s->decay == LATTN_DECAY_STEP;
+  int titans = s->kind == LATTN_STATE_TITANS, general = s->delta == LATTN_DELTA_GENERAL;
+  int folds = !job->reads_only;
+  int64_t n = job->k.n_tokens, m = s->features;
+  lattn_state_call *o = &job->o;
+  lattn_status e = lattn_import_(o, sizeof *o, sizeof *o, call);
+  if (e) return lattn_fail_(f, e, "call.size");
+  if (o->zero) return lattn_fail_(f, LATTN_E_FIELD, "call.zero");
+  if (s->feature == LATTN_FEATURE_CALLER && !o->feature)
+    return lattn_fail_(f, LATTN_E_NULL, "call.feature");
+  e = lattn_check_rows_(s, o->decay, &job->decay, folds && (channel || step),
+                        folds && (channel || step), n, channel ? m : 1, &decay, f);
+  if (!e)
+    e = lattn_check_rows_(s, o->beta, &job->beta, folds && s->delta == LATTN_DELTA_KEY, 0, n, 1,
+                          &beta, f);
+  if (!e)
+    e = lattn_check_rows_(s, o->predict, &job->predict, folds && general, folds && general, n, m,
+                          &predict, f);
+  if (!e)
+    e = lattn_check_rows_(s, o->write, &job->write, folds && general, folds && general, n, m,
+                          &write, f);
+  if (!e)
+    e = lattn_check_rows_(s, o->rate, &job->rate, folds && titans, folds && titans, n, 1, &rate, f);
+  if (!e)
+    e = lattn_check_rows_(s, o->momentum, &job->momentum, folds && titans, 0, n, 1, &momentum, f);
+  if (!e) e = lattn_check_rows_(s, o->forget, &job->forget, folds && titans, 0, n, 1, &forget, f);
+  return e;
+}
+
+/* The partial and the output: shapes, and apart from all inputs. */
+LATTN_FN_ lattn_status lattn_check_state_outputs_(lattn_advance_ *job, const lattn_state *s,
+                                                  int64_t tokens, lattn_fault *f) {
+  static const lattn_names_ out = LATTN_NAMES_("out");
+  const char *names[4] = {"out", "partial", "partial", "partial"};
+  lattn_tensor made[4];
+  int n_made = 0;
+  lattn_status e = LATTN_OK;
+  lattn_partial *p = job->o.partial;
+  lattn_tensor in[10] = {job->q,       job->k,     job->v,    job->decay,    job->beta,
+                         job->predict, job->write, job->rate, job->momentum, job->forget};
+  if (job->out.data || job->reads_only) {
+    e = lattn_view_(&job->out, 1, !p, &out, f);
+    if (e) return e;
+    if (job->out.n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_tokens");
+    if (job->out.n_heads != s->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_heads");
+    if (job->out.dim != s->dv) return lattn_fail_(f, LATTN_E_SHAPE, "out.dim");
+    made[n_made++] = job->out;
+  }
+  if (p) {
+    int64_t rows = lattn_times_(tokens, s->n_heads);
+    int known = s->kind == LATTN_STATE_AAREN || s->normaliser == LATTN_NORMALISER_SUM;
+    if (!known || job->drafts || job->n_list != 1)
+      return lattn_fail_(f, LATTN_E_CONFIG, "call.partial");
+    if (rows < 0 || lattn_times_(rows, s->dv) < 0)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "partial.n_rows");
+    e = lattn_check_partial_(p, rows, s->dv, f);
+    if (e) return e;
+    names[n_made] = "partial", made[n_made++] = lattn_floats_(p->maximum, rows);
+    names[n_made] = "partial", made[n_made++] = lattn_floats_(p->sum, rows);
+    names[n_made] = "partial", made[n_made++] = lattn_floats_(p->output, rows * s->dv);
+  }
+  for (int i = 0; i < 10; i++)
+    if (!in[i].data) LATTN_MEMSET_(in + i, 0, sizeof *in);
+  return lattn_check_apart_(made, n_made, in, 10, names, f);
+}
+
+/* Views of q, k and v. */
+LATTN_FN_ lattn_status lattn_check_state_views_(lattn_advance_ *job, const lattn_state *s,
+                                                int64_t tokens, lattn_fault *f) {
+  static const lattn_names_ q = LATTN_NAMES_("q"), k = LATTN_NAMES_("k"), v = LATTN_NAMES_("v");
+  int absorbs = !job->reads_only && !job->out.data && !job->o.partial;
+  int needs_q = s->kind != LATTN_STATE_AAREN && (!absorbs || s->kind == LATTN_STATE_FLOW);
+  lattn_status e = LATTN_OK;
+  if (!needs_q) LATTN_MEMSET_(&job->q, 0, sizeof job->q);
+  if (needs_q) {
+    e = lattn_view_(&job->q, 0, 1, &q, f);
+    if (e) return e;
+    if (job->q.n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
+    if (job->q.n_heads != s->n_query) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
+    if (job->q.dim != s->dk) return lattn_fail_(f, LATTN_E_SHAPE, "q.dim");
+  }
+  if (job->reads_only) return LATTN_OK;
+  e = lattn_view_(&job->k, 0, 1, &k, f);
+  if (!e) e = lattn_view_(&job->v, 0, 1, &v, f);
+  if (e) return e;
+  if (job->k.n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, "k.n_tokens");
+  if (job->k.n_heads != s->n_key) return lattn_fail_(f, LATTN_E_SHAPE, "k.n_heads");
+  if (job->k.dim != s->dk) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
+  if (job->v.n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
+  if (job->v.n_heads != s->n_value) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (job->v.dim != s->dv) return lattn_fail_(f, LATTN_E_SHAPE, "v.dim");
+  return LATTN_OK;
+}
+
+/* The states of a call: there, of one config, each once, ready; *tokens gets the sum. */
+LATTN_FN_ lattn_status lattn_check_states_(const lattn_advance_ *job, int64_t *tokens,
+                                           lattn_fault *f) {
+  const lattn_state_sequence *l = job->list;
+  lattn_status e = LATTN_OK;
+  int64_t i;
+  *tokens = 0;
+  for (i = 0; i < job->n_list; i++) {
+    const lattn_state *s = l[i].state;
+    if (!s) return lattn_fail_(f, LATTN_E_NULL, "sequences.state");
+    if (l[i].n_tokens < 0) return lattn_fail_(f, LATTN_E_SHAPE, "sequences.n_tokens");
+    *tokens = lattn_plus_(*tokens, l[i].n_tokens);
+    if (*tokens < 0 || *tokens >= LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "sequences.n_tokens");
+    if (s->fingerprint != l[0].state->fingerprint || s->max_drafts != l[0].state->max_drafts)
+      return lattn_fail_(f, LATTN_E_CONFIG, "sequences.state");
+    if (!job->drafts && s->n_drafts) return lattn_fail_(f, LATTN_E_STATE, "state");
+    if (job->drafts && l[i].n_tokens > s->max_drafts - s->n_drafts)
+      return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
+  }
+  if (job->n_list == 1) return LATTN_OK;
+  for (i = 0; i < job->n_list && !e; i++) {
+    if (l[i].state->listed) e = lattn_fail_(f, LATTN_E_ALIAS, "sequences.state");
+    if (!e) l[i].state->listed = 1;
+  }
+  for (int64_t j = 0; j < (e ? i - 1 : i); j++) l[j].state->listed = 0;
+  return e;
+}
+
+LATTN_FN_ int64_t lattn_tiles_(const lattn_state *s) {
+  return (s->columns + LATTN_TILE_COLUMNS_ - 1) / LATTN_TILE_COLUMNS_;
+}
+
+/* Bytes of a worker. */
+LATTN_FN_ size_t lattn_state_worker_(const lattn_state *s, int64_t chunk) {
+  if (s->kind == LATTN_STATE_AAREN) return lattn_aaren_worker_(s, chunk);
+  if (s->kind == LATTN_STATE_TITANS) return lattn_titans_worker_(s, chunk);
+  return lattn_carve_prep_(0, 0, s, chunk, s->n_heads / s->n_states);
+}
+
+/* Tokens prepared at a time: as many as a worker of half a MiB has room for. */
+LATTN_FN_ int64_t lattn_state_chunk_(const lattn_state *s, int64_t tokens) {
+  int64_t chunk = lattn_max_(1, lattn_min_(tokens, LATTN_CHUNK_TOKENS_));
+  while (chunk > LATTN_STATE_DRAFTS_ && lattn_state_worker_(s, chunk) > ((size_t)1 << 19))
+    chunk /= 2;
+  return chunk;
+}
+
+LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
+                                     int32_t n_threads) {
+  lattn_state s;
+  lattn_state_config c;
+  size_t worker;
+  if (n_tokens < 0 || n_threads < 0 || n_threads > 1024 || lattn_plan_state_(&s, &c, config))
+    return 0;
+  worker = lattn_state_worker_(&s, lattn_state_chunk_(&s, n_tokens));
+  if (worker > SIZE_MAX / 2048) return 0;
+  return worker * (size_t)(n_threads > 0 ? n_threads : 1) + 63;
+}
+
+/* Scratch or the stack; how many pieces a head is cut into. */
+LATTN_FN_ lattn_status lattn_place_state_(lattn_advance_ *job, const lattn_exec *ex,
+                                          const lattn_state *s, int64_t tokens, lattn_fault *f) {
+  int64_t items = lattn_times_(job->n_list, s->n_states), pieces = lattn_tiles_(s);
+  uintptr_t at = (uintptr_t)ex->scratch, start = (at + 63) / 64 * 64;
+  job->n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  job->chunk = 1;
+  job->pieces = 1;
+  if (items < 0 || items > INT32_MAX / 4) return lattn_fail_(f, LATTN_E_OVERFLOW, "sequences");
+  if (!ex->scratch) {
+    job->n_workers = 1;
+    if (lattn_state_worker_(s, 1) > LATTN_STACK_STATE_)
+      return lattn_fail_(f, LATTN_E_SCRATCH, "exec.scratch");
+    return LATTN_OK;
+  }
+  job->chunk = lattn_state_chunk_(s, tokens);
+  job->worker_bytes = lattn_state_worker_(s, job->chunk);
+  if (ex->scratch_bytes < start - at ||
+      (ex->scratch_bytes - (start - at)) / (size_t)job->n_workers < job->worker_bytes)
+    return lattn_fail_(f, LATTN_E_SCRATCH, "exec.scratch_bytes");
+  job->scratch = (char *)ex->scratch + (start - at);
+  if ((s->kind == LATTN_STATE_LINEAR || s->kind == LATTN_STATE_FLOW) && !job->reads_only)
+    while (job->pieces < pieces && items * job->pieces < 3 * (int64_t)job->n_workers &&
+           job->n_workers > 1)
+      job->pieces++;
+  return LATTN_OK;
+}
+
+/* Piece `piece` of head n of a state, for rows [row, row + tokens). */
+LATTN_FN_ int lattn_state_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
+                                 int64_t row, int64_t tokens, int64_t piece) {
+  lattn_prep_ w;
+  int64_t tiles = lattn_tiles_(s);
+  if (s->kind == LATTN_STATE_AAREN) return lattn_aaren_piece_(job, space, s, n, row, tokens);
+  if (s->kind == LATTN_STATE_TITANS) return lattn_titans_piece_(job, space, s, n, row, tokens);
+  lattn_carve_prep_(&w, space, s, job->chunk, s->n_heads / s->n_states);
+  if (job->reads_only) return lattn_read_piece_(job, &w, s, n, row, tokens);
+  return lattn_linear_piece_(job, &w, s, n, row, tokens, tiles * piece / job->pieces,
+                             tiles * (piece + 1) / job->pieces);
+}
+
+/* Works off units: (state, head, piece), in order. */
+LATTN_NOINLINE_ void lattn_advance_worker_(lattn_advance_ *job, int32_t index, char *space) {
+  int64_t each = (int64_t)job->list[0].state->n_states * job->pieces, units = each * job->n_list;
+  int64_t sequence = 0, row = 0, turn = 0, unit;
+  for (;;) {
+    unit = LATTN_HAS_ATOMIC_ ? lattn_take_(&job->next) : index + job->n_workers * turn++;
+    if (unit >= units) return;
+    for (; sequence < unit / each; sequence++) row += job->list[sequence].n_tokens;
+    int64_t from = lattn_max_(job->from, row), u = unit % each;
+    int64_t to = lattn_min_(job->to, row + job->list[sequence].n_tokens);
+    if (from >= to) continue;
+    if (lattn_state_piece_(job, space, job->list[sequence].state, u / job->pieces, from, to - from,
+                           u % job->pieces))
+      lattn_raise_(&job->overflowed);
+  }
+}
+
+LATTN_FN_ void lattn_advance_task_(void *context, int32_t index) {
+  lattn_advance_ *job = (lattn_advance_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_advance_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* The same on the stack. */
+LATTN_NOINLINE_ void lattn_advance_stack_(lattn_advance_ *job) {
+  double space[LATTN_STACK_STATE_ / sizeof(double)];
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_advance_worker_(job, 0, (char *)space);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* What changed in the states of a range of rows. */
+LATTN_FN_ void lattn_advance_settle_(const lattn_advance_ *job) {
+  int64_t row = 0;
+  for (int64_t i = 0; i < job->n_list; i++) {
+    lattn_state *s = job->list[i].state;
+    int64_t n = lattn_min_(job->to, row + job->list[i].n_tokens) - lattn_max_(job->from, row);
+    row += job->list[i].n_tokens;
+    if (n <= 0) continue;
+    if (job->drafts) {
+      s->n_drafts += (int32_t)n;
+      s->n_pending = 0;
+      continue;
+    }
+    s->n_tokens += n;
+    s->n_pending = 1;
+    s->list = 1 - s->list;
+    s->side = (s->side + 1) % (lattn_state_lists_(s) + 1);
+  }
+}
+
+/* All rows, in ranges if the caller wants to know how far they are. Returns how many were done. */
+LATTN_FN_ int64_t lattn_run_advance_(lattn_advance_ *job, const lattn_exec *ex, int64_t tokens) {
+  const lattn_state *s = job->list[0].state;
+  int64_t step = tokens, at = 0;
+  if (ex->progress && !job->drafts)
+    step = lattn_max_(LATTN_CHUNK_TOKENS_,
+                      ((int64_t)1 << 32) / lattn_max_(1, s->n_states * s->matrix_bytes));
+  while (at < tokens) {
+    job->from = at;
+    job->to = at = lattn_min_(tokens, at + step);
+    job->next = 0;
+    if (job->scratch) lattn_parallel_(ex, job->n_workers, lattn_advance_task_, job);
+    else lattn_advance_stack_(job);
+    if (!job->reads_only) lattn_advance_settle_(job);
+    if (ex->progress && !job->drafts && at < tokens && ex->progress(ex->user, at, tokens)) break;
+  }
+  return at;
+}
+
+/* Every call on states: advance, draft, read, of one or of many. */
+LATTN_FN_ lattn_status lattn_advance_call_(lattn_advance_ *job, const lattn_state_call *call,
+                                           const lattn_exec *exec) {
+  lattn_exec ex;
+  int64_t tokens, done;
+  const lattn_state *s;
+  lattn_status e = lattn_exec_in_(&ex, exec);
+  if (e) return e;
+  if (job->n_list < 0 || job->n_list >= LATTN_MAX_POSITION_)
+    return lattn_fail_(ex.fault, LATTN_E_SHAPE, "n");
+  if (job->n_list && !job->list) return lattn_fail_(ex.fault, LATTN_E_NULL, "sequences");
+  if (job->n_list && !job->list[0].state) return lattn_fail_(ex.fault, LATTN_E_NULL, "state");
+  e = lattn_check_states_(job, &tokens, ex.fault);
+  if (e) return e;
+  if (ex.tokens_done) *ex.tokens_done = 0;
+  if (!job->n_list) return LATTN_OK;
+  s = job->list[0].state;
+  if (job->reads_only && s->kind == LATTN_STATE_FLOW)
+    return lattn_fail_(ex.fault, LATTN_E_CONFIG, "state");
+  if (call && call->size >= sizeof *call) job->o.partial = call->partial;
+  e = lattn_check_state_views_(job, s, tokens, ex.fault);
+  if (!e) e = lattn_check_state_call_(job, s, call, ex.fault);
+  if (!e) e = lattn_check_state_outputs_(job, s, tokens, ex.fault);
+  if (!e) e = lattn_place_state_(job, &ex, s, tokens, ex.fault);
+  if (e) return e;
+  job->partial = job->o.partial;
+  if (job->partial) {
+    job->partial->first_segment = job->partial->n_segments = 0;
+    job->partial->basis = 0;
+  }
+  done = lattn_run_advance_(job, &ex, tokens);
+  if (ex.tokens_done) *ex.tokens_done = done;
+  if (done < tokens) return LATTN_CANCELLED;
+  return job->overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_batch_advance(int64_t n, const lattn_state_sequence *sequences,
+                                           const lattn_state_call *call, lattn_tensor q,
+                                           lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                           const lattn_exec *exec) {
+  lattn_advance_ job;
+  LATTN_MEMSET_(&job, 0, sizeof job);
+  job.list = sequences;
+  job.n_list = n;
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.out = out;
+  return lattn_advance_call_(&job, call, exec);
+}
+
+LATTN_API lattn_status lattn_state_advance(lattn_state *state, const lattn_state_call *call,
+                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                           lattn_tensor out, const lattn_exec *exec) {
+  lattn_state_sequence one = {state, k.n_tokens};
+  return lattn_batch_advance(1, &one, call, q, k, v, out, exec);
+}
+
+LATTN_API lattn_status lattn_state_draft(lattn_state *state, const lattn_state_call *call,
+                                         lattn_tensor q, lattn_tensor k, lattn_tensor v,
+                                         lattn_tensor out, const lattn_exec *exec) {
+  lattn_state_sequence one = {state, k.n_tokens};
+  lattn_advance_ job;
+  LATTN_MEMSET_(&job, 0, sizeof job);
+  job.list = &one;
+  job.n_list = job.drafts = 1;
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.out = out;
+  return lattn_advance_call_(&job, call, exec);
+}
+
+LATTN_API lattn_status lattn_state_read(const lattn_state *state, const lattn_state_call *call,
+                                        lattn_tensor q, lattn_tensor out, const lattn_exec *exec) {
+  lattn_state_sequence one = {(lattn_state *)(uintptr_t)state, q.n_tokens};
+  lattn_advance_ job;
+  LATTN_MEMSET_(&job, 0, sizeof job);
+  job.list = &one;
+  job.n_list = job.reads_only = 1;
+  job.q = q;
+  job.out = out;
+  return lattn_advance_call_(&job, call, exec);
+}
+
+LATTN_API lattn_status lattn_state_commit(lattn_state *state, int32_t n) {
+  if (!state) return LATTN_E_NULL;
+  if (n < 0 || n > state->n_drafts) return LATTN_E_SHAPE;
+  if (state->kind == LATTN_STATE_AAREN || state->kind == LATTN_STATE_TITANS) {
+    lattn_fpenv_ saved;
+    lattn_fpenv_enter_(&saved);
+    lattn_replay_commit_(state, n);
+    lattn_fpenv_leave_(&saved);
+  } else if (n > 0) {
+    state->list = 1 - state->list;
+    state->n_pending = n;
+    state->side = (state->side + n) % (lattn_state_lists_(state) + 1);
+  }
+  state->n_drafts = 0;
+  state->n_tokens += n;
+  return LATTN_OK;
+}
+
+/* ---- the state as a whole: brought up to date, merged, read and set ---- */
+
+/* 16 columns of row i with all updates in them, as stored: to be multiplied by exp(L). *low: what
+   sums lost. */
+LATTN_FN_ lattn_v16_ lattn_state_vector_(const lattn_state *s, int64_t n, int64_t i, int64_t c,
+                                         lattn_v16_ *low) {
+  lattn_update_ updates[2 * LATTN_STATE_DRAFTS_];
+  lattn_gate_ gates[LATTN_STATE_DRAFTS_];
+  lattn_walk_ a = {0, 0, 0, 0, 0, 0, 0, 0};
+  lattn_pass_ pass;
+  int64_t stride, at = lattn_tile_at_(s, c, &stride) + i * stride;
+  float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16] = {0};
+  static const float zero[1] = {0};
+  a.s = (lattn_state *)(uintptr_t)s;
+  a.n = n;
+  pass.s = row;
+  pass.low = s->low ? lost : 0;
+  pass.rows = 1;
+  pass.stride = 16;
+  pass.stores = 1;
+  pass.p_by = 0;
+  pass.q[0] = zero;
+  pass.updates = updates;
+  pass.n_updates = lattn_listed_updates_(&a, updates, gates, c);
+  for (int u = 0; u < pass.n_updates; u++) {
+    updates[u].k += i;
+    if (updates[u].fold) updates[u].fold += i * updates[u].fold_step;
+  }
+  lattn_v_store_(row, lattn_v_load_(base + at));
+  if (s->low) lattn_v_store_(lost, lattn_v_load_(base + s->low / 4 + at));
+  lattn_pass_list_(&pass, 1);
+  *low = lattn_v_load_(lost);
+  return lattn_v_load_(row);
+}
+
+/* exp(L) of row i. */
+LATTN_FN_ float lattn_state_factor_(const lattn_state *s, int64_t n, int64_t i) {
+  const double *sum = lattn_state_small_(s, n, 0);
+  return lattn_exp_sum_(sum[s->decay == LATTN_DECAY_CHANNEL ? i : 0]);
+}
+
+/* Applies all updates and multiplies by exp(L), so that S and z are what they stand for. */
+LATTN_NOINLINE_ void lattn_state_flush_(lattn_state *s) {
+  for (int64_t n = 0; n < s->n_states; n++) {
+    float *base = (float *)(void *)lattn_state_head_(s, n);
+    double *sum = lattn_state_small_(s, n, 0), *z = sum + 2 * lattn_small_decays_(s);
+    int64_t stride, decays = s->decay == LATTN_DECAY_CHANNEL ? s->features : 1;
+    for (int64_t i = 0; i < s->features; i++) {
+      float e = lattn_state_factor_(s, n, i);
+      if (s->normaliser) z[i] = z[i] * (double)e;
+      for (int64_t c = 0; c < s->columns; c += 16) {
+        lattn_v16_ low, x = lattn_state_vector_(s, n, i, c, &low);
+        int64_t at = lattn_tile_at_(s, c, &stride) + i * stride;
+        lattn_v_store_(base + at, lattn_v_mul_(x, lattn_v_set_(e)));
+        if (s->low) lattn_v_store_(base + s->low / 4 + at, low);
+      }
+    }
+    for (int64_t i = 0; i < decays; i++) sum[i] = 0;
+  }
+  s->n_pending = 0;
+}
+
+LATTN_NOINLINE_ void lattn_merge_states_(lattn_state *s, const lattn_state *b) {
+  lattn_state_flush_(s);
+  for (int64_t n = 0; n < s->n_states; n++) {
+    float *base = (float *)(void *)lattn_state_head_(s, n);
+    double *sum = lattn_state_small_(s, n, 0);
+    const double *more = lattn_state_small_(b, n, 0);
+    int64_t decays = lattn_small_decays_(s), stride;
+    for (int64_t i = 0; i < s->features; i++) {
+      int64_t l = s->decay == LATTN_DECAY_CHANNEL ? i : 0;
+      float all = lattn_exp_sum_(more[decays + l]), e = lattn_state_factor_(b, n, i);
+      double *z = sum + 2 * decays + i;
+      for (int64_t c = 0; c < s->columns; c += 16) {
+        lattn_v16_ low, lost = lattn_v_set_(0), x = lattn_state_vector_(b, n, i, c, &low);
+        int64_t at = lattn_tile_at_(s, c, &stride) + i * stride;
+        lattn_v16_ own = lattn_v_load_(base + at);
+        if (s->low) {
+          lost = lattn_v_add_(lattn_v_load_(base + s->low / 4 + at), low);
+          own = lattn_v_write_(1, lattn_v_set_(1), x, own, &lost);
+          lattn_v_store_(base + s->low / 4 + at, lost);
+        } else {
+          own = lattn_v_fma_(own, lattn_v_set_(all), lattn_v_mul_(x, lattn_v_set_(e)));
+        }
+        lattn_v_store_(base + at, own);
+      }
+      if (s->normaliser) *z = lattn_fma64_(more[2 * decays + i], (double)e, *z * (double)all);
+    }
+    for (int64_t i = 0; i < decays; i++) sum[decays + i] = sum[decays + i] + more[decays + i];
+  }
+  s->n_tokens += b->n_tokens;
+}
+
+LATTN_API lattn_status lattn_state_merge(lattn_state *state, const lattn_state *later) {
+  lattn_fpenv_ saved;
+  lattn_status e = LATTN_OK;
+  if (!state || !later) return LATTN_E_NULL;
+  if (state == later || state->fingerprint != later->fingerprint || state->delta ||
+      state->kind == LATTN_STATE_FLOW || state->kind == LATTN_STATE_TITANS)
+    return LATTN_E_CONFIG;
+  if (state->n_drafts || later->n_drafts) return LATTN_E_STATE;
+  if (state->n_tokens > INT64_MAX - later->n_tokens) return LATTN_E_OVERFLOW;
+  if (!later->n_tokens) return LATTN_OK;
+  lattn_fpenv_enter_(&saved);
+  if (state->kind == LATTN_STATE_AAREN) lattn_merge_aaren_(state, later);
+  else lattn_merge_states_(state, later);
+  lattn_fpenv_leave_(&saved);
+  return e;
+}
+
+/* Rows and columns of a matrix of the state; 0: it has none of that name. */
+LATTN_FN_ int lattn_matrix_shape_(const lattn_state *s, int32_t matrix, int64_t *rows,
+                                  int64_t *columns) {
+  int linear = s->kind == LATTN_STATE_LINEAR;
+  if (s->kind == LATTN_STATE_TITANS) return lattn_titans_shape_(s, matrix, rows, columns);
+  *rows = matrix == LATTN_MATRIX_STATE ? s->features : 1;
+  *columns = matrix == LATTN_MATRIX_STATE ? s->dv : s->features;
+  if (matrix == LATTN_MATRIX_STATE) return linear || s->kind == LATTN_STATE_FLOW;
+  return matrix == LATTN_MATRIX_NORMALISER && linear && s->normaliser;
+}
+
+/* One element: read, or set (of a state brought up to date). */
+LATTN_FN_ float lattn_matrix_get_(const lattn_state *s, int64_t n, int32_t matrix, int64_t i,
+                                  int64_t c) {
+  lattn_v16_ low;
+  float x[16];
+  if (s->kind == LATTN_STATE_TITANS) return *lattn_titans_element_(s, n, matrix, i, c);
+  if (matrix == LATTN_MATRIX_NORMALISER)
+    return (float)(lattn_state_small_(s, n, 0)[2 * lattn_small_decays_(s) + c] *
+                   (double)lattn_state_factor_(s, n, c));
+  lattn_v_store_(x, lattn_state_vector_(s, n, i, c / 16 * 16, &low));
+  return x[c % 16] * lattn_state_factor_(s, n, i);
+}
+
+LATTN_FN_ void lattn_matrix_set_(lattn_state *s, int64_t n, int32_t matrix, int64_t i, int64_t c,
+                                 float x) {
+  int64_t stride, at = lattn_tile_at_(s, c, &stride) + i * stride;
+  float *base = (float *)(void *)lattn_state_head_(s, n);
+  if (s->kind == LATTN_STATE_TITANS) {
+    lattn_titans_set_(s, n, matrix, i, c, x);
+  } else if (matrix == LATTN_MATRIX_NORMALISER) {
+    lattn_state_small_(s, n, 0)[2 * lattn_small_decays_(s) + c] = (double)x;
+  } else {
+    base[at] = x;
+    if (s->low) base[s->low / 4 + at] = 0;
+  }
+}
+
+/* All elements, between the state and m. */
+LATTN_NOINLINE_ int lattn_matrix_all_(lattn_state *s, int32_t matrix, int transposed,
+                                      const lattn_tensor *m, int64_t rows, int64_t columns,
+                                      int sets) {
+  int lost = 0;
+  if (sets && s->kind != LATTN_STATE_TITANS) lattn_state_flush_(s);
+  for (int64_t n = 0; n < s->n_states; n++)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t c = 0; c < columns; c++) {
+        int64_t at =
+            n * m->stride_head + (transposed ? c * m->stride_token + i : i * m->stride_token + c);
+        if (sets) lattn_matrix_set_(s, n, matrix, i, c, lattn_get_(m->data, m->type, at));
+        else
+          lost |= lattn_put_((void *)(uintptr_t)m->data, m->type, at,
+                             lattn_matrix_get_(s, n, matrix, i, c));
+      }
+  return lost;
+}
+
+LATTN_FN_ lattn_status lattn_matrix_(lattn_state *s, int32_t matrix, int32_t transposed,
+                                     lattn_tensor m, int sets) {
+  static const lattn_names_ name = LATTN_NAMES_("m");
+  int64_t rows, columns;
+  lattn_fpenv_ saved;
+  lattn_status e;
+  int lost;
+  if (!s) return LATTN_E_NULL;
+  if (matrix < 0 || matrix > LATTN_MATRIX_NORMALISER || transposed < 0 || transposed > 1)
+    return LATTN_E_FIELD;
+  if (!lattn_matrix_shape_(s, matrix, &rows, &columns)) return LATTN_E_CONFIG;
+  if (s->n_drafts) return LATTN_E_STATE;
+  e = lattn_view_(&m, !sets, 1, &name, 0);
+  if (e) return e;
+  if (m.n_heads != s->n_states || m.n_tokens != (transposed ? columns : rows) ||
+      m.dim != (transposed ? rows : columns))
+    return LATTN_E_SHAPE;
+  lattn_fpenv_enter_(&saved);
+  lost = lattn_matrix_all_(s, matrix, transposed, &m, rows, columns, sets);
+  lattn_fpenv_leave_(&saved);
+  return lost ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_state_get(const lattn_state *state, int32_t matrix, int32_t transposed,
+                                       lattn_tensor m) {
+  return lattn_matrix_((lattn_state *)(uintptr_t)state, matrix, transposed, m, 0);
+}
+
+LATTN_API lattn_status lattn_state_set(lattn_state *state, int32_t matrix, int32_t transposed,
+                                       lattn_tensor m) {
+  return lattn_matrix_(state, matrix, transposed, m, 1);
+}
+
+/* ---- save, load: little-endian ----
+     0   the characters LATTNSTA; u32 version = 1; u32 kind; u64 fingerprint of the config (as of
+         caches, of lattn_state_fingerprint_); u64 n_tokens; u64 bytes of the whole
+     40  for each head of a linear or flow state: its small sums, as double; then S, row by row, as
+         stored with all updates in it (to be multiplied by exp(L)), and after each row what sums
+         lost, if compensated
+         a checksum of all before, as of caches */
+
+enum { LATTN_SAVED_STATE_ = 40 };
+
+LATTN_FN_ void lattn_stream_double_(lattn_stream_ *st, double *x) {
+  uint64_t u;
+  LATTN_MEMCPY_(&u, x, sizeof u);
+  if (!st->read) {
+    lattn_stream_put_(st, u, 8);
+    return;
+  }
+  u = lattn_stream_get_(st, 8);
+  LATTN_MEMCPY_(x, &u, sizeof u);
+}
+
+/* One head, to or from the stream. */
+LATTN_FN_ void lattn_stream_linear_(lattn_stream_ *st, lattn_state *s, int64_t n) {
+  double *small = lattn_state_small_(s, n, 0);
+  float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16];
+  for (int64_t i = 0; i < s->small_doubles; i++) lattn_stream_double_(st, small + i);
+  for (int64_t i = 0; i < s->features && !st->failed; i++)
+    for (int64_t c = 0; c < s->columns; c += 16) {
+      int64_t count = lattn_min_(16, s->dv - c), stride, at;
+      lattn_v16_ low = lattn_v_set_(0);
+      LATTN_MEMSET_(row, 0, sizeof row);
+      LATTN_MEMSET_(lost, 0, sizeof lost);
+      if (!st->read) {
+        lattn_v_store_(row, lattn_state_vector_(s, n, i, c, &low));
+        lattn_v_store_(lost, low);
+      }
+      lattn_stream_row_(st, (char *)row, 4, count, 1);
+      if (s->low) lattn_stream_row_(st, (char *)lost, 4, count, 1);
+      if (!st->read) continue;
+      at = lattn_tile_at_(s, c, &stride) + i * stride;
+      LATTN_MEMCPY_(base + at, row, sizeof row);
+      if (s->low) LATTN_MEMCPY_(base + s->low / 4 + at, lost, sizeof lost);
+    }
+}
+
+LATTN_NOINLINE_ void lattn_stream_state_(lattn_stream_ *st, lattn_state *s) {
+  for (int64_t n = 0; n < s->n_states && !st->failed; n++) {
+    if (s->kind == LATTN_STATE_AAREN) lattn_stream_aaren_(st, s, n);
+    else if (s->kind == LATTN_STATE_TITANS) lattn_stream_titans_(st, s, n);
+    else lattn_stream_linear_(st, s, n);
+  }
+}
+
+LATTN_FN_ uint64_t lattn_saved_state_bytes_(const lattn_state *s) {
+  int64_t rows = s->features, head;
+  if (s->kind == LATTN_STATE_AAREN) head = lattn_saved_aaren_(s);
+  else if (s->kind == LATTN_STATE_TITANS) head = lattn_saved_titans_(s);
+  else head = 8 * s->small_doubles + rows * s->dv * (s->low ? 8 : 4);
+  return LATTN_SAVED_STATE_ + LATTN_SAVED_CHECK_ + (uint64_t)(s->n_states * head);
+}
+
+LATTN_API lattn_status lattn_state_save(const lattn_state *state, lattn_write_function write,
+                                        void *user, uint64_t *bytes) {
+  const char *magic = "LATTNSTA";
+  lattn_stream_ st;
+  lattn_fpenv_ saved;
+  if (!state || (!write && !bytes)) return LATTN_E_NULL;
+  if (state->n_drafts) return LATTN_E_STATE;
+  if (write) {
+    lattn_stream_init_(&st, write, 0, user);
+    for (int i = 0; i < 8; i++) lattn_stream_put_(&st, (uint64_t)(unsigned char)magic[i], 1);
+    lattn_stream_put_(&st, 1, 4);
+    lattn_stream_put_(&st, (uint64_t)state->kind, 4);
+    lattn_stream_put_(&st, state->fingerprint, 8);
+    lattn_stream_put_(&st, (uint64_t)state->n_tokens, 8);
+    lattn_stream_put_(&st, lattn_saved_state_bytes_(state), 8);
+    lattn_fpenv_enter_(&saved);
+    lattn_stream_state_(&st, (lattn_state *)(uintptr_t)state);
+    lattn_fpenv_leave_(&saved);
+    lattn_stream_put_sum_(&st);
+    lattn_stream_flush_(&st);
+    if (st.failed) return LATTN_E_IO;
+  }
+  if (bytes) *bytes = lattn_saved_state_bytes_(state);
+  return LATTN_OK;
+}
+
+LATTN_FN_ lattn_status lattn_load_state_(lattn_stream_ *st, lattn_state *s) {
+  const char *magic = "LATTNSTA";
+  uint64_t kind, fingerprint, tokens, bytes;
+  int known = 1;
+  st->left = LATTN_SAVED_STATE_;
+  for (int i = 0; i < 8; i++)
+    if (lattn_stream_get_(st, 1) != (uint64_t)(unsigned char)magic[i]) known = 0;
+  if (lattn_stream_get_(st, 4) != 1) known = 0;
+  kind = lattn_stream_get_(st, 4);
+  fingerprint = lattn_stream_get_(st, 8);
+  tokens = lattn_stream_get_(st, 8);
+  bytes = lattn_stream_get_(st, 8);
+  if (st->failed) return LATTN_E_IO;
+  if (!known || tokens > (uint64_t)INT64_MAX) return LATTN_E_FORMAT;
+  if (kind != (uint64_t)s->kind || fingerprint != s->fingerprint) return LATTN_E_CONFIG;
+  if (bytes != lattn_saved_state_bytes_(s)) return LATTN_E_FORMAT;
+  st->left = bytes - LATTN_SAVED_STATE_;
+  s->n_tokens = (int64_t)tokens;
+  lattn_stream_state_(st, s);
+  if (!lattn_stream_check_(st)) known = 0;
+  return st->failed ? LATTN_E_IO : known ? LATTN_OK : LATTN_E_FORMAT;
+}
+
+LATTN_API lattn_status lattn_state_load(lattn_state *state, lattn_read_function read, void *user) {
+  lattn_stream_ st;
+  lattn_status e;
+  if (!state || !read) return LATTN_E_NULL;
+  if (state->n_drafts || state->n_tokens) return LATTN_E_STATE;
+  lattn_state_clear(state);
+  lattn_stream_init_(&st, 0, read, user);
+  e = lattn_load_state_(&st, state);
+  if (e) lattn_state_clear(state);
+  return e;
+}
+
+/* ---- published methods ---- */
+
+LATTN_API lattn_status lattn_state_preset(lattn_state_config *config, int32_t preset) {
+  /* kind, feature, unit, scale (0: 1 / sqrt(key_dim)), decay, delta, reads, normaliser, epsilon */
+  static const struct {
+    int32_t kind, feature, unit;
+    float scale;
+    int32_t decay, delta, reads, normaliser;
+    float epsilon;
+  } table[15] = {
+      {LATTN_STATE_LINEAR, LATTN_FEATURE_ELU1, 0, 1, 0, 0, 0, LATTN_NORMALISER_SUM, 1e-6f},
+      {LATTN_STATE_LINEAR, LATTN_FEATURE_TAYLOR, 0, 0, 0, 0, 0, LATTN_NORMALISER_SUM, 1e-12f},
+      {LATTN_STATE_LINEAR, 0, 0, 0, LATTN_DECAY_HEAD, 0, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 1, LATTN_DECAY_HEAD, 0, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 1, LATTN_DECAY_STEP, 0, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 0, LATTN_DECAY_CHANNEL, 0, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 1, LATTN_DECAY_CHANNEL, 0, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 1, LATTN_DECAY_CHANNEL, 0, LATTN_READS_BEFORE, 0, 0},
+      {LATTN_STATE_LINEAR, 0, LATTN_UNIT_L2, 0, 0, LATTN_DELTA_KEY, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, LATTN_UNIT_L2, 0, LATTN_DECAY_STEP, LATTN_DELTA_KEY, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, LATTN_UNIT_L2, 0, LATTN_DECAY_CHANNEL, LATTN_DELTA_KEY, 0, 0, 0},
+      {LATTN_STATE_LINEAR, 0, 0, 1, LATTN_DECAY_CHANNEL, LATTN_DELTA_GENERAL, 0, 0, 0},
+      {LATTN_STATE_FLOW, 0, 0, 0, 0, 0, 0, 0, 0},
+      {LATTN_STATE_AAREN, 0, 0, 0, 0, 0, 0, 0, 0},
+      {LATTN_STATE_TITANS, 0, 0, 0, 0, 0, 0, 0, 0}};
+  if (!config) return LATTN_E_NULL;
+  if (config->size < sizeof *config || config->size > LATTN_MAX_STRUCT_) return LATTN_E_SIZE;
+  if (preset < 0 || preset > LATTN_PRESET_TITANS) return LATTN_E_FIELD;
+  config->kind = table[preset].kind;
+  config->feature = table[preset].feature;
+  config->unit = table[preset].unit;
+  config->scale = table[preset].scale;
+  config->decay = table[preset].decay;
+  config->delta = table[preset].delta;
+  config->reads = table[preset].reads;
+  config->normaliser = table[preset].normaliser;
+  config->epsilon = table[preset].epsilon;
+  return LATTN_OK;
+}
+
+/* 2^(-8 (h + 1) / n), n a power of two. */
+LATTN_FN_ float lattn_alibi_slope_(int32_t h, int32_t n) {
+  float x = 8.0f * (float)(h + 1) / (float)n, whole = (float)(int32_t)x;
+  return lattn_exp_((whole - x) * 0.693147182f) * lattn_float_((uint32_t)(127 - (int32_t)x) << 23);
+}
+
+LATTN_NOINLINE_ void lattn_slopes_(float *log_decay, int32_t retnet, int32_t n_heads, int32_t layer,
+                                   int32_t n_layers) {
+  int32_t power = 1;
+  double factor = 1;
+  while (power <= n_heads / 2) power *= 2;
+  if (n_layers > 1) factor = 1.0 - (double)layer / (double)(n_layers - 1) + 1e-5;
+  for (int32_t h = 0; h < n_heads; h++) {
+    double x = 0.03125, sum = 0, to = 1;
+    if (!retnet) {
+      float slope =
+          h < power ? lattn_alibi_slope_(h, power) : lattn_alibi_slope_(2 * (h - power), 2 * power);
+      log_decay[h] = -(float)((double)slope * factor);
+      continue;
+    }
+    for (int32_t i = 0; i < h && i < 1000; i++) x *= 0.5; /* ln(1 - x) = -(x + x^2 / 2 + ...) */
+    for (int k = 1; k <= 12; k++) {
+      to = to * x; /* a power of two */
+      sum = sum + to / (double)k;
+    }
+    log_decay[h] = -(float)sum;
+  }
+}
+
+LATTN_API lattn_status lattn_state_slopes(float *log_decay, int32_t preset, int32_t n_heads,
+                                          int32_t layer, int32_t n_layers) {
+  lattn_fpenv_ saved;
+  if (!log_decay) return LATTN_E_NULL;
+  if (preset != LATTN_PRESET_RETNET && preset != LATTN_PRESET_LIGHTNING) return LATTN_E_FIELD;
+  if (n_heads < 1 || layer < 0 || n_layers < 0 || (n_layers > 1 && layer >= n_layers))
+    return LATTN_E_SHAPE;
+  lattn_fpenv_enter_(&saved);
+  lattn_slopes_(log_decay, preset == LATTN_PRESET_RETNET, n_heads, layer, n_layers);
+  lattn_fpenv_leave_(&saved);
+  return LATTN_OK;
+}
+
+/* ==== §11 rotary positions =======================================================================
    A frequency is kept as *turns a position*, theta/(2 pi), in units of 2^-64 turn. Then the
    angle at a position is one wrapping 64-bit product: exact range reduction, for any position,
    on any machine. What the rounding of a frequency costs is half a unit a position: 2^-65 turn,
@@ -10371,7 +13019,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
   for (int32_t i = 0; i < n_tasks; i++) task(context, i);
 }
 
-/* ==== §11 clean up, licence ================================================================== */
+/* ==== §12 clean up, licence ================================================================== */
 
 #if defined(__clang__)
 #pragma clang diagnostic pop
@@ -10382,6 +13030,11 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_API
 #undef LATTN_BEST_SIMD_
 #undef LATTN_HAS_FMA_
+#undef LATTN_HAS_FMA64_
+#undef LATTN_SWEEP_VECTORS_
+#undef LATTN_HALF_SWEEP_
+#undef LATTN_FOLD_AT_
+#undef LATTN_LEAST_DECAY_
 #undef LATTN_HAS_MXCSR_
 #undef LATTN_HAS_ATOMIC_
 #undef LATTN_BIG_ENDIAN_
