@@ -947,11 +947,11 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
        correct      pred = S^T k (KEY), or (a^T S)^T of the undecayed S (GENERAL)
        write        S = S + k (beta (v - pred))^T (KEY), or S + b pred^T + k v^T (GENERAL), or
                     S + k v^T
-       read         out = scale * S^T q (before the decay and write: S^T q + (q . (bonus * k)) v)
+       read         out = S^T q (READS_BEFORE: before decay and write, + (q . (bonus * k)) v)
        normalise    out = out / (q . z + epsilon), z the sum of the k so far, decayed alike
 
-   with q and k first brought to unit length and through a feature map, where that is asked for.
-   lattn_state_preset fills in the options of a published method.
+   with q and k first brought to unit length and through a feature map, where that is asked for,
+   and q then multiplied by scale. lattn_state_preset fills in the options of a published method.
 
    A state lives in memory of the caller and holds no pointer. It may be copied by
    lattn_state_copy, which also serves as snapshot, fork and return, or moved with its memory, by a
@@ -1039,7 +1039,7 @@ typedef struct lattn_state_config {
   float scale;             /* LINEAR, AAREN: 0 = 1 / sqrt(key_dim); others: 0 */
   int32_t decay;           /* enum lattn_decay; LINEAR */
   int32_t delta;           /* enum lattn_delta; LINEAR */
-  int32_t reads;           /* enum lattn_reads; LINEAR, TITANS */
+  int32_t reads;           /* enum lattn_reads; LINEAR without delta, TITANS */
   int32_t normaliser;      /* enum lattn_normaliser; LINEAR without delta */
   float epsilon;           /* of normaliser and flow; 0 = 1e-6 */
   float clamp_low, clamp_high; /* FLOW: of the competition's exponent; both 0 = -1 and 1;
@@ -1127,9 +1127,9 @@ typedef struct lattn_state_call {
   lattn_feature_function feature; /* LATTN_FEATURE_CALLER */
   void *feature_user;
   lattn_partial *partial;        /* NULL, or gets (maximum, sum, output) of each row, so that
-                                    lattn_merge joins it with a cache's: normalised LINEAR (0,
-                                    denominator, numerator), AAREN; then out.data may be NULL. One
-                                    state, not drafts */
+                                    lattn_merge joins it with a cache's: LINEAR with
+                                    NORMALISER_SUM (0, denominator, numerator), AAREN; then
+                                    out.data may be NULL. One state, not drafts */
 } lattn_state_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
@@ -1164,7 +1164,7 @@ LATTN_API lattn_status lattn_state_draft(lattn_state *state, const lattn_state_c
                                          lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                          lattn_tensor out, const lattn_exec *exec);
 
-/* The first n drafts become tokens, the others are dropped (n = 0: all). The state then has the
+/* The first n drafts become tokens, the others are dropped: n = 0 drops all. The state then has the
    bits of one that never saw the dropped ones. Errors: NULL, SHAPE. */
 LATTN_API lattn_status lattn_state_commit(lattn_state *state, int32_t n);
 
@@ -1532,8 +1532,8 @@ enum { LATTN_PANEL_ = 16, LATTN_BLOCK_ = 128, LATTN_SEGMENT_ = 2048, LATTN_TILE_
 #if LONGATTN_SIMD == LONGATTN_SIMD_SCALAR
 
 #define LATTN_SIMD_NAME_ "scalar"
-#define LATTN_SWEEP_VECTORS_ 1 /* of a state, by one token with a prediction; half of it: by four */
-#define LATTN_HALF_SWEEP_ 1
+#define LATTN_SWEEP_VECTORS_ 1 /* of a state, in one pass over it */
+#define LATTN_SHARED_TOKENS_ 2 /* that share such a pass */
 #define LATTN_TILE_PANELS_ 1
 #define LATTN_UNROLL_KEYS_ /* the 16 of a panel: not worth the time it compiles */
 #define LATTN_EXPS_ 1
@@ -1777,8 +1777,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX512
 
 #define LATTN_SIMD_NAME_ "avx512"
-#define LATTN_SWEEP_VECTORS_ 4 /* of a state, by one token with a prediction; half of it: by four */
-#define LATTN_HALF_SWEEP_ 2
+#define LATTN_SWEEP_VECTORS_ 2 /* of a state, in one pass over it */
+#define LATTN_SHARED_TOKENS_ 4 /* that share such a pass */
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 8 /* vectors of exp at a time */
 #define LATTN_TILE_PANELS_ 4 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
@@ -2072,8 +2072,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_half_(lattn_v16_ x, int second) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_AVX2
 
 #define LATTN_SIMD_NAME_ "avx2"
-#define LATTN_SWEEP_VECTORS_ 2 /* of a state, by one token with a prediction; half of it: by four */
-#define LATTN_HALF_SWEEP_ 1
+#define LATTN_SWEEP_VECTORS_ 1 /* of a state, in one pass over it */
+#define LATTN_SHARED_TOKENS_ 2 /* that share such a pass */
 #define LATTN_TILE_PANELS_ 1 /* 6 x 2 accumulators, 2 keys, 1 query of 16 registers */
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
@@ -2360,8 +2360,8 @@ LATTN_INLINE_ lattn_v16_ lattn_v_of_less_(lattn_i16_ acc, int32_t x) {
 #elif LONGATTN_SIMD == LONGATTN_SIMD_NEON
 
 #define LATTN_SIMD_NAME_ "neon"
-#define LATTN_SWEEP_VECTORS_ 1 /* of a state, by one token with a prediction; half of it: by four */
-#define LATTN_HALF_SWEEP_ 1
+#define LATTN_SWEEP_VECTORS_ 1 /* of a state, in one pass over it */
+#define LATTN_SHARED_TOKENS_ 2 /* that share such a pass */
 #define LATTN_TILE_PANELS_ 1 /* 6 x 4 accumulators, 4 keys, 1 query of 32 registers */
 #define LATTN_UNROLL_KEYS_ LATTN_UNROLL_
 #define LATTN_EXPS_ 2
@@ -9989,7 +9989,7 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
 }
 
 /* ==== §10 advance ================================================================================
-   A linear state keeps S for each of its heads in tiles of 64 columns, [tile][feature][columns],
+   A linear state keeps S for each of its heads in tiles of 32 columns, [tile][feature][columns],
    beside it a list of updates to come: the newest token's k and x, or those of drafts, for S = S +
    k x^T. A token passes once over a tile: each row applies what is pending, then adds to the
    prediction P = S^T k and to the reading R = S^T q; x = beta (v - P) is the next pending update,
@@ -10008,13 +10008,13 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
    load and store of the tile; of the rest, (5 ... 12) * features operations. */
 
 enum {
-  LATTN_TILE_COLUMNS_ = 64,
+  LATTN_TILE_COLUMNS_ = 32,
   LATTN_CHUNK_TOKENS_ = 32, /* prepared at a time, with scratch */
   LATTN_STATE_DRAFTS_ = 16,
-  LATTN_SHARED_TOKENS_ = 4,  /* that share a pass */
+  LATTN_MAX_HINTS_ = 64,     /* of one pass */
   LATTN_STACK_STATE_ = 17408 /* bytes of a task's workspace without scratch */
 };
-#define LATTN_FOLD_AT_ (-24.0)
+#define LATTN_FOLD_AT_ 24.0f /* a fold is due when L < -24 */
 #define LATTN_LEAST_DECAY_ (-80.0f)
 
 /* ---- arithmetic in double: where sums of a million tokens must keep their last digits ---- */
@@ -10184,9 +10184,12 @@ typedef struct lattn_pass_ {
   int64_t rows, stride;
   int n_updates, stores; /* 1, 0: not; 2: not what was lost */
   const lattn_update_ *updates;
+  int n_hints;       /* what is needed soon is asked for, spread over the rows */
   const float *p_by; /* NULL, or the key of the prediction */
   const float *q[LATTN_SHARED_TOKENS_];
   float p[LATTN_TILE_COLUMNS_], r[LATTN_SHARED_TOKENS_][LATTN_TILE_COLUMNS_];
+  float own[LATTN_SHARED_TOKENS_][LATTN_TILE_COLUMNS_]; /* what these tokens write, unscaled */
+  const void *hints[LATTN_MAX_HINTS_];
 } lattn_pass_;
 
 /* s + k x, or by Kahan's sum, which keeps in *low what was lost. */
@@ -10201,16 +10204,19 @@ LATTN_INLINE_ lattn_v16_ lattn_v_write_(int compensated, lattn_v16_ k, lattn_v16
 }
 
 /* `steps` tokens, each `ranks` updates, then a reading and perhaps a prediction; all is stored, or
-   without updates nothing. AVX-512, 4 vectors, one token with prediction: a row loads and stores 4
-   vectors, broadcasts 3 numbers and makes 12 multiply-adds, in 4 + 4 sums, 4 of x, 4 of S; four
-   tokens on 2 vectors: 2 loads, 2 stores, 8 broadcasts, 16 multiply-adds, in 8 sums, 8 of x, 2 of
-   S. */
+   without updates nothing. AVX-512, 2 vectors, one token with prediction: a row loads and stores 2
+   vectors, broadcasts 3 numbers and makes 6 multiply-adds, in 4 sums, 2 of x, 2 of S (two chains a
+   sum, or 4 vectors, are slower by a seventh on a Zen 4); four tokens: 2 loads, 2 stores, 8
+   broadcasts, 16 multiply-adds, in 8 sums, 8 of x, 2 of S. */
 LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predicts,
                                     int compensated, lattn_pass_ *w) {
   enum { V = LATTN_SWEEP_VECTORS_, J = LATTN_SHARED_TOKENS_ };
   lattn_v16_ r[J * V], p[V], x[J * V], s[V], low[V], zero = lattn_v_set_(0);
   const float *k[J + 1], *q[J], *by = w->p_by;
   float *at = w->s, *lost = w->low;
+  const int64_t rows = w->rows, stride = w->stride, between = w->n_hints ? rows / w->n_hints : 0;
+  int64_t hint = w->n_hints ? 0 : rows;
+  const void *const *ask = w->hints;
   LATTN_UNROLL_
   for (int j = 0; j < steps * ranks; j++) {
     k[j] = w->updates[j].k;
@@ -10223,38 +10229,47 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   for (int c = 0; c < vectors; c++) p[c] = low[c] = zero;
   LATTN_UNROLL_
   for (int c = 0; c < steps * vectors; c++) r[c] = zero;
-  for (int64_t i = 0; i < w->rows; i++, at += w->stride) {
-    LATTN_UNROLL_
-    for (int c = 0; c < vectors; c++) {
-      s[c] = lattn_v_load_(at + 16 * c);
-      if (compensated) low[c] = lattn_v_load_(lost + 16 * c);
+  for (int64_t i = 0; i < rows; i += 2) {
+    if (i >= hint) {
+      LATTN_PREFETCH_(*ask++);
+      hint = ask == w->hints + w->n_hints ? rows : hint + between;
     }
     LATTN_UNROLL_
-    for (int j = 0; j < steps; j++) {
-      lattn_v16_ b;
+    for (int u = 0; u < 2; u++) {
+      if (u == 1 && i + u == rows) break;
       LATTN_UNROLL_
-      for (int a = j * ranks; a < (j + 1) * ranks; a++) {
-        b = lattn_v_set_(k[a][i]);
+      for (int c = 0; c < vectors; c++) {
+        s[c] = lattn_v_load_(at + 16 * c);
+        if (compensated) low[c] = lattn_v_load_(lost + 16 * c);
+      }
+      LATTN_UNROLL_
+      for (int j = 0; j < steps; j++) {
+        lattn_v16_ b;
+        LATTN_UNROLL_
+        for (int a = j * ranks; a < (j + 1) * ranks; a++) {
+          b = lattn_v_set_(k[a][i + u]);
+          LATTN_UNROLL_
+          for (int c = 0; c < vectors; c++)
+            s[c] = lattn_v_write_(compensated, b, x[a * vectors + c], s[c], low + c);
+        }
+        if (predicts) {
+          b = lattn_v_set_(by[i + u]);
+          LATTN_UNROLL_
+          for (int c = 0; c < vectors; c++) p[c] = lattn_v_fma_(b, s[c], p[c]);
+        }
+        b = lattn_v_set_(q[j][i + u]);
         LATTN_UNROLL_
         for (int c = 0; c < vectors; c++)
-          s[c] = lattn_v_write_(compensated, b, x[a * vectors + c], s[c], low + c);
+          r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
       }
-      if (predicts) {
-        b = lattn_v_set_(by[i]);
-        LATTN_UNROLL_
-        for (int c = 0; c < vectors; c++) p[c] = lattn_v_fma_(b, s[c], p[c]);
-      }
-      b = lattn_v_set_(q[j][i]);
       LATTN_UNROLL_
-      for (int c = 0; c < vectors; c++)
-        r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
+      for (int c = 0; c < vectors && ranks; c++) {
+        lattn_v_store_(at + 16 * c, s[c]);
+        if (compensated) lattn_v_store_(lost + 16 * c, low[c]);
+      }
+      at += stride;
+      if (compensated) lost += stride;
     }
-    LATTN_UNROLL_
-    for (int c = 0; c < vectors && ranks; c++) {
-      lattn_v_store_(at + 16 * c, s[c]);
-      if (compensated) lattn_v_store_(lost + 16 * c, low[c]);
-    }
-    if (compensated) lost += w->stride;
   }
   LATTN_UNROLL_
   for (int j = 0; j < steps; j++) LATTN_UNROLL_
@@ -10263,11 +10278,15 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   for (int c = 0; c < vectors && predicts; c++) lattn_v_store_(w->p + 16 * c, p[c]);
 }
 
+/* Denormal numbers become 0: some processors take a hundred cycles for one. */
+LATTN_INLINE_ lattn_v16_ lattn_v_flush_(lattn_v16_ x) {
+  return lattn_v_if_less_(lattn_v_abs_(x), lattn_v_set_(1.17549435e-38f), lattn_v_set_(0), x);
+}
+
 /* Any number of updates, folds too, then one reading and a prediction; stored or not. */
 LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
-  lattn_v16_ least = lattn_v_set_(1.17549435e-38f);
   for (int c = 0; c < 16 * vectors; c += 16) {
-    lattn_v16_ p = lattn_v_set_(0), r = lattn_v_set_(0), low = lattn_v_set_(0);
+    lattn_v16_ p = lattn_v_set_(0), r = p, low = p;
     for (int64_t i = 0; i < w->rows; i++) {
       float *at = w->s + i * w->stride + c, *lost = w->low ? w->low + i * w->stride + c : 0;
       lattn_v16_ s = lattn_v_load_(at);
@@ -10276,7 +10295,7 @@ LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
         const lattn_update_ *by = w->updates + u;
         if (by->fold) {
           s = lattn_v_mul_(s, lattn_v_set_(by->fold[i * by->fold_step]));
-          s = lattn_v_if_less_(lattn_v_abs_(s), least, lattn_v_set_(0), s); /* no denormal */
+          s = lattn_v_flush_(s);
         }
         s = lattn_v_write_(lost != 0, lattn_v_set_(by->k[i]), lattn_v_load_(by->x + c), s, &low);
       }
@@ -10290,12 +10309,11 @@ LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
   }
 }
 
-/* vectors is LATTN_SWEEP_VECTORS_, half of it, or 1. */
-#define LATTN_PASS_(steps, ranks, predicts, compensated)                         \
-  if (vectors == 1) lattn_pass_body_(1, steps, ranks, predicts, compensated, w); \
-  else if (vectors == LATTN_HALF_SWEEP_)                                         \
-    lattn_pass_body_(LATTN_HALF_SWEEP_, steps, ranks, predicts, compensated, w); \
-  else if ((steps) == 1) lattn_pass_body_(LATTN_SWEEP_VECTORS_, 1, ranks, predicts, compensated, w)
+/* vectors is LATTN_SWEEP_VECTORS_ or 1. */
+#define LATTN_PASS_(steps, ranks, predicts, compensated)                            \
+  if (vectors == LATTN_SWEEP_VECTORS_)                                              \
+    lattn_pass_body_(LATTN_SWEEP_VECTORS_, steps, ranks, predicts, compensated, w); \
+  else lattn_pass_body_(1, steps, ranks, predicts, compensated, w)
 LATTN_NOINLINE_ void lattn_pass_plain_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 1, 0, 0); }
 LATTN_NOINLINE_ void lattn_pass_shared_(lattn_pass_ *w, int vectors) {
   LATTN_PASS_(LATTN_SHARED_TOKENS_, 1, 0, 0);
@@ -10467,8 +10485,8 @@ typedef struct lattn_prep_ {
   float *last_k, *last_b, *last_f; /* of the token before the chunk */
   lattn_gate_ last;
   float *raw, *e; /* a row; exp(L) a channel */
-  float *x, *y;   /* [chunk + 1][64]: updates of a tile; 0 is that before the chunk */
-  float *tile;    /* [features][64]: a tile with all updates in it, to be read */
+  float *x, *y;   /* [chunk + 1][32]: updates of a tile; 0 is that before the chunk */
+  float *tile;    /* [features][32]: a tile with all updates in it, to be read */
   double *sums;   /* the small sums, after the tokens prepared */
 } lattn_prep_;
 
@@ -10527,7 +10545,7 @@ LATTN_FN_ void lattn_prepare_step_(const lattn_advance_ *job, lattn_prep_ *w, co
   *sum = *sum + (double)g;
   *total = *total + (double)g;
   gate->e = lattn_exp_sum_(*sum);
-  if (*sum < LATTN_FOLD_AT_) {
+  if ((float)*sum < -LATTN_FOLD_AT_) {
     gate->folds = 1;
     gate->fold = gate->e;
     *sum = 0;
@@ -10536,18 +10554,32 @@ LATTN_FN_ void lattn_prepare_step_(const lattn_advance_ *job, lattn_prep_ *w, co
   }
 }
 
-/* e gets exp(L) of all channels. */
-LATTN_FN_ void lattn_channel_exps_(float *e, const double *sum, int64_t rows) {
+/* e gets exp(L) of all channels; returns whether any L is below -24. NULL g: that is all; else g
+   [rows], a token's log decays, is added to L first, and to *total, if wanted. */
+LATTN_FN_ int lattn_channel_exps_(float *e, double *sum, double *total, const float *g,
+                                  int64_t rows) {
+  lattn_v16_ least = lattn_v_set_(0), zero = least, floor = lattn_v_set_(LATTN_LEAST_DECAY_), y;
   for (int64_t i = 0; i < rows; i += 16) {
-    float high[16], low[16];
-    lattn_v16_ y;
-    for (int t = 0; t < 16; t++) {
-      high[t] = (float)sum[i + t];
-      low[t] = (float)(sum[i + t] - (double)high[t]);
+    float high[16], low[16], decay[16] = {0};
+    double *l = sum + i;
+    if (g) {
+      y = lattn_v_load_(g + i);
+      y = lattn_v_if_less_(zero, y, zero, y);
+      lattn_v_store_(decay, lattn_v_if_less_(y, floor, floor, y)); /* NaN stays */
+      for (int t = 0; t < 16; t++) l[t] = l[t] + (double)decay[t];
     }
-    y = lattn_v_exp_(lattn_v_load_(high));
+    if (g && total)
+      for (int t = 0; t < 16; t++) total[i + t] = total[i + t] + (double)decay[t];
+    for (int t = 0; t < 16; t++) {
+      high[t] = (float)l[t];
+      low[t] = (float)(l[t] - (double)high[t]);
+    }
+    y = lattn_v_load_(high);
+    least = lattn_v_if_less_(y, least, y, least);
+    y = lattn_v_exp_(y);
     lattn_v_store_(e + i, lattn_v_fma_(y, lattn_v_load_(low), y));
   }
+  return lattn_v_reduce_max_(lattn_v_sub_(zero, least)) > LATTN_FOLD_AT_;
 }
 
 /* x *= y, or x /= y. */
@@ -10565,18 +10597,12 @@ LATTN_FN_ void lattn_prepare_channels_(const lattn_advance_ *job, lattn_prep_ *w
   int64_t rows = s->rows, at = lattn_state_row_(s, &job->decay, token, n);
   double *sum = w->sums, *total = w->sums + rows;
   float *k = w->k + j * rows, *p = w->p + j * rows, *b = w->b + j * rows, *f = w->f + j * rows;
-  int folds = 0, before = s->reads == LATTN_READS_BEFORE;
+  int folds, before = s->reads == LATTN_READS_BEFORE;
   if (s->delta == LATTN_DELTA_GENERAL) lattn_times_row_(p, w->e, rows, 0);
   for (int64_t i = 0; before && i < queries; i++)
     lattn_times_row_(w->q + (i * job->chunk + j) * rows, w->e, rows, 0);
   lattn_load_row_(f, &job->decay, at, s->features);
-  for (int64_t i = 0; i < s->features; i++) {
-    double g = (double)lattn_clamp_decay_(f[i]);
-    sum[i] = sum[i] + g;
-    total[i] = total[i] + g;
-    folds |= sum[i] < LATTN_FOLD_AT_;
-  }
-  lattn_channel_exps_(w->e, sum, rows);
+  folds = lattn_channel_exps_(w->e, sum, s->delta ? 0 : total, f, rows);
   for (int64_t i = 0; !before && i < queries; i++)
     lattn_times_row_(w->q + (i * job->chunk + j) * rows, w->e, rows, 0);
   if (s->delta == LATTN_DELTA_KEY) {
@@ -10617,10 +10643,11 @@ LATTN_FN_ void lattn_prepare_normaliser_(const lattn_advance_ *job, lattn_prep_ 
     int64_t at = i * job->chunk + j;
     w->den[at] = lattn_denominator_(s, w->q + at * s->rows, w->sums, e, w->w[at]);
   }
-  for (int64_t i = 0; i < s->features; i++) { /* products of two floats are exact in double */
-    double fold = gate->folds ? (double)(f ? f[i] : gate->fold) : 1.0;
-    z[i] = lattn_fma64_(z[i], fold, (double)k[i] * (double)gate->inverse);
-  }
+  for (int64_t i = 0; gate->folds && i < s->rows; i++)
+    z[i] = z[i] * (double)(f ? f[i] : gate->fold);
+  for (int64_t i = 0; i < s->rows; i += 16) /* its bits do not depend on a fused operation: exact */
+    for (int t = 0; t < 16; t++)
+      z[i + t] = lattn_fma64_((double)k[i + t], (double)gate->inverse, z[i + t]);
 }
 
 /* Flow-Attention's sums of token number `count`, from 1 on: how it competes and what its reading is
@@ -10704,7 +10731,25 @@ typedef struct lattn_walk_ {
   int64_t n, row, done;
   int tokens;
   int first; /* this worker has the head's first columns: it also writes what is not of columns */
+  int64_t fetches, end;              /* number of the first strip; one past the last row */
+  int64_t queries, value_at, out_at; /* heads that read this one; where its v and its out begin */
 } lattn_walk_;
+
+LATTN_FN_ lattn_walk_ lattn_walk_at_(const lattn_advance_ *job, lattn_prep_ *w, lattn_state *s,
+                                     int64_t n, int64_t row) {
+  lattn_walk_ a;
+  LATTN_MEMSET_(&a, 0, sizeof a);
+  a.job = job;
+  a.w = w;
+  a.s = s;
+  a.n = n;
+  a.row = row;
+  a.queries = s->n_heads / s->n_states;
+  if (!job) return a;
+  a.value_at = n * s->n_value / s->n_states * job->v.stride_head;
+  a.out_at = n * a.queries * job->out.stride_head;
+  return a;
+}
 
 /* Appends an update, or the two of one token. */
 LATTN_FN_ int lattn_add_update_(const lattn_state *s, lattn_update_ *to, const float *k,
@@ -10768,9 +10813,8 @@ LATTN_FN_ int lattn_add_token_(const lattn_walk_ *a, lattn_update_ *to, int64_t 
 /* 16 columns of a value row. */
 LATTN_INLINE_ lattn_v16_ lattn_value_at_(const lattn_walk_ *a, int64_t j, int64_t c) {
   const lattn_tensor *v = &a->job->v;
-  const lattn_state *s = a->s;
-  int64_t at = (a->row + j) * v->stride_token + a->n * s->n_value / s->n_states * v->stride_head;
-  return lattn_v_get_n_(v->data, v->type, at + c, s->dv - c < 16 ? (int)(s->dv - c) : 16);
+  int64_t at = (a->row + j) * v->stride_token + a->value_at + c, left = a->s->dv - c;
+  return lattn_v_get_n_(v->data, v->type, at, left < 16 ? (int)left : 16);
 }
 
 /* What token j writes, in columns c + i ... : v, less the prediction p, times beta; of flow, as it
@@ -10786,9 +10830,9 @@ LATTN_INLINE_ lattn_v16_ lattn_value_written_(const lattn_walk_ *a, int64_t j, i
   return a->s->kind == LATTN_STATE_FLOW ? lattn_v_mul_(v, lattn_v_set_(gate->competes)) : v;
 }
 
-/* Token j's update: x (and y), in the scale of what is stored. */
+/* Token j's update: x (and y), in the scale of what is stored; *own gets x itself. */
 LATTN_FN_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, int vectors,
-                                  const float *p) {
+                                  const float *p, float *own) {
   const lattn_gate_ *gate = a->w->gate + j;
   float *x = a->w->x + (j + 1) * LATTN_TILE_COLUMNS_;
   lattn_v16_ inverse = lattn_v_set_(gate->inverse);
@@ -10798,36 +10842,38 @@ LATTN_FN_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, in
       lattn_v16_ y = lattn_v_mul_(lattn_v_load_(p + i), lattn_v_set_(gate->before));
       lattn_v_store_(a->w->y + (j + 1) * LATTN_TILE_COLUMNS_ + i, lattn_v_mul_(y, inverse));
     }
+    lattn_v_store_(own + i, v);
     lattn_v_store_(x + i, lattn_v_mul_(v, inverse));
   }
 }
 
 /* Row of out (and of a partial) for query `i` of token j: R, the token's own write, normalised. */
 LATTN_FN_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, int64_t c,
-                                  int vectors, const float *r, const float *p) {
+                                  int vectors, const float *r, const float *p, const float *own) {
   const lattn_advance_ *job = a->job;
   const lattn_state *s = a->s;
   const lattn_gate_ *gate = a->w->gate + j;
-  int64_t at = i * job->chunk + j, head = a->n * (s->n_heads / s->n_states) + i;
+  int64_t at = i * job->chunk + j, head = a->n * a->queries + i;
   int64_t row = (a->row + j) * s->n_heads + head;
+  int64_t to = (a->row + j) * job->out.stride_token + a->out_at + i * job->out.stride_head + c;
   lattn_v16_ w = lattn_v_set_(a->w->w[at]);
   lattn_v16_ e = lattn_v_set_(s->reads == LATTN_READS_BEFORE ? gate->before : gate->e);
   int lost = 0;
   for (int64_t b = 0; b < 16 * vectors; b += 16) {
     int n = s->dv - c - b < 16 ? (int)(s->dv - c - b) : 16;
     lattn_v16_ o = lattn_v_mul_(lattn_v_load_(r + b), e);
-    if (s->delta == LATTN_DELTA_GENERAL && !job->reads_only)
+    if (s->delta == LATTN_DELTA_GENERAL && own)
       o = lattn_v_fma_(lattn_v_set_(a->w->wb[at]),
                        lattn_v_mul_(lattn_v_load_(p + b), lattn_v_set_(gate->before)), o);
-    if (!job->reads_only) o = lattn_v_fma_(w, lattn_value_written_(a, j, c, b, p), o);
+    if (own) o = lattn_v_fma_(w, lattn_v_load_(own + b), o);
     if (job->partial) lattn_v_store_n_(job->partial->output + row * s->dv + c + b, o, n);
     if (!job->out.data) continue;
     if (s->kind == LATTN_STATE_FLOW) o = lattn_v_mul_(o, lattn_v_set_(a->w->den[at]));
     else if (s->normaliser) o = lattn_v_div_(o, lattn_v_set_(a->w->den[at]));
     o = lattn_v_if_equal_(o, lattn_v_set_(0), lattn_v_set_(0), o); /* -0 becomes +0 */
-    lost |= lattn_v_put_n_(
-        (void *)(uintptr_t)job->out.data, job->out.type,
-        (a->row + j) * job->out.stride_token + head * job->out.stride_head + c + b, o, n);
+    if (n == 16 && job->out.type == LATTN_F32)
+      lattn_v_store_((float *)(uintptr_t)job->out.data + to + b, o);
+    else lost |= lattn_v_put_n_((void *)(uintptr_t)job->out.data, job->out.type, to + b, o, n);
   }
   if (job->partial && a->first && c == 0) {
     job->partial->maximum[row] = 0;
@@ -10840,29 +10886,28 @@ LATTN_FN_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, in
 LATTN_FN_ int lattn_read_token_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t j, int lane,
                                 int64_t c, int vectors) {
   const lattn_state *s = a->s;
-  int64_t queries = s->n_heads / s->n_states;
   int lost;
   if (!a->job->out.data && !a->job->partial) return 0;
-  lost = lattn_finish_token_(a, j, 0, c, vectors, pass->r[lane], pass->p);
+  lost = lattn_finish_token_(a, j, 0, c, vectors, pass->r[lane], pass->p, pass->own[lane]);
   pass->p_by = 0;
   if (pass->stores) pass->n_updates = 0; /* they are in the tile now */
   pass->stores = 0;
-  for (int64_t i = 1; i < queries; i++) {
+  for (int64_t i = 1; i < a->queries; i++) {
     float p[LATTN_TILE_COLUMNS_];
     LATTN_MEMCPY_(p, pass->p, sizeof p);
     pass->q[0] = a->w->q + (i * a->job->chunk + j) * s->rows;
     lattn_pass_list_(pass, vectors);
     LATTN_MEMCPY_(pass->p, p, sizeof p);
-    lost |= lattn_finish_token_(a, j, i, c, vectors, pass->r[0], pass->p);
+    lost |= lattn_finish_token_(a, j, i, c, vectors, pass->r[0], pass->p, pass->own[0]);
   }
   return lost;
 }
 
 /* How many tokens from j on share a pass: none but the last of them folds. */
-LATTN_FN_ int lattn_shared_(const lattn_walk_ *a, int64_t j, int vectors) {
+LATTN_FN_ int lattn_shared_(const lattn_walk_ *a, int64_t j) {
   const lattn_state *s = a->s;
   if (s->delta || (s->flags & LATTN_STATE_COMPENSATED) || s->n_heads > s->n_states) return 1;
-  if (vectors > LATTN_HALF_SWEEP_ || a->tokens - j < LATTN_SHARED_TOKENS_) return 1;
+  if (a->tokens - j < LATTN_SHARED_TOKENS_) return 1;
   for (int i = 0; i < LATTN_SHARED_TOKENS_ - 1; i++)
     if (a->w->gate[j + i].folds) return 1;
   return LATTN_SHARED_TOKENS_;
@@ -10888,6 +10933,35 @@ LATTN_FN_ void lattn_run_pass_of_(const lattn_walk_ *a, lattn_pass_ *pass, lattn
   else lattn_pass_plain_(pass, vectors);
 }
 
+/* One head's rows of the caller's arrays lie apart, and no processor foresees them: while a token
+   is worked on, the one a chunk later is asked for. Adds lines of a row to a pass's hints. */
+LATTN_FN_ void lattn_hint_rows_(lattn_pass_ *pass, const lattn_tensor *t, int64_t token,
+                                int64_t head, int64_t dim) {
+  int64_t size = t->type == LATTN_F32 ? 4 : 2;
+  uintptr_t at = (uintptr_t)t->data +
+                 (uintptr_t)(token * t->stride_token + head * t->stride_head) * (uintptr_t)size;
+  for (int64_t i = 0; t->data && i < dim * size && pass->n_hints < LATTN_MAX_HINTS_; i += 64)
+    pass->hints[pass->n_hints++] = (const void *)(at + (uintptr_t)i); /* maybe beyond the array */
+}
+
+LATTN_FN_ void lattn_hint_token_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t token) {
+  const lattn_advance_ *job = a->job;
+  const lattn_state *s = a->s;
+  int64_t n = s->n_states, h = a->n, queries = s->n_heads / n;
+  if (token >= a->end) return;
+  lattn_hint_rows_(pass, &job->k, token, h * s->n_key / n, s->dk);
+  lattn_hint_rows_(pass, &job->q, token, h * queries * s->n_query / s->n_heads, s->dk);
+  lattn_hint_rows_(pass, &job->v, token, h * s->n_value / n, s->dv);
+  lattn_hint_rows_(pass, &job->out, token, h * queries, s->dv);
+  if (s->decay == LATTN_DECAY_CHANNEL)
+    lattn_hint_rows_(pass, &job->decay, token, h * job->decay.n_heads / n, s->features);
+  if (s->delta == LATTN_DELTA_GENERAL) {
+    lattn_hint_rows_(pass, &job->predict, token, h * job->predict.n_heads / n, s->features);
+    lattn_hint_rows_(pass, &job->write, token, h * job->write.n_heads / n, s->features);
+  }
+  if (pass->n_hints > s->features) pass->n_hints = s->features;
+}
+
 /* What is not of a pass but of a whole strip. */
 LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vectors) {
   lattn_state *s = a->s;
@@ -10898,6 +10972,7 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
   int64_t stride, at = lattn_tile_at_(s, c, &stride);
   char *head = lattn_state_head_(s, a->n);
   int lost = 0, drafts = a->job->drafts, n, shared;
+  pass.n_hints = 0;
   pass.s = (float *)(void *)head + at;
   pass.low = s->low ? (float *)(void *)(head + s->low) + at : 0;
   pass.rows = s->features;
@@ -10914,15 +10989,18 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
   }
   n = lattn_pending_(a, updates, gates, c);
   for (int64_t j = 0; j < a->tokens; j += shared) {
-    shared = drafts || n != 1 || updates[0].fold ? 1 : lattn_shared_(a, j, vectors);
+    shared = drafts || n != 1 || updates[0].fold ? 1 : lattn_shared_(a, j);
+    pass.n_hints = 0; /* strip after strip takes one of the tokens that share a pass */
+    if (c / 16 / vectors >= a->fetches && c / 16 / vectors - a->fetches < shared)
+      lattn_hint_token_(a, &pass, a->row + j + c / 16 / vectors - a->fetches + a->job->chunk);
     pass.stores = !drafts;
     pass.n_updates = n;
     pass.p_by = !s->delta ? 0 : w->p ? w->p + j * s->rows : w->k + j * s->rows;
     pass.q[0] = w->q + j * s->rows;
     if (!s->delta)
-      for (int i = 0; i < shared; i++) lattn_write_token_(a, j + i, c, vectors, 0);
+      for (int i = 0; i < shared; i++) lattn_write_token_(a, j + i, c, vectors, 0, pass.own[i]);
     lattn_run_pass_of_(a, &pass, updates, j, shared, vectors);
-    if (s->delta) lattn_write_token_(a, j, c, vectors, pass.p);
+    if (s->delta) lattn_write_token_(a, j, c, vectors, pass.p, pass.own[0]);
     for (int i = 0; i < shared; i++) lost |= lattn_read_token_(a, &pass, j + i, i, c, vectors);
     n = lattn_add_token_(a, updates + (drafts ? n : 0), j + shared - 1) + (drafts ? n : 0);
   }
@@ -10953,14 +11031,15 @@ LATTN_FN_ void lattn_keep_update_(const lattn_walk_ *a, int64_t j, int32_t index
 LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *w, lattn_state *s,
                                         int64_t n, int64_t row, int64_t tokens, int64_t tile,
                                         int64_t end) {
-  lattn_walk_ a = {job, w, s, n, row, 0, 0, tile == 0};
+  lattn_walk_ a = lattn_walk_at_(job, w, s, n, row);
   int64_t before = s->n_tokens + s->n_drafts + 1;
-  int lost = 0,
-      most = tokens >= LATTN_SHARED_TOKENS_ && !s->delta ? LATTN_HALF_SWEEP_ : LATTN_SWEEP_VECTORS_;
+  int lost = 0;
   size_t sums = (size_t)s->small_doubles * sizeof(double);
   int drafted = job->drafts ? s->n_drafts : 0;
+  a.first = tile == 0;
+  a.end = row + tokens;
   LATTN_MEMCPY_(w->sums, lattn_state_small_(s, n, drafted), sums);
-  if (w->e) lattn_channel_exps_(w->e, w->sums, s->rows);
+  if (w->e) lattn_channel_exps_(w->e, w->sums, 0, 0, s->rows);
   for (; a.done < tokens; a.done += a.tokens, a.row += a.tokens) {
     a.tokens = (int)lattn_min_(job->chunk, tokens - a.done);
     for (int64_t j = 0; j < a.tokens; j++) {
@@ -10973,7 +11052,8 @@ LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *
       int64_t stride, left;
       lattn_tile_at_(s, c, &stride);
       left = (c / LATTN_TILE_COLUMNS_ * LATTN_TILE_COLUMNS_ + stride - c) / 16;
-      int vectors = left >= most ? most : left >= LATTN_HALF_SWEEP_ ? LATTN_HALF_SWEEP_ : 1;
+      int vectors = left >= LATTN_SWEEP_VECTORS_ ? LATTN_SWEEP_VECTORS_ : 1;
+      if (c == tile * LATTN_TILE_COLUMNS_) a.fetches = c / 16 / vectors;
       lost |= lattn_run_strip_(&a, c, vectors);
       c += 16 * vectors;
     }
@@ -11031,7 +11111,7 @@ LATTN_FN_ int lattn_read_strip_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t
     }
     lattn_pass_read_(pass, vectors);
     for (int64_t r = at; r < lattn_min_(at + LATTN_SHARED_TOKENS_, n); r++)
-      lost |= lattn_finish_token_(a, r / queries, r % queries, c, vectors, pass->r[r - at], 0);
+      lost |= lattn_finish_token_(a, r / queries, r % queries, c, vectors, pass->r[r - at], 0, 0);
   }
   return lost;
 }
@@ -11039,16 +11119,18 @@ LATTN_FN_ int lattn_read_strip_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t
 /* Rows [row, row + tokens) of q read head n of a state as it is. */
 LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w, lattn_state *s,
                                       int64_t n, int64_t row, int64_t tokens) {
-  lattn_walk_ a = {job, w, s, n, row, 0, 0, 1};
+  lattn_walk_ a = lattn_walk_at_(job, w, s, n, row);
   lattn_update_ updates[2 * LATTN_STATE_DRAFTS_ + 2];
   lattn_gate_ gates[LATTN_STATE_DRAFTS_ + 1], gate = {1, 1, 1, 1, 0, 1, 1};
   lattn_pass_ pass;
   int64_t stride, at, vectors;
-  const double *small = lattn_state_small_(s, n, 0);
+  double *small = lattn_state_small_(s, n, 0);
   char *base = lattn_state_head_(s, n);
   int lost = 0;
-  if (w->e) lattn_channel_exps_(w->e, small, s->rows);
+  a.first = 1;
+  if (w->e) lattn_channel_exps_(w->e, small, 0, 0, s->rows);
   else gate.e = gate.before = lattn_exp_sum_(*small);
+  pass.n_hints = 0;
   pass.rows = s->features;
   pass.updates = updates;
   pass.p_by = 0;
@@ -11075,12 +11157,12 @@ LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w,
         for (int64_t i = 0; i < s->n_heads / s->n_states; i++) {
           pass.q[0] = w->q + i * s->rows;
           lattn_pass_list_(&pass, 1);
-          lost |= lattn_finish_token_(&a, 0, i, c, 1, pass.r[0], 0);
+          lost |= lattn_finish_token_(&a, 0, i, c, 1, pass.r[0], 0, 0);
         }
         continue;
       }
       for (int64_t v = 0; v < vectors;) {
-        int width = vectors - v >= LATTN_HALF_SWEEP_ ? LATTN_HALF_SWEEP_ : 1;
+        int width = vectors - v >= LATTN_SWEEP_VECTORS_ ? LATTN_SWEEP_VECTORS_ : 1;
         pass.s = w->tile + 16 * v;
         lost |= lattn_read_strip_(&a, &pass, c + 16 * v, width);
         v += width;
@@ -11888,15 +11970,14 @@ LATTN_FN_ lattn_v16_ lattn_state_vector_(const lattn_state *s, int64_t n, int64_
                                          lattn_v16_ *low) {
   lattn_update_ updates[2 * LATTN_STATE_DRAFTS_];
   lattn_gate_ gates[LATTN_STATE_DRAFTS_];
-  lattn_walk_ a = {0, 0, 0, 0, 0, 0, 0, 0};
+  lattn_walk_ a = lattn_walk_at_(0, 0, (lattn_state *)(uintptr_t)s, n, 0);
   lattn_pass_ pass;
   int64_t stride, at = lattn_tile_at_(s, c, &stride) + i * stride;
   float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16] = {0};
   static const float zero[1] = {0};
-  a.s = (lattn_state *)(uintptr_t)s;
-  a.n = n;
   pass.s = row;
   pass.low = s->low ? lost : 0;
+  pass.n_hints = 0;
   pass.rows = 1;
   pass.stride = 16;
   pass.stores = 1;
@@ -11933,7 +12014,7 @@ LATTN_NOINLINE_ void lattn_state_flush_(lattn_state *s) {
       for (int64_t c = 0; c < s->columns; c += 16) {
         lattn_v16_ low, x = lattn_state_vector_(s, n, i, c, &low);
         int64_t at = lattn_tile_at_(s, c, &stride) + i * stride;
-        lattn_v_store_(base + at, lattn_v_mul_(x, lattn_v_set_(e)));
+        lattn_v_store_(base + at, lattn_v_flush_(lattn_v_mul_(x, lattn_v_set_(e))));
         if (s->low) lattn_v_store_(base + s->low / 4 + at, low);
       }
     }
@@ -12010,8 +12091,9 @@ LATTN_FN_ float lattn_matrix_get_(const lattn_state *s, int64_t n, int32_t matri
   if (matrix == LATTN_MATRIX_NORMALISER)
     return (float)(lattn_state_small_(s, n, 0)[2 * lattn_small_decays_(s) + c] *
                    (double)lattn_state_factor_(s, n, c));
-  lattn_v_store_(x, lattn_state_vector_(s, n, i, c / 16 * 16, &low));
-  return x[c % 16] * lattn_state_factor_(s, n, i);
+  lattn_v_store_(x, lattn_v_flush_(lattn_v_mul_(lattn_state_vector_(s, n, i, c / 16 * 16, &low),
+                                                lattn_v_set_(lattn_state_factor_(s, n, i)))));
+  return x[c % 16];
 }
 
 LATTN_FN_ void lattn_matrix_set_(lattn_state *s, int64_t n, int32_t matrix, int64_t i, int64_t c,
@@ -13032,7 +13114,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_HAS_FMA_
 #undef LATTN_HAS_FMA64_
 #undef LATTN_SWEEP_VECTORS_
-#undef LATTN_HALF_SWEEP_
+#undef LATTN_SHARED_TOKENS_
 #undef LATTN_FOLD_AT_
 #undef LATTN_LEAST_DECAY_
 #undef LATTN_HAS_MXCSR_
