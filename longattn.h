@@ -10187,8 +10187,7 @@ typedef struct lattn_pass_ {
   int n_hints;       /* what is needed soon is asked for, spread over the rows */
   const float *p_by; /* NULL, or the key of the prediction */
   const float *q[LATTN_SHARED_TOKENS_];
-  float p[LATTN_TILE_COLUMNS_], r[LATTN_SHARED_TOKENS_][LATTN_TILE_COLUMNS_];
-  float own[LATTN_SHARED_TOKENS_][LATTN_TILE_COLUMNS_]; /* what these tokens write, unscaled */
+  float *p, *r;         /* the sums: [32]; [tokens][32] */
   const void *hints[LATTN_MAX_HINTS_];
 } lattn_pass_;
 
@@ -10273,7 +10272,7 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   }
   LATTN_UNROLL_
   for (int j = 0; j < steps; j++) LATTN_UNROLL_
-  for (int c = 0; c < vectors; c++) lattn_v_store_(w->r[j] + 16 * c, r[j * vectors + c]);
+  for (int c = 0; c < vectors; c++) lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
   LATTN_UNROLL_
   for (int c = 0; c < vectors && predicts; c++) lattn_v_store_(w->p + 16 * c, p[c]);
 }
@@ -10304,8 +10303,8 @@ LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
       if (w->stores) lattn_v_store_(at, s);
       if (w->stores == 1 && lost) lattn_v_store_(lost, low);
     }
-    lattn_v_store_(w->p + c, p);
-    lattn_v_store_(w->r[0] + c, r);
+    if (w->p_by) lattn_v_store_(w->p + c, p);
+    lattn_v_store_(w->r + c, r);
   }
 }
 
@@ -10486,7 +10485,9 @@ typedef struct lattn_prep_ {
   lattn_gate_ last;
   float *raw, *e; /* a row; exp(L) a channel */
   float *x, *y;   /* [chunk + 1][32]: updates of a tile; 0 is that before the chunk */
-  float *tile;    /* [features][32]: a tile with all updates in it, to be read */
+  float *own, *y_own;              /* [chunk][32]: what tokens write, unscaled */
+  float *r;                        /* [queries][chunk][32]: what they read */
+  float *tile;                     /* [features][32]: a tile with all updates in it, to be read */
   double *sums;   /* the small sums, after the tokens prepared */
 } lattn_prep_;
 
@@ -10494,8 +10495,8 @@ typedef struct lattn_prep_ {
 LATTN_FN_ size_t lattn_carve_prep_(lattn_prep_ *w, char *p, const lattn_state *s, int64_t chunk,
                                    int64_t queries) {
   int channel = s->decay == LATTN_DECAY_CHANNEL, general = s->delta == LATTN_DELTA_GENERAL;
-  int64_t row = s->rows, rows = chunk * row, all = queries * chunk, at = 0, part[18];
-  float **to[18];
+  int64_t row = s->rows, rows = chunk * row, all = queries * chunk, at = 0, part[21];
+  float **to[21];
   part[0] = queries * rows, to[0] = &w->q;
   part[1] = rows, to[1] = &w->k;
   part[2] = general || (s->delta && channel) ? rows : 0, to[2] = &w->p;
@@ -10512,12 +10513,15 @@ LATTN_FN_ size_t lattn_carve_prep_(lattn_prep_ *w, char *p, const lattn_state *s
   part[13] = (chunk + 1) * LATTN_TILE_COLUMNS_, to[13] = &w->x;
   part[14] = general ? part[13] : 0, to[14] = &w->y;
   part[15] = chunk > 1 ? (int64_t)s->features * LATTN_TILE_COLUMNS_ : 0, to[15] = &w->tile;
-  part[16] = 2 * s->small_doubles;
-  part[17] = chunk * (int64_t)(sizeof(lattn_gate_) / sizeof(float));
-  for (int i = 0; i < 18; i++) {
-    if (p && i < 16) *to[i] = part[i] ? (float *)(void *)p + at : 0;
-    if (p && i == 16) w->sums = (double *)(void *)((float *)(void *)p + at);
-    if (p && i == 17) w->gate = (lattn_gate_ *)(void *)((float *)(void *)p + at);
+  part[16] = chunk * LATTN_TILE_COLUMNS_, to[16] = &w->own;
+  part[17] = general ? part[16] : 0, to[17] = &w->y_own;
+  part[18] = queries * part[16], to[18] = &w->r;
+  part[19] = 2 * s->small_doubles;
+  part[20] = chunk * (int64_t)(sizeof(lattn_gate_) / sizeof(float));
+  for (int i = 0; i < 21; i++) {
+    if (p && i < 19) *to[i] = part[i] ? (float *)(void *)p + at : 0;
+    if (p && i == 19) w->sums = (double *)(void *)((float *)(void *)p + at);
+    if (p && i == 20) w->gate = (lattn_gate_ *)(void *)((float *)(void *)p + at);
     at += (part[i] + 15) / 16 * 16;
   }
   return (size_t)at * sizeof(float);
@@ -10830,16 +10834,18 @@ LATTN_INLINE_ lattn_v16_ lattn_value_written_(const lattn_walk_ *a, int64_t j, i
   return a->s->kind == LATTN_STATE_FLOW ? lattn_v_mul_(v, lattn_v_set_(gate->competes)) : v;
 }
 
-/* Token j's update: x (and y), in the scale of what is stored; *own gets x itself. */
-LATTN_FN_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, int vectors,
-                                  const float *p, float *own) {
+/* Token j's update: x (and y), and the same in the scale of what is stored. */
+LATTN_INLINE_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, int vectors,
+                                      const float *p) {
   const lattn_gate_ *gate = a->w->gate + j;
-  float *x = a->w->x + (j + 1) * LATTN_TILE_COLUMNS_;
+  float *x = a->w->x + (j + 1) * LATTN_TILE_COLUMNS_, *own = x - a->w->x + a->w->own;
   lattn_v16_ inverse = lattn_v_set_(gate->inverse);
+  own -= LATTN_TILE_COLUMNS_;
   for (int i = 0; i < 16 * vectors; i += 16) {
     lattn_v16_ v = lattn_value_written_(a, j, c, i, p);
     if (a->s->delta == LATTN_DELTA_GENERAL) {
       lattn_v16_ y = lattn_v_mul_(lattn_v_load_(p + i), lattn_v_set_(gate->before));
+      lattn_v_store_(a->w->y_own + j * LATTN_TILE_COLUMNS_ + i, y);
       lattn_v_store_(a->w->y + (j + 1) * LATTN_TILE_COLUMNS_ + i, lattn_v_mul_(y, inverse));
     }
     lattn_v_store_(own + i, v);
@@ -10847,29 +10853,29 @@ LATTN_FN_ void lattn_write_token_(const lattn_walk_ *a, int64_t j, int64_t c, in
   }
 }
 
-/* Row of out (and of a partial) for query `i` of token j: R, the token's own write, normalised. */
-LATTN_FN_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, int64_t c,
-                                  int vectors, const float *r, const float *p, const float *own) {
+/* Row of out (and of a partial) for query `i` of token j: what it read, and of its own write. */
+LATTN_INLINE_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, int64_t c,
+                                      int vectors) {
   const lattn_advance_ *job = a->job;
   const lattn_state *s = a->s;
-  const lattn_gate_ *gate = a->w->gate + j;
-  int64_t at = i * job->chunk + j, head = a->n * a->queries + i;
-  int64_t row = (a->row + j) * s->n_heads + head;
+  const lattn_prep_ *w = a->w;
+  const lattn_gate_ *gate = w->gate + j;
+  int64_t at = i * job->chunk + j, row = (a->row + j) * s->n_heads + a->n * a->queries + i;
   int64_t to = (a->row + j) * job->out.stride_token + a->out_at + i * job->out.stride_head + c;
-  lattn_v16_ w = lattn_v_set_(a->w->w[at]);
+  int64_t here = j * LATTN_TILE_COLUMNS_;
   lattn_v16_ e = lattn_v_set_(s->reads == LATTN_READS_BEFORE ? gate->before : gate->e);
   int lost = 0;
   for (int64_t b = 0; b < 16 * vectors; b += 16) {
     int n = s->dv - c - b < 16 ? (int)(s->dv - c - b) : 16;
-    lattn_v16_ o = lattn_v_mul_(lattn_v_load_(r + b), e);
-    if (s->delta == LATTN_DELTA_GENERAL && own)
-      o = lattn_v_fma_(lattn_v_set_(a->w->wb[at]),
-                       lattn_v_mul_(lattn_v_load_(p + b), lattn_v_set_(gate->before)), o);
-    if (own) o = lattn_v_fma_(w, lattn_v_load_(own + b), o);
+    lattn_v16_ o = lattn_v_mul_(lattn_v_load_(w->r + at * LATTN_TILE_COLUMNS_ + b), e);
+    if (w->y_own && !job->reads_only)
+      o = lattn_v_fma_(lattn_v_set_(w->wb[at]), lattn_v_load_(w->y_own + here + b), o);
+    if (!job->reads_only)
+      o = lattn_v_fma_(lattn_v_set_(w->w[at]), lattn_v_load_(w->own + here + b), o);
     if (job->partial) lattn_v_store_n_(job->partial->output + row * s->dv + c + b, o, n);
     if (!job->out.data) continue;
-    if (s->kind == LATTN_STATE_FLOW) o = lattn_v_mul_(o, lattn_v_set_(a->w->den[at]));
-    else if (s->normaliser) o = lattn_v_div_(o, lattn_v_set_(a->w->den[at]));
+    if (s->kind == LATTN_STATE_FLOW) o = lattn_v_mul_(o, lattn_v_set_(w->den[at]));
+    else if (s->normaliser) o = lattn_v_div_(o, lattn_v_set_(w->den[at]));
     o = lattn_v_if_equal_(o, lattn_v_set_(0), lattn_v_set_(0), o); /* -0 becomes +0 */
     if (n == 16 && job->out.type == LATTN_F32)
       lattn_v_store_((float *)(uintptr_t)job->out.data + to + b, o);
@@ -10877,30 +10883,30 @@ LATTN_FN_ int lattn_finish_token_(const lattn_walk_ *a, int64_t j, int64_t i, in
   }
   if (job->partial && a->first && c == 0) {
     job->partial->maximum[row] = 0;
-    job->partial->sum[row] = s->normaliser ? a->w->den[at] : 1.0f;
+    job->partial->sum[row] = s->normaliser ? w->den[at] : 1.0f;
   }
   return lost;
 }
 
-/* Readings of token j by all queries; the first one's is in pass->r[lane]. */
-LATTN_FN_ int lattn_read_token_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t j, int lane,
-                                int64_t c, int vectors) {
-  const lattn_state *s = a->s;
-  int lost;
+/* All rows of a chunk, in a strip of columns. */
+LATTN_NOINLINE_ int lattn_finish_strip_(const lattn_walk_ *a, int64_t c, int vectors) {
+  int lost = 0;
   if (!a->job->out.data && !a->job->partial) return 0;
-  lost = lattn_finish_token_(a, j, 0, c, vectors, pass->r[lane], pass->p, pass->own[lane]);
+  for (int64_t i = 0; i < a->queries; i++)
+    for (int64_t j = 0; j < a->tokens; j++) lost |= lattn_finish_token_(a, j, i, c, vectors);
+  return lost;
+}
+
+/* Token j read by the other queries of its state. */
+LATTN_FN_ void lattn_read_others_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t j, int vectors) {
   pass->p_by = 0;
   if (pass->stores) pass->n_updates = 0; /* they are in the tile now */
   pass->stores = 0;
   for (int64_t i = 1; i < a->queries; i++) {
-    float p[LATTN_TILE_COLUMNS_];
-    LATTN_MEMCPY_(p, pass->p, sizeof p);
-    pass->q[0] = a->w->q + (i * a->job->chunk + j) * s->rows;
+    pass->q[0] = a->w->q + (i * a->job->chunk + j) * a->s->rows;
+    pass->r = a->w->r + (i * a->job->chunk + j) * LATTN_TILE_COLUMNS_;
     lattn_pass_list_(pass, vectors);
-    LATTN_MEMCPY_(pass->p, p, sizeof p);
-    lost |= lattn_finish_token_(a, j, i, c, vectors, pass->r[0], pass->p, pass->own[0]);
   }
-  return lost;
 }
 
 /* How many tokens from j on share a pass: none but the last of them folds. */
@@ -10969,10 +10975,13 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
   lattn_update_ updates[2 * LATTN_STATE_DRAFTS_ + 2];
   lattn_gate_ gates[LATTN_STATE_DRAFTS_];
   lattn_pass_ pass;
+  float p[LATTN_TILE_COLUMNS_];
   int64_t stride, at = lattn_tile_at_(s, c, &stride);
   char *head = lattn_state_head_(s, a->n);
-  int lost = 0, drafts = a->job->drafts, n, shared;
+  int drafts = a->job->drafts, n, shared;
   pass.n_hints = 0;
+  pass.p = p;
+  pass.r = w->r;
   pass.s = (float *)(void *)head + at;
   pass.low = s->low ? (float *)(void *)(head + s->low) + at : 0;
   pass.rows = s->features;
@@ -10988,6 +10997,7 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
     lattn_pass_list_(&pass, vectors);
   }
   n = lattn_pending_(a, updates, gates, c);
+  for (int64_t j = 0; !s->delta && j < a->tokens; j++) lattn_write_token_(a, j, c, vectors, 0);
   for (int64_t j = 0; j < a->tokens; j += shared) {
     shared = drafts || n != 1 || updates[0].fold ? 1 : lattn_shared_(a, j);
     pass.n_hints = 0; /* strip after strip takes one of the tokens that share a pass */
@@ -10997,11 +11007,10 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
     pass.n_updates = n;
     pass.p_by = !s->delta ? 0 : w->p ? w->p + j * s->rows : w->k + j * s->rows;
     pass.q[0] = w->q + j * s->rows;
-    if (!s->delta)
-      for (int i = 0; i < shared; i++) lattn_write_token_(a, j + i, c, vectors, 0, pass.own[i]);
+    pass.r = w->r + j * LATTN_TILE_COLUMNS_;
     lattn_run_pass_of_(a, &pass, updates, j, shared, vectors);
-    if (s->delta) lattn_write_token_(a, j, c, vectors, pass.p, pass.own[0]);
-    for (int i = 0; i < shared; i++) lost |= lattn_read_token_(a, &pass, j + i, i, c, vectors);
+    if (s->delta) lattn_write_token_(a, j, c, vectors, p);
+    if (a->queries > 1) lattn_read_others_(a, &pass, j, vectors);
     n = lattn_add_token_(a, updates + (drafts ? n : 0), j + shared - 1) + (drafts ? n : 0);
   }
   for (int64_t j = drafts ? 0 : a->tokens - 1; j < a->tokens; j++) {
@@ -11011,7 +11020,7 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
     LATTN_MEMCPY_(lattn_entry_x_(s, e) + c, w->x + (j + 1) * LATTN_TILE_COLUMNS_, bytes);
     if (w->y) LATTN_MEMCPY_(lattn_entry_y_(s, e) + c, w->y + (j + 1) * LATTN_TILE_COLUMNS_, bytes);
   }
-  return lost;
+  return lattn_finish_strip_(a, c, vectors);
 }
 
 /* Prepared token j as update `index` of the list to come: all but its columns. */
@@ -11101,19 +11110,22 @@ LATTN_FN_ void lattn_prepare_read_(const lattn_walk_ *a, int64_t j, const lattn_
 
 /* The readings of a chunk over a strip of a tile that has all updates in it. */
 LATTN_FN_ int lattn_read_strip_(const lattn_walk_ *a, lattn_pass_ *pass, int64_t c, int vectors) {
-  const lattn_state *s = a->s;
-  int64_t queries = s->n_heads / s->n_states, n = queries * a->tokens;
-  int lost = 0;
+  float r[LATTN_SHARED_TOKENS_ * LATTN_TILE_COLUMNS_];
+  int64_t n = a->queries * a->tokens;
+  size_t bytes = (size_t)vectors * 16 * sizeof *r;
+  pass->r = r;
   for (int64_t at = 0; at < n; at += LATTN_SHARED_TOKENS_) {
+    int64_t row[LATTN_SHARED_TOKENS_];
     for (int l = 0; l < LATTN_SHARED_TOKENS_; l++) {
-      int64_t r = lattn_min_(at + l, n - 1);
-      pass->q[l] = a->w->q + (r % queries * a->job->chunk + r / queries) * s->rows;
+      int64_t m = lattn_min_(at + l, n - 1);
+      row[l] = m % a->queries * a->job->chunk + m / a->queries;
+      pass->q[l] = a->w->q + row[l] * a->s->rows;
     }
     lattn_pass_read_(pass, vectors);
-    for (int64_t r = at; r < lattn_min_(at + LATTN_SHARED_TOKENS_, n); r++)
-      lost |= lattn_finish_token_(a, r / queries, r % queries, c, vectors, pass->r[r - at], 0, 0);
+    for (int l = 0; l < LATTN_SHARED_TOKENS_; l++)
+      LATTN_MEMCPY_(a->w->r + row[l] * LATTN_TILE_COLUMNS_, r + l * LATTN_TILE_COLUMNS_, bytes);
   }
-  return lost;
+  return lattn_finish_strip_(a, c, vectors);
 }
 
 /* Rows [row, row + tokens) of q read head n of a state as it is. */
@@ -11147,6 +11159,7 @@ LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w,
       LATTN_MEMCPY_(w->tile, pass.s, (size_t)(s->features * stride) * sizeof(float));
       pass.s = w->tile;
       pass.stores = 2;
+      pass.r = w->r;
       lattn_prepare_read_(&a, 0, &gate);
       lattn_pass_list_(&pass, (int)vectors);
     }
@@ -11156,9 +11169,10 @@ LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w,
       if (!w->tile) {
         for (int64_t i = 0; i < s->n_heads / s->n_states; i++) {
           pass.q[0] = w->q + i * s->rows;
+          pass.r = w->r + i * LATTN_TILE_COLUMNS_;
           lattn_pass_list_(&pass, 1);
-          lost |= lattn_finish_token_(&a, 0, i, c, 1, pass.r[0], 0, 0);
         }
+        lost |= lattn_finish_strip_(&a, c, 1);
         continue;
       }
       for (int64_t v = 0; v < vectors;) {
@@ -11973,7 +11987,7 @@ LATTN_FN_ lattn_v16_ lattn_state_vector_(const lattn_state *s, int64_t n, int64_
   lattn_walk_ a = lattn_walk_at_(0, 0, (lattn_state *)(uintptr_t)s, n, 0);
   lattn_pass_ pass;
   int64_t stride, at = lattn_tile_at_(s, c, &stride) + i * stride;
-  float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16] = {0};
+  float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16] = {0}, r[16];
   static const float zero[1] = {0};
   pass.s = row;
   pass.low = s->low ? lost : 0;
@@ -11982,6 +11996,7 @@ LATTN_FN_ lattn_v16_ lattn_state_vector_(const lattn_state *s, int64_t n, int64_
   pass.stride = 16;
   pass.stores = 1;
   pass.p_by = 0;
+  pass.r = r;
   pass.q[0] = zero;
   pass.updates = updates;
   pass.n_updates = lattn_listed_updates_(&a, updates, gates, c);
