@@ -10123,6 +10123,7 @@ struct lattn_state {
   int64_t heads, head_bytes;               /* offset of the first head, and from one to the next */
   int64_t low, entries, entry_floats;      /* of a head: offsets of sums' lost parts, of updates */
   int64_t small, small_doubles;            /* of small sums: sides of so many */
+  int64_t weights, shadow; /* TITANS: floats of a memory; offset of that on which drafts run */
   int64_t matrix_bytes;
 };
 
@@ -11220,65 +11221,461 @@ LATTN_FN_ int64_t lattn_saved_aaren_(const lattn_state *s) {
   (void)s;
   return 0;
 }
-/* ---- Titans ---- */
+LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
+  (void)s;
+  (void)n;
+}
+
+/* ---- Titans: a memory that learns while it reads ----
+   A head has two or three copies of its weights, one after another: the memory, its momentum and,
+   if gradients are taken at a chunk's beginning, the memory as it was there; beside them, if
+   drafts may come, a second set on which drafts run, and what they learned. The weights are
+   planes: W [key_dim][value_dim] of a linear memory, in tiles of 64 columns as S above; W1
+   [key_dim][hidden], W2 [hidden][value_dim] and the gain [1][value_dim] of a deep one, row by row.
+
+   What a token learns is of rank 1 in each plane: momentum = eta momentum + x u^T, memory = (1 -
+   alpha) memory + momentum, with x what came in, and u minus the gradient of what came out, times
+   rate. So (x, u) of all planes is a lesson: a draft is kept as one, and committed by it.
+
+   Cost of a token and head: 4 passes over a linear memory (predicted, momentum and memory written,
+   read), 7 over a deep one; the tiles of a linear one stay in the first-level cache for a chunk. */
+
+enum { LATTN_MEMORY_ = 0, LATTN_MOMENTUM_ = 1, LATTN_FROZEN_ = 2 }; /* copies */
+
+typedef struct lattn_plane_ {
+  int64_t at, rows, columns, tile; /* in floats from the copy's first; columns padded; of a tile */
+} lattn_plane_;
+
+LATTN_FN_ int64_t lattn_hidden_(const lattn_state *s) { return ((int64_t)s->hidden + 15) / 16 * 16; }
+
+/* Plane 0, or of a deep memory 1 and 2 (the gain: without residual, it has no rows). */
+LATTN_FN_ lattn_plane_ lattn_plane_of_(const lattn_state *s, int which) {
+  int64_t hidden = lattn_hidden_(s), first = s->features * hidden, second = s->hidden * s->columns;
+  lattn_plane_ p = {0, s->features, s->columns, LATTN_TILE_COLUMNS_};
+  if (!s->hidden) return p;
+  p.at = which == 0 ? 0 : which == 1 ? first : first + second;
+  p.rows = which == 0 ? s->features : which == 1 ? s->hidden : s->residual;
+  p.columns = p.tile = which == 0 ? hidden : s->columns;
+  return p;
+}
+
+LATTN_FN_ float *lattn_memory_(const lattn_state *s, int64_t n) {
+  return (float *)(void *)lattn_state_head_(s, n);
+}
+LATTN_FN_ float *lattn_memory_shadow_(const lattn_state *s, int64_t n) {
+  return (float *)(void *)(lattn_state_head_(s, n) + s->shadow);
+}
+
+/* Parts of a lesson: rate, eta and 1 - alpha; k; u of the output, where at first v is; of a deep
+   memory, what is hidden and its u; u of the gain. */
+LATTN_FN_ float *lattn_lesson_k_(float *e) { return e + 16; }
+LATTN_FN_ float *lattn_lesson_u_(const lattn_state *s, float *e) { return e + 16 + s->rows; }
+LATTN_FN_ float *lattn_lesson_a_(const lattn_state *s, float *e) {
+  return e + 16 + s->rows + s->columns;
+}
+LATTN_FN_ float *lattn_lesson_h_(const lattn_state *s, float *e) {
+  return lattn_lesson_a_(s, e) + lattn_hidden_(s);
+}
+LATTN_FN_ float *lattn_lesson_g_(const lattn_state *s, float *e) {
+  return lattn_lesson_h_(s, e) + lattn_hidden_(s);
+}
+
 LATTN_FN_ int64_t lattn_lay_titans_(lattn_state *s) {
-  (void)s;
-  return 64;
+  int64_t at = 0, hidden = lattn_hidden_(s), copies = s->chunk > 1 ? 3 : 2;
+  lattn_plane_ last = lattn_plane_of_(s, s->hidden ? 2 : 0);
+  s->weights = last.at + last.rows * last.columns;
+  s->matrix_bytes = lattn_times_(s->weights, 4 * copies);
+  s->entry_floats = 16 + s->rows + s->columns + 2 * hidden + (s->residual ? s->columns : 0);
+  lattn_lay_(&at, s->matrix_bytes);
+  if (s->max_drafts) {
+    s->shadow = lattn_lay_(&at, s->matrix_bytes);
+    s->entries = lattn_lay_(&at, s->max_drafts * s->entry_floats * 4);
+  }
+  return at;
 }
+
+/* Lessons made at a time: of a deep memory one, which does not stay in a cache beside it. */
+LATTN_FN_ int64_t lattn_lessons_(const lattn_state *s, int64_t chunk) {
+  return s->hidden ? 1 : chunk;
+}
+
+/* Lessons; then a query, what is hidden, and an output. */
 LATTN_FN_ size_t lattn_titans_worker_(const lattn_state *s, int64_t chunk) {
-  (void)s;
-  (void)chunk;
-  return 64;
+  int64_t more = s->rows + (s->hidden ? lattn_hidden_(s) + s->columns : 0);
+  return (size_t)(lattn_lessons_(s, chunk) * s->entry_floats + more) * sizeof(float);
 }
-LATTN_FN_ int lattn_titans_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
-                                  int64_t row, int64_t tokens) {
-  (void)job;
-  (void)space;
-  (void)s;
-  (void)n;
-  (void)row;
-  (void)tokens;
-  return 0;
+
+/* -- activations -- */
+
+/* P(X <= x), X normal, to 1e-7; *density = exp(-x^2 / 2) / sqrt(2 pi).
+   P(X <= -a) = exp(-a^2 / 2) Q(s), s = (a - 3) / (a + 3) with its rounding error corrected, Q of
+   degree 9: 6.7e-9 of the result at most off for a <= 13.3, beyond which exp is 0. */
+LATTN_FN_ lattn_v16_ lattn_v_normal_(lattn_v16_ x, lattn_v16_ *density) {
+  static const float q[10] = {0.121513948f,     -0.206402615f,    0.123225018f,   -0.0462133139f,
+                              0.00613218313f,   0.00290470268f,   -0.000984182814f,
+                              -0.000339911319f, 0.000116037379f,  5.41508525e-05f};
+  lattn_v16_ a = lattn_v_abs_(x), one = lattn_v_set_(1), zero = lattn_v_set_(0), y, s, e;
+  y = lattn_v_div_(one, lattn_v_add_(a, lattn_v_set_(3)));
+  s = lattn_v_fma_(lattn_v_set_(-6), y, one);
+  e = lattn_v_fma_(lattn_v_add_(s, one), lattn_v_set_(-3), a);
+  e = lattn_v_fma_(lattn_v_sub_(zero, s), a, e); /* a - 3 - s (a + 3) */
+  s = lattn_v_fma_(e, y, s);
+  y = lattn_v_set_(q[9]);
+  for (int i = 8; i >= 0; i--) y = lattn_v_fma_(y, s, lattn_v_set_(q[i]));
+  e = lattn_v_exp_(lattn_v_mul_(lattn_v_mul_(a, a), lattn_v_set_(-0.5f)));
+  *density = lattn_v_mul_(e, lattn_v_set_(0.398942292f));
+  s = lattn_v_fma_(lattn_v_sub_(zero, e), y, one);
+  return lattn_v_if_less_(x, zero, lattn_v_mul_(e, y), s);
 }
-LATTN_FN_ void lattn_stream_titans_(lattn_stream_ *st, lattn_state *s, int64_t n) {
-  (void)st;
-  (void)s;
-  (void)n;
+
+/* An activation of 16 numbers, and its derivative: x F(x) and F(x) + x f(x), F the normal or the
+   logistic distribution (whose density is F (1 - F)). */
+LATTN_FN_ lattn_v16_ lattn_activation_(int32_t activation, lattn_v16_ x, lattn_v16_ *slope) {
+  lattn_v16_ p, density, one = lattn_v_set_(1);
+  if (activation == LATTN_ACTIVATION_SILU) {
+    p = lattn_v_sigmoid_(x);
+    *slope = lattn_v_mul_(p, lattn_v_fma_(x, lattn_v_sub_(one, p), one));
+  } else {
+    p = lattn_v_normal_(x, &density);
+    *slope = lattn_v_fma_(x, density, p);
+  }
+  return lattn_v_mul_(x, p);
 }
-LATTN_FN_ int64_t lattn_saved_titans_(const lattn_state *s) {
-  (void)s;
-  return 0;
+
+/* -- a plane, or a tile of it -- */
+
+LATTN_INLINE_ void lattn_through_body_(int vectors, const float *w, int64_t rows, int64_t stride,
+                                       const float *x, float *y) {
+  lattn_v16_ sum[LATTN_SWEEP_VECTORS_];
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++) sum[c] = lattn_v_set_(0);
+  for (int64_t i = 0; i < rows; i++, w += stride) {
+    lattn_v16_ b = lattn_v_set_(x[i]);
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) sum[c] = lattn_v_fma_(b, lattn_v_load_(w + 16 * c), sum[c]);
+  }
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++) lattn_v_store_(y + 16 * c, sum[c]);
 }
+
+/* y = W^T x. */
+LATTN_NOINLINE_ void lattn_through_(const float *w, int64_t rows, int64_t stride, int64_t columns,
+                                    const float *x, float *y) {
+  int64_t c = 0;
+  for (; c + 16 * LATTN_SWEEP_VECTORS_ <= columns; c += 16 * LATTN_SWEEP_VECTORS_)
+    lattn_through_body_(LATTN_SWEEP_VECTORS_, w + c, rows, stride, x, y + c);
+  for (; c < columns; c += 16) lattn_through_body_(1, w + c, rows, stride, x, y + c);
+}
+
+/* S = eta S + x u^T, W = keep W + S, S `apart` floats behind W. */
+LATTN_NOINLINE_ void lattn_learn_(float *w, int64_t apart, int64_t rows, int64_t columns,
+                                  const float *x, const float *u, float eta, float keep) {
+  lattn_v16_ a = lattn_v_set_(eta), b = lattn_v_set_(keep);
+  for (int64_t i = 0; i < rows; i++, w += columns) {
+    lattn_v16_ by = lattn_v_set_(x[i]);
+    for (int64_t c = 0; c < columns; c += 16) {
+      lattn_v16_ m = lattn_v_load_(w + apart + c);
+      m = lattn_v_fma_(by, lattn_v_load_(u + c), lattn_v_mul_(a, m));
+      lattn_v_store_(w + apart + c, m);
+      lattn_v_store_(w + c, lattn_v_fma_(b, lattn_v_load_(w + c), m));
+    }
+  }
+}
+
+/* -- the deep memory -- */
+
+/* x in columns below n, 0 beyond: so nothing beyond the last column, be it infinite, is seen. */
+LATTN_INLINE_ lattn_v16_ lattn_v_below_(int64_t n, int64_t c, lattn_v16_ x) {
+  return n - c >= 16 ? x : lattn_v_if_bits_((1u << (n - c)) - 1u, x, lattn_v_set_(0));
+}
+
+/* y becomes (y - mean) / sqrt(variance + 1e-5); returns what it was multiplied by. */
+LATTN_FN_ float lattn_layer_norm_(float *y, int64_t n) {
+  lattn_v16_ sum = lattn_v_set_(0), mean;
+  float by;
+  for (int64_t c = 0; c < n; c += 16)
+    sum = lattn_v_add_(sum, lattn_v_below_(n, c, lattn_v_load_(y + c)));
+  mean = lattn_v_set_(lattn_v_reduce_add_(sum) / (float)n);
+  sum = lattn_v_set_(0);
+  for (int64_t c = 0; c < n; c += 16) {
+    lattn_v16_ d = lattn_v_below_(n, c, lattn_v_sub_(lattn_v_load_(y + c), mean));
+    sum = lattn_v_fma_(d, d, sum);
+    lattn_v_store_(y + c, d);
+  }
+  by = lattn_rsqrt_(lattn_v_reduce_add_(sum) / (float)n + 1e-5f);
+  for (int64_t c = 0; c < n; c += 16)
+    lattn_v_store_(y + c, lattn_v_mul_(lattn_v_load_(y + c), lattn_v_set_(by)));
+  return by;
+}
+
+/* a = act(W1^T x), y = W2^T a; slope: NULL, or gets the activation's derivative. */
+LATTN_FN_ void lattn_deep_(const lattn_state *s, const float *w, const float *x, float *a,
+                           float *slope, float *y) {
+  int64_t hidden = lattn_hidden_(s);
+  lattn_plane_ second = lattn_plane_of_(s, 1);
+  lattn_through_(w, s->features, hidden, hidden, x, a);
+  for (int64_t i = 0; i < hidden; i += 16) {
+    lattn_v16_ d;
+    lattn_v_store_(a + i, lattn_activation_(s->activation, lattn_v_load_(a + i), &d));
+    if (slope) lattn_v_store_(slope + i, d);
+  }
+  lattn_through_(w + second.at, s->hidden, s->columns, s->columns, a, y);
+}
+
+/* The residual memory: of z = norm(y), `by` what normed it, and v in u: u becomes minus the gradient
+   of y, of out = z (1 + gain) + k (flow.md 3.4), g that of the gain. */
+LATTN_FN_ void lattn_unlearn_norm_(const lattn_state *s, const float *gain, float rate, float by,
+                                   const float *z, const float *k, float *u, float *g) {
+  lattn_v16_ one = lattn_v_set_(1), sum = lattn_v_set_(0), more = sum, mean;
+  int64_t n = s->dv;
+  for (int64_t c = 0; c < n; c += 16) {
+    lattn_v16_ slope = lattn_v_add_(one, lattn_v_load_(gain + c)), y = lattn_v_load_(z + c), d;
+    d = lattn_v_sub_(lattn_v_load_(u + c), lattn_v_fma_(y, slope, lattn_v_load_(k + c)));
+    d = lattn_v_below_(n, c, lattn_v_mul_(lattn_v_set_(rate), d));
+    slope = lattn_v_below_(n, c, slope);
+    y = lattn_v_mul_(d, y);
+    lattn_v_store_(u + c, d);
+    lattn_v_store_(g + c, y);
+    sum = lattn_v_fma_(d, slope, sum);
+    more = lattn_v_fma_(y, slope, more);
+  }
+  mean = lattn_v_set_(-(lattn_v_reduce_add_(sum) / (float)n));
+  more = lattn_v_set_(-(lattn_v_reduce_add_(more) / (float)n));
+  for (int64_t c = 0; c < n; c += 16) {
+    lattn_v16_ slope = lattn_v_add_(one, lattn_v_load_(gain + c)), d;
+    d = lattn_v_fma_(lattn_v_load_(u + c), slope, mean);
+    d = lattn_v_mul_(lattn_v_set_(by), lattn_v_fma_(lattn_v_load_(z + c), more, d));
+    lattn_v_store_(u + c, lattn_v_below_(n, c, d));
+  }
+}
+
+/* h_i becomes h_i (W2 u)_i, four rows at a time. */
+LATTN_FN_ void lattn_unlearn_(const lattn_state *s, const float *w, const float *u, float *h) {
+  enum { R = 4 };
+  for (int64_t i = 0; i < s->hidden; i += R) {
+    lattn_v16_ sum[R];
+    float d[R];
+    for (int r = 0; r < R; r++) {
+      const float *row = w + lattn_min_(i + r, s->hidden - 1) * s->columns;
+      sum[r] = lattn_v_set_(0);
+      for (int64_t c = 0; c < s->columns; c += 16)
+        sum[r] = lattn_v_fma_(lattn_v_below_(s->dv, c, lattn_v_load_(row + c)),
+                              lattn_v_load_(u + c), sum[r]);
+    }
+    lattn_v_reduce_rows_(sum, R, 0, d);
+    for (int r = 0; r < R && i + r < s->hidden; r++) h[i + r] = h[i + r] * d[r];
+  }
+  for (int64_t i = s->hidden; i < lattn_hidden_(s); i++) h[i] = 0;
+}
+
+/* -- a token -- */
+
+/* Row `row` of the call as a lesson to come. */
+LATTN_FN_ void lattn_lesson_load_(const lattn_advance_ *job, const lattn_state *s, int64_t n,
+                                  int64_t row, float *e) {
+  const lattn_tensor *t[3] = {&job->rate, &job->momentum, &job->forget};
+  for (int i = 0; i < 3; i++)
+    e[i] = t[i]->data ? lattn_get_(t[i]->data, t[i]->type, lattn_state_row_(s, t[i], row, n)) : 0;
+  e[0] = e[0] * s->loss_factor;
+  e[2] = 1.0f - e[2];
+  lattn_load_row_(lattn_lesson_k_(e), &job->k, lattn_state_row_(s, &job->k, row, n), s->dk);
+  lattn_load_row_(lattn_lesson_u_(s, e), &job->v, lattn_state_row_(s, &job->v, row, n), s->dv);
+}
+
+/* Tiles of the output: columns [c, c + width), at *tile of a copy. A deep memory has one. */
+LATTN_FN_ int64_t lattn_memory_tile_(const lattn_state *s, int64_t c, int64_t *tile) {
+  *tile = s->hidden ? 0 : c * s->features;
+  return s->hidden ? s->columns : lattn_min_(s->columns - c, LATTN_TILE_COLUMNS_);
+}
+
+/* Before token number `index` of the sequence: a chunk's first keeps the memory as it is. */
+LATTN_FN_ void lattn_memory_freeze_(const lattn_state *s, float *w, int64_t c, int64_t index) {
+  int64_t tile, width = lattn_memory_tile_(s, c, &tile);
+  int64_t floats = s->hidden ? s->weights : s->features * width;
+  if (s->chunk > 1 && index % s->chunk == 0)
+    LATTN_MEMCPY_(w + LATTN_FROZEN_ * s->weights + tile, w + tile,
+                  (size_t)floats * sizeof *w);
+}
+
+/* Makes the lesson of a token: columns from c on. y: room for an output. */
+LATTN_FN_ void lattn_lesson_make_(const lattn_state *s, const float *w, int64_t c, float *e,
+                                  float *y) {
+  int64_t tile, width = lattn_memory_tile_(s, c, &tile);
+  float *k = lattn_lesson_k_(e), *u = lattn_lesson_u_(s, e) + c, *h = lattn_lesson_h_(s, e);
+  float prediction[LATTN_TILE_COLUMNS_];
+  if (s->chunk > 1) w += LATTN_FROZEN_ * s->weights;
+  if (s->hidden) {
+    lattn_deep_(s, w, k, lattn_lesson_a_(s, e), h, y);
+  } else {
+    y = prediction;
+    lattn_through_(w + tile, s->features, width, width, k, y);
+  }
+  if (s->residual) {
+    float by = lattn_layer_norm_(y, s->dv);
+    lattn_unlearn_norm_(s, w + lattn_plane_of_(s, 2).at, e[0], by, y, k, u, lattn_lesson_g_(s, e));
+  } else {
+    for (int64_t i = 0; i < width; i += 16) {
+      lattn_v16_ d = lattn_v_sub_(lattn_v_load_(u + i), lattn_v_load_(y + i));
+      d = lattn_v_below_(s->dv, c + i, lattn_v_mul_(lattn_v_set_(e[0]), d));
+      lattn_v_store_(u + i, d);
+    }
+  }
+  if (s->hidden) lattn_unlearn_(s, w + lattn_plane_of_(s, 1).at, u, h);
+}
+
+/* The memory w learns it. */
+LATTN_FN_ void lattn_lesson_learn_(const lattn_state *s, float *w, int64_t c, float *e) {
+  static const float one[1] = {1};
+  int64_t tile, width = lattn_memory_tile_(s, c, &tile), apart = s->weights;
+  float *k = lattn_lesson_k_(e), *u = lattn_lesson_u_(s, e) + c;
+  if (!s->hidden) {
+    lattn_learn_(w + tile, apart, s->features, width, k, u, e[1], e[2]);
+    return;
+  }
+  lattn_learn_(w, apart, s->features, lattn_hidden_(s), k, lattn_lesson_h_(s, e), e[1], e[2]);
+  lattn_learn_(w + lattn_plane_of_(s, 1).at, apart, s->hidden, width, lattn_lesson_a_(s, e), u,
+               e[1], e[2]);
+  if (s->residual)
+    lattn_learn_(w + lattn_plane_of_(s, 2).at, apart, 1, width, one, lattn_lesson_g_(s, e), e[1],
+                 e[2]);
+}
+
+/* All queries of row `row` read columns from c on. space: a query, what is hidden, an output. */
+LATTN_FN_ int lattn_memory_read_(const lattn_advance_ *job, const lattn_state *s, int64_t n,
+                                 const float *w, int64_t c, int64_t row, float *space) {
+  int64_t tile, width = lattn_memory_tile_(s, c, &tile), queries = s->n_heads / s->n_states;
+  const float *gain = w + lattn_plane_of_(s, 2).at;
+  float reading[LATTN_TILE_COLUMNS_], *q = space, *a = q + s->rows, *y = a + lattn_hidden_(s);
+  int lost = 0;
+  for (int64_t head = n * queries; head < (n + 1) * queries; head++) {
+    int64_t from = row * job->q.stride_token + head * s->n_query / s->n_heads * job->q.stride_head;
+    int64_t to = row * job->out.stride_token + head * job->out.stride_head + c;
+    lattn_load_row_(q, &job->q, from, s->dk);
+    if (s->hidden) {
+      lattn_deep_(s, w, q, a, 0, y);
+    } else {
+      y = reading;
+      lattn_through_(w + tile, s->features, width, width, q, y);
+    }
+    if (s->residual) lattn_layer_norm_(y, s->dv);
+    for (int64_t i = 0; i < width; i += 16) {
+      lattn_v16_ x = lattn_v_load_(y + i);
+      if (s->residual)
+        x = lattn_v_fma_(x, lattn_v_add_(lattn_v_set_(1), lattn_v_load_(gain + i)),
+                         lattn_v_load_(q + i));
+      lost |= lattn_v_put_n_((void *)(uintptr_t)job->out.data, job->out.type, to + i, x,
+                             (int)lattn_min_(16, s->dv - c - i));
+    }
+  }
+  return lost;
+}
+
+/* Rows [row, row + tokens) of a call, of head n. */
+LATTN_NOINLINE_ int lattn_titans_piece_(const lattn_advance_ *job, char *space, lattn_state *s,
+                                        int64_t n, int64_t row, int64_t tokens) {
+  float *w = lattn_memory_(s, n), *lessons = (float *)(void *)space, *more;
+  int64_t index = s->n_tokens + s->n_drafts, most = lattn_lessons_(s, job->chunk), count, tile;
+  int reads = job->out.data != 0, before = s->reads == LATTN_READS_BEFORE, lost = 0;
+  more = lessons + most * s->entry_floats;
+  if (job->drafts) {
+    if (!s->n_drafts)
+      LATTN_MEMCPY_(lattn_memory_shadow_(s, n), w, (size_t)s->matrix_bytes);
+    w = lattn_memory_shadow_(s, n);
+    lessons = lattn_state_entry_(s, n, 0, s->n_drafts);
+  }
+  for (int64_t end = row + tokens; row < end; row += count, index += count) {
+    count = lattn_min_(most, end - row);
+    for (int64_t j = 0; j < count && !job->reads_only; j++)
+      lattn_lesson_load_(job, s, n, row + j, lessons + j * s->entry_floats);
+    for (int64_t c = 0; c < s->columns; c += lattn_memory_tile_(s, c, &tile))
+      for (int64_t j = 0; j < count; j++) {
+        float *e = lessons + j * s->entry_floats;
+        if (reads && (before || job->reads_only))
+          lost |= lattn_memory_read_(job, s, n, w, c, row + j, more);
+        if (job->reads_only) continue;
+        lattn_memory_freeze_(s, w, c, index + j);
+        lattn_lesson_make_(s, w, c, e, more + s->rows);
+        lattn_lesson_learn_(s, w, c, e);
+        if (reads && !before) lost |= lattn_memory_read_(job, s, n, w, c, row + j, more);
+      }
+    if (job->drafts) lessons += count * s->entry_floats;
+  }
+  return lost;
+}
+
+/* The first n > 0 drafts: all, as the shadow; else their lessons again. */
+LATTN_FN_ void lattn_commit_titans_(lattn_state *s, int32_t n) {
+  int64_t tile;
+  for (int64_t head = 0; head < s->n_states; head++) {
+    float *w = lattn_memory_(s, head);
+    if (n == s->n_drafts) {
+      LATTN_MEMCPY_(w, lattn_memory_shadow_(s, head), (size_t)s->matrix_bytes);
+      continue;
+    }
+    for (int64_t c = 0; c < s->columns; c += lattn_memory_tile_(s, c, &tile))
+      for (int32_t j = 0; j < n; j++) {
+        lattn_memory_freeze_(s, w, c, s->n_tokens + j);
+        lattn_lesson_learn_(s, w, c, lattn_state_entry_(s, head, 0, j));
+      }
+  }
+}
+
+/* -- the memory as a whole -- */
+
+/* Row i of a plane of a copy, or of its tile with column c. */
+LATTN_FN_ float *lattn_plane_at_(float *copy, const lattn_plane_ *p, int64_t i, int64_t c) {
+  int64_t first = c / p->tile * p->tile, stride = lattn_min_(p->columns - first, p->tile);
+  return copy + p->at + first * p->rows + i * stride + c - first;
+}
+
 LATTN_FN_ int lattn_titans_shape_(const lattn_state *s, int32_t matrix, int64_t *rows,
                                   int64_t *columns) {
-  (void)s;
-  (void)matrix;
-  (void)rows;
-  (void)columns;
-  return 0;
+  int which = matrix / 2;
+  lattn_plane_ p = lattn_plane_of_(s, which);
+  *rows = p.rows;
+  *columns = which == 0 && s->hidden ? s->hidden : s->dv;
+  return which < 3 && (which == 0 || s->hidden) && p.rows > 0;
 }
+
 LATTN_FN_ float *lattn_titans_element_(const lattn_state *s, int64_t n, int32_t matrix, int64_t i,
                                        int64_t c) {
-  (void)s;
-  (void)n;
-  (void)matrix;
-  (void)i;
-  (void)c;
-  return 0;
+  lattn_plane_ p = lattn_plane_of_(s, matrix / 2);
+  return lattn_plane_at_(lattn_memory_(s, n) + matrix % 2 * s->weights, &p, i, c);
 }
+
+/* Sets weights where a chunk began, too. */
 LATTN_FN_ void lattn_titans_set_(lattn_state *s, int64_t n, int32_t matrix, int64_t i, int64_t c,
                                  float x) {
-  (void)s;
-  (void)n;
-  (void)matrix;
-  (void)i;
-  (void)c;
-  (void)x;
+  float *at = lattn_titans_element_(s, n, matrix, i, c);
+  *at = x;
+  if (s->chunk > 1 && matrix % 2 == LATTN_MEMORY_) at[LATTN_FROZEN_ * s->weights] = x;
+}
+
+/* One head, to or from the stream. */
+LATTN_FN_ void lattn_stream_titans_(lattn_stream_ *st, lattn_state *s, int64_t n) {
+  int64_t copies = s->chunk > 1 ? 3 : 2, rows, columns;
+  for (int64_t copy = 0; copy < copies; copy++)
+    for (int which = 0; which < 3; which++) {
+      lattn_plane_ p = lattn_plane_of_(s, which);
+      if (!lattn_titans_shape_(s, 2 * which, &rows, &columns)) continue;
+      for (int64_t i = 0; i < rows && !st->failed; i++)
+        for (int64_t c = 0; c < columns; c += p.tile)
+          lattn_stream_row_(
+              st, (char *)lattn_plane_at_(lattn_memory_(s, n) + copy * s->weights, &p, i, c), 4,
+              lattn_min_(p.tile, columns - c), 1);
+    }
+}
+
+LATTN_FN_ int64_t lattn_saved_titans_(const lattn_state *s) {
+  int64_t floats = 0, rows, columns;
+  for (int which = 0; which < 3; which++)
+    if (lattn_titans_shape_(s, 2 * which, &rows, &columns)) floats += rows * columns;
+  return (s->chunk > 1 ? 3 : 2) * 4 * floats;
 }
 /* ---- both: drafts are replayed ---- */
 LATTN_FN_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
-  (void)s;
-  (void)n;
+  if (n > 0 && s->kind == LATTN_STATE_TITANS) lattn_commit_titans_(s, n);
+  else if (s->kind == LATTN_STATE_AAREN) lattn_commit_aaren_(s, n);
 }
 
 /* ---- configs ---- */
@@ -11287,7 +11684,7 @@ LATTN_FN_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
 LATTN_FN_ lattn_status lattn_check_state_options_(const lattn_state_config *c, lattn_fault *f) {
   int linear = c->kind == LATTN_STATE_LINEAR, titans = c->kind == LATTN_STATE_TITANS;
   int flow = c->kind == LATTN_STATE_FLOW, aaren = c->kind == LATTN_STATE_AAREN;
-  if (c->kind < LATTN_STATE_LINEAR || c->kind > LATTN_STATE_FLOW) /* the others are to come */
+  if (c->kind < LATTN_STATE_LINEAR || c->kind > LATTN_STATE_TITANS || aaren) /* it is to come */
     return lattn_fail_(f, LATTN_E_FIELD, "config.kind");
   if (c->feature < 0 || c->feature > LATTN_FEATURE_CALLER)
     return lattn_fail_(f, LATTN_E_FIELD, "config.feature");
