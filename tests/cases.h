@@ -13,11 +13,12 @@ enum { CASE_GUARDS = 40, CASE_POOL = 65521, CASE_NAME = 400 };
 enum case_kind { CASE_ANY, CASE_LONG, CASE_GOLDEN };
 
 /* The options that are counted: each is on in at least 15 % of the random cases. */
-#define CASE_OPTIONS(X)                                                                          \
-  X(CAUSAL)                                                                                      \
-  X(CAUSAL_AT) X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION) \
-      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS)    \
-          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS)    \
+#define CASE_OPTIONS(X)                                                                       \
+  X(CAUSAL)                                                                                   \
+  X(CAUSAL_AT)                                                                                \
+  X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION)           \
+      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS) \
+          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS) \
               X(ALIAS) X(POISON) X(SIGMOID)
 
 enum case_option {
