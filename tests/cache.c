@@ -892,7 +892,7 @@ static void test_sigmoid(void) {
   check_case("sigmoid: other weighting, other bias");
   for (int i = 0; i < 3; i++) {
     setup_init(&s[i], 1, 1, 8, 8, N);
-    if (i) setup_sigmoid(&s[i], (float)-i);
+    if (i) setup_sigmoid(&s[i], i == 1 ? 0 : -2.0f);
   }
   pool = pool_new(&arena, &s[0], 4, NULL);
   for (int i = 0; i < 3; i++) cache[i] = cache_new(pool, &s[i]);

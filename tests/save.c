@@ -1062,14 +1062,14 @@ static void test_no_capacity(void) {
 
 /* ---- other configs, field by field ---- */
 
-enum { N_OTHER = 27, N_SAME = 9 };
+enum { N_OTHER = 26, N_SAME = 9 };
 
 static const char *const other_names[N_OTHER] = {
     "key_dim",     "value_dim",        "key_type",  "value_type", "n_heads",   "n_kv_heads",
     "a full head", "a window head",    "sinks",     "window",     "positions", "no rotary",
     "layout",      "first_dim",        "n_dims",    "magnitude",  "one turn",  "no ALiBi",
     "one slope",   "no learned sinks", "one logit", "scale",      "softcap",   "heads swapped",
-    "no softcap",  "sign of scale",    "sigmoid"};
+    "no softcap",  "sign of scale"};
 
 /* Changes one thing that a load must not ignore, in the order of the names. */
 static void setup_change(setup *s, int what) {
@@ -1101,7 +1101,6 @@ static void setup_change(setup *s, int what) {
   if (what == 23) s->heads[0] = s->heads[1], s->heads[1] = full;
   if (what == 24) c->softcap = 0;
   if (what == 25) c->scale = -c->scale;
-  if (what == 26) setup_sigmoid(s, 0);
 }
 
 static const char *const same_names[N_SAME] = {"nothing",          "capacity",    "slack",

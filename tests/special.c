@@ -686,13 +686,16 @@ static void sigmoid_logits(void) {
   static const float sizes[] = {1e30f, INFINITY, 88, 17.5f, -17.5f, -88, -1e30f, -INFINITY};
   for (int i = 0; i < 8; i++) {
     probe p = probe_scores(1, 400);
+    float low = 1;
     check_case("sigmoid of logits of %g", (double)sizes[i]);
     p.a.weighting = LATTN_SIGMOID;
+    p.a.lse_low = &low;
     set_all(p.k, 400, sizes[i]);
     for (int j = 0; j < 400; j++) p.v[j] = (float)(j % 4);
     probe_check(&p);
     if (i < 4) CHECK(i == 3 ? p.out[0] < 600.001f : p.out[0] == 600); /* of small integers: exact */
     if (i > 4) CHECK(is_plus_zero(p.out[0]));
+    CHECK(isnan(p.lse[0]) && is_plus_zero(low));
     check_case("sigmoid of logits of %g, most keys hidden", (double)sizes[i]);
     p.a.mask = LATTN_CAUSAL_AT;
     p.a.query_position = 2;
