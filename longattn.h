@@ -465,11 +465,11 @@ typedef struct lattn_attn {
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), or sigmoid attention,
    never materialising n x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out
    [n_queries][H][dv]; H a multiple of G; query head h uses KV head h / (H / G). Any dims, any mix
-   of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse = -infinity (or its
-   learned sink logit). NaN reaches the rows that see it and no others; hidden keys and values
-   are never in the arithmetic. out may be exactly q's array (same strides and element size); any
-   other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all defaults.
-   Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
+   of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse =
+   -infinity (or its learned sink logit). NaN reaches the rows that see it and no others; hidden
+   keys and values are never in the arithmetic. out may be exactly q's array (same strides and
+   element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all
+   defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
    *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
    ALIAS, SCRATCH, CONFIG. Notes: CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
@@ -2840,6 +2840,11 @@ LATTN_INLINE_ void lattn_v_sigmoids_(lattn_v16_ *x, int n) {
   LATTN_UNROLL_
   for (int i = 0; i < n; i++)
     x[i] = lattn_v_div_(lattn_v_if_less_(x[i], zero, e[i], one), lattn_v_add_(one, e[i]));
+}
+
+LATTN_FN_ lattn_v16_ lattn_v_sigmoid_(lattn_v16_ x) {
+  lattn_v_sigmoids_(&x, 1);
+  return x;
 }
 
 /* tanh(x), to 2 ulp, odd. Near 0 an odd polynomial; else (1 - e) / (1 + e) with e = exp(-2 |x|). */
@@ -6549,11 +6554,8 @@ LATTN_FN_ lattn_weighed_ lattn_weighed_of_(const lattn_job_ *job, const lattn_it
 LATTN_FN_ lattn_v16_ lattn_weight16_(const lattn_job_ *job, const lattn_weighed_ *to,
                                      lattn_v16_ s) {
   lattn_v16_ l = lattn_v_set_(to->lse), x;
-  if (job->o.weighting == LATTN_SIGMOID) {
-    x = lattn_v_add_(s, lattn_v_set_(job->o.sigmoid_bias));
-    lattn_v_sigmoids_(&x, 1);
-    return x;
-  }
+  if (job->o.weighting == LATTN_SIGMOID)
+    return lattn_v_sigmoid_(lattn_v_add_(s, lattn_v_set_(job->o.sigmoid_bias)));
   if (lattn_is_empty_(to->lse)) return lattn_v_set_(0);
   x = lattn_v_if_equal_(s, l, lattn_v_set_(0), lattn_v_sub_(s, l)); /* infinities too */
   return lattn_v_exp_(lattn_v_sub_(x, lattn_v_set_(to->lse_low)));
@@ -10186,13 +10188,6 @@ LATTN_FN_ float lattn_rsqrt_(float x) {
     y = lattn_fma_(y, r, y);
   }
   return y;
-}
-
-/* 1 / (1 + exp(-x)), 16 at a time; of small values relatively exact. */
-LATTN_FN_ lattn_v16_ lattn_v_sigmoid_(lattn_v16_ x) {
-  lattn_v16_ one = lattn_v_set_(1), a = lattn_v_abs_(x);
-  lattn_v16_ e = lattn_v_exp_(lattn_v_sub_(lattn_v_set_(0), a)), d = lattn_v_add_(one, e);
-  return lattn_v_div_(lattn_v_if_less_(x, lattn_v_set_(0), e, one), d);
 }
 
 /* ---- what a state is ---- */
