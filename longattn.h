@@ -286,10 +286,11 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 /* ---- merge: partial results (Chen et al., Lamina; FlashDecoding; design: heads.md 9) ---- */
 
 /* What attention over some of the keys knows of each row, unnormalised, in float32:
-   maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. A row
-   that saw no key has m = -infinity; its sum and output are not read. Learned sinks and gates
-   are never in it. Frozen: this struct never changes. The arrays are the caller's. Rows are
-   [token][query head], contiguous. */
+   maximum m = the largest score, sum = sum of exp(s - m), output = sum of exp(s - m) * v. Of
+   LATTN_SIGMOID: m = 0, sum = 1, output as it is; LATTN_MERGE_LINEAR with weight 1 adds such
+   parts. A row that saw no key has m = -infinity; its sum and output are not read. Learned sinks
+   and gates are never in it. Frozen: this struct never changes. The arrays are the caller's. Rows
+   are [token][query head], contiguous. */
 typedef struct lattn_partial {
   uint32_t size;          /* sizeof(lattn_partial) */
   int32_t basis;          /* attend sets it. 0: plain; 16 ... 128: output is in the basis that the
@@ -315,7 +316,8 @@ enum lattn_merge_mode {
                               keys */
   LATTN_MERGE_REPLACE = 1, /* weight takes the place of the lse: parts enter as softmax of
                               weights */
-  LATTN_MERGE_LINEAR = 2   /* out = sum of weight * (normalised part); no division; lse = NaN */
+  LATTN_MERGE_LINEAR = 2   /* out = sum of weight * (normalised part), in argument order; no
+                              division; lse = NaN */
 };
 
 typedef struct lattn_merge_options {
@@ -331,7 +333,10 @@ typedef struct lattn_merge_options {
    [tokens][heads] (NULL = not wanted; natural log, sink included; ln of the summed weights in
    replace mode; NaN in linear). Parts are folded by the fixed tree on absolute segments,
    whatever the order of the list; parts that are aligned power-of-two ranges of segments, or
-   whole, give the bits of one undivided call. Other ranges merge to rounding. A weight of
+   whole, give the bits of one undivided call. Other ranges merge to rounding. (Linear mode adds in
+   argument order: of LATTN_SIGMOID, the two halves of an undivided call that are such ranges give
+   its bits, more parts its sum to rounding; a sigmoid part in another mode, or beside one of
+   softmax, is not noticed, and means nothing.) A weight of
    -infinity drops a part unread; +infinity or NaN is LATTN_E_VALUE (linear: only NaN or
    infinite). n = 0 or all rows empty: +0 and -infinity. Errors: NULL, SIZE, FIELD, SHAPE, TYPE,
    STRIDE, OVERFLOW, VALUE (weights), ALIAS, CONFIG. n <= 1024. options and exec may be NULL
@@ -380,6 +385,17 @@ enum lattn_inexact {
    them), 0 if such calls are exact; 0 for any other number. */
 LATTN_API int32_t lattn_inexact_supported(int32_t inexact);
 
+/* What a score weighs. */
+enum lattn_weighting {
+  LATTN_SOFTMAX = 0,
+  /* Sigmoid attention (Ramapuram et al. 2024, arXiv 2409.04431): out = sum of w * v, w = 1 / (1 +
+     exp(-(s + sigmoid_bias))), without a division. The bias, after all else that a score gets, is a
+     number of the model's: -ln(n) for the n it was trained with. A hidden key weighs exactly 0.
+     w is off by at most 3 ulp for what s + bias is off. lse is NaN, lse_low 0; see lattn_partial
+     for partial results. Not with sink_logits (LATTN_E_CONFIG). */
+  LATTN_SIGMOID = 1
+};
+
 /* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a
    multiple of 16) for row `row` of q, at position `query`, query head `head`, sequence
    `sequence`. Scores of hidden keys are also there, with any value, and are ignored afterwards.
@@ -388,9 +404,9 @@ typedef void (*lattn_score_function)(void *user, int64_t sequence, int64_t row, 
                                      int32_t head, int64_t first_key, float scores[16]);
 
 /* Options of lattn_attention. They compose, in this order, on a score s = sum_d (scale * q_d) *
-   k_d: softcap, ALiBi, key bias, pair bias, score function, masks, then at the root the learned
-   sink, the division, the gate, the rounding to the output's type. An absent step changes no
-   bit. Visible to row i (at position p_i) are the keys j that pass all of: the mask;
+   k_d: softcap, ALiBi, key bias, pair bias, score function, sigmoid_bias, masks, then at the root
+   the learned sink, the division, the gate, the rounding to the output's type. An absent step
+   changes no bit. Visible to row i (at position p_i) are the keys j that pass all of: the mask;
    visible_from[i] <= j < visible_to[i]; and (j < sinks, or p_i - p_j < window and p_j - p_i <=
    ahead). */
 typedef struct lattn_attn {
@@ -441,17 +457,19 @@ typedef struct lattn_attn {
   float *lse_low;                  /* NULL, or [n_queries][H]: what was lost when lse, which must
                                       be wanted too, was rounded to a float */
   int32_t inexact;          /* 0 = exact, or enum lattn_inexact */
+  int32_t weighting;        /* enum lattn_weighting; 0 = softmax */
+  float sigmoid_bias;       /* of LATTN_SIGMOID; finite; with LATTN_SOFTMAX it must be 0 */
   int32_t zero;             /* must be 0 */
 } lattn_attn;
 
-/* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), never materialising n
-   x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv]; H a
-   multiple of G; query head h uses KV head h / (H / G). Any dims, any mix of element types. lse:
-   NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse = -infinity (or its
-   learned sink logit). NaN reaches the rows that see it and no others; hidden keys and values
-   are never in the arithmetic. out may be exactly q's array (same strides and element size); any
-   other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all defaults.
-   Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
+/* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), or sigmoid attention,
+   never materialising n x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out
+   [n_queries][H][dv]; H a multiple of G; query head h uses KV head h / (H / G). Any dims, any mix
+   of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse =
+   -infinity (or its learned sink logit). NaN reaches the rows that see it and no others; hidden
+   keys and values are never in the arithmetic. out may be exactly q's array (same strides and
+   element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all
+   defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
    *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
    ALIAS, SCRATCH, CONFIG. Notes: CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
@@ -466,8 +484,9 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
 /* ---- attention weights on demand ---- */
 
 /* Which weights are wanted: those of chosen rows and heads, from the lse that attention gave: p =
-   exp(s - lse), with all that the call does to scores. A hidden key has p = 0. Nothing of size
-   rows * keys is made unless `weights` asks for it. Arrays are the caller's; NULL = not wanted. */
+   exp(s - lse), with all that the call does to scores; of LATTN_SIGMOID, its w. A hidden key has
+   p = 0. Nothing of size rows * keys is made unless `weights` asks for it. Arrays are the caller's;
+   NULL = not wanted. */
 typedef struct lattn_weights {
   uint32_t size;         /* sizeof(lattn_weights) */
   int32_t top_k;         /* keys wanted of each row; 0 = none; <= 65536 */
@@ -475,7 +494,8 @@ typedef struct lattn_weights {
   const int64_t *rows;   /* [n_rows]: rows of q, any order; not used if n_rows = 0 */
   int64_t n_heads;       /* chosen query heads; 0 = all */
   const int32_t *heads;  /* [n_heads], any order; not used if n_heads = 0 */
-  const float *lse;      /* [n_queries][H]: of all rows and heads, as attention wrote it */
+  const float *lse;      /* [n_queries][H]: of all rows and heads, as attention wrote it; not read
+                            with LATTN_SIGMOID, and may then be NULL */
   const float *lse_low;  /* NULL, or its second float: without it, p is off by up to half an ulp of
                             lse (2e-6, relative, at |lse| = 50) */
   int64_t stride;        /* of weights and mass, from one row of keys to the next; 0 = n_keys */
@@ -645,6 +665,8 @@ typedef struct lattn_cache_config {
   int32_t max_drafts;          /* most draft tokens at a time, 0 ... 64; their room is in the
                                   cache's tables: max_drafts tokens of every KV head */
   int32_t max_holes;           /* most removed ranges at a time, 0 = 16; at most 1024 */
+  int32_t weighting;           /* as in lattn_attn */
+  float sigmoid_bias;
 } lattn_cache_config;
 
 /* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both
@@ -719,7 +741,8 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
    (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
-   dims below 16 or above 1024; more than 8 page sizes in a pool), FULL. */
+   dims below 16 or above 1024; more than 8 page sizes in a pool; LATTN_SIGMOID with learned sinks;
+   sigmoid_bias without it), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
@@ -736,9 +759,9 @@ LATTN_API int64_t lattn_fit_tokens(int64_t n, const lattn_cache_config *const *c
 LATTN_API size_t lattn_fit_bytes(int64_t n, const lattn_cache_config *const *configs,
                                  int64_t n_tokens);
 
-/* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, learned
-   sinks, rotary, policies) is the cache's config. Key indices are positions in the cache. (The
-   score callback's first_key is a multiple of 16 as long as nothing was removed; with removed
+/* What a call on a cache gives; NULL = none of it. The rest (scale, softcap, ALiBi, weighting,
+   learned sinks, rotary, policies) is the cache's config. Key indices are positions in the cache.
+   (The score callback's first_key is a multiple of 16 as long as nothing was removed; with removed
    ranges, it is called again for each run of adjacent positions, lanes of others are ignored, and
    first_key, where lane 0 would stand, may be negative.) */
 typedef struct lattn_call {
@@ -2807,6 +2830,23 @@ LATTN_FN_ float lattn_exp_(float x) {
   return y[0];
 }
 
+/* 1 / (1 + exp(-x)), to 3 ulp, of n <= LATTN_EXPS_ vectors: 0 and 1 at the infinities, NaN stays
+   NaN; exp(-|x|) never overflows. */
+LATTN_INLINE_ void lattn_v_sigmoids_(lattn_v16_ *x, int n) {
+  lattn_v16_ e[LATTN_EXPS_], zero = lattn_v_set_(0), one = lattn_v_set_(1.0f);
+  LATTN_UNROLL_
+  for (int i = 0; i < n; i++) e[i] = lattn_v_sub_(zero, lattn_v_abs_(x[i]));
+  lattn_v_exps_(e, n);
+  LATTN_UNROLL_
+  for (int i = 0; i < n; i++)
+    x[i] = lattn_v_div_(lattn_v_if_less_(x[i], zero, e[i], one), lattn_v_add_(one, e[i]));
+}
+
+LATTN_FN_ lattn_v16_ lattn_v_sigmoid_(lattn_v16_ x) {
+  lattn_v_sigmoids_(&x, 1);
+  return x;
+}
+
 /* tanh(x), to 2 ulp, odd. Near 0 an odd polynomial; else (1 - e) / (1 + e) with e = exp(-2 |x|). */
 LATTN_FN_ lattn_v16_ lattn_v_tanh_(lattn_v16_ x) {
   lattn_v16_ a = lattn_v_abs_(x), one = lattn_v_set_(1.0f), u = lattn_v_mul_(a, a), y, e;
@@ -4044,9 +4084,18 @@ LATTN_NOINLINE_ int lattn_values_nonfinite_(const void *v, int type, int64_t at,
   return bits != 0;
 }
 
-/* s[0..127]: exp(s - m), and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)),
-   whose lanes the caller adds. x - x is 0 for infinities too: only m = +infinity can meet an equal
-   infinite score. */
+/* s[0..127]: the weights w, and their sum by the fixed tree: ((p0+p1)+(p2+p3))+((p4+p5)+(p6+p7)),
+   whose lanes the caller adds. */
+LATTN_INLINE_ lattn_v16_ lattn_keep_weights_(float *s, lattn_v16_ w[8]) {
+  LATTN_UNROLL_
+  for (int p = 0; p < 8; p++) lattn_v_store_(s + 16 * p, w[p]);
+  w[0] = lattn_v_add_(lattn_v_add_(w[0], w[1]), lattn_v_add_(w[2], w[3]));
+  w[4] = lattn_v_add_(lattn_v_add_(w[4], w[5]), lattn_v_add_(w[6], w[7]));
+  return lattn_v_add_(w[0], w[4]);
+}
+
+/* s[0..127]: exp(s - m), and their sum. x - x is 0 for infinities too: only m = +infinity can meet
+   an equal infinite score. */
 LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
   lattn_v16_ m = lattn_v_set_(maximum), w[8];
   if (lattn_bits_(maximum) == 0x7f800000u) {
@@ -4060,11 +4109,17 @@ LATTN_NOINLINE_ lattn_v16_ lattn_weights_(float *s, float maximum) {
     LATTN_UNROLL_
     for (int p = 0; p < 8; p += LATTN_EXPS_) lattn_v_exps_(w + p, LATTN_EXPS_);
   }
+  return lattn_keep_weights_(s, w);
+}
+
+/* s[0..127]: sigmoid(s + bias), and their sum, of which only whether it is NaN counts. */
+LATTN_NOINLINE_ lattn_v16_ lattn_sigmoid_weights_(float *s, float bias) {
+  lattn_v16_ b = lattn_v_set_(bias), w[8];
   LATTN_UNROLL_
-  for (int p = 0; p < 8; p++) lattn_v_store_(s + 16 * p, w[p]);
-  w[0] = lattn_v_add_(lattn_v_add_(w[0], w[1]), lattn_v_add_(w[2], w[3]));
-  w[4] = lattn_v_add_(lattn_v_add_(w[4], w[5]), lattn_v_add_(w[6], w[7]));
-  return lattn_v_add_(w[0], w[4]);
+  for (int p = 0; p < 8; p++) w[p] = lattn_v_add_(lattn_v_load_(s + 16 * p), b);
+  LATTN_UNROLL_
+  for (int p = 0; p < 8; p += LATTN_EXPS_) lattn_v_sigmoids_(w + p, LATTN_EXPS_);
+  return lattn_keep_weights_(s, w);
 }
 
 /* Weights of a row as pairs, in their place. Returns sums of the rounded ones, to be reduced:
@@ -4171,6 +4226,12 @@ LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, cons
   return status;
 }
 
+/* Bytes of structs in their first version, where they have grown. */
+enum {
+  LATTN_FIRST_ATTN_ = offsetof(lattn_attn, sigmoid_bias),
+  LATTN_FIRST_CONFIG_ = offsetof(lattn_cache_config, weighting)
+};
+
 /* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know
    must be. (Never inlined: gcc 12 would see a struct of ours, and warn of the bytes behind it.) */
 LATTN_NOINLINE_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t first_bytes,
@@ -4179,7 +4240,7 @@ LATTN_NOINLINE_ lattn_status lattn_import_(void *own, size_t own_bytes, size_t f
   LATTN_MEMSET_(own, 0, own_bytes);
   if (!from) return LATTN_OK;
   LATTN_MEMCPY_(&size, from, sizeof size);
-  if (size < first_bytes || size > LATTN_MAX_STRUCT_) return LATTN_E_SIZE;
+  if (size < first_bytes || size % 4 || size > LATTN_MAX_STRUCT_) return LATTN_E_SIZE;
   for (size_t i = own_bytes; i < size; i++)
     if (((const unsigned char *)from)[i]) return LATTN_E_FIELD;
   LATTN_MEMCPY_(own, from, size < own_bytes ? size : own_bytes);
@@ -5273,6 +5334,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
   lattn_v16_ sums[LATTN_TILE_ROWS_];
   int lo, hi, first, end, drafts, masked, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
+  const int sigmoid = job->o.weighting == LATTN_SIGMOID;
   lattn_rows_ rows;
   if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
   drafts = hi > b->stored;
@@ -5294,9 +5356,11 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       sums[a] = lattn_v_set_(0);
       continue;
     }
+    if (sigmoid) top[a] = 0; /* of all blocks: e = 1, so their sums add up */
     to.m[r + a] = old > top[a] ? old : top[a];
     e[a] = old == to.m[r + a] ? 0.0f : old - to.m[r + a];
-    sums[a] = lattn_weights_(s, to.m[r + a]);
+    sums[a] = sigmoid ? lattn_sigmoid_weights_(s, job->o.sigmoid_bias)
+                      : lattn_weights_(s, to.m[r + a]);
     if (pairs) sums[a] = lattn_pair_weights_(s);
   }
   lattn_v_reduce_rows_(sums, m, 0, sum);
@@ -5601,6 +5665,7 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
 
 LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int slot) {
+  const int sigmoid = job->o.weighting == LATTN_SIGMOID;
   lattn_slot_ s = lattn_space_slot_(sp, slot);
   for (int64_t r = 0; r < it->rows; r++) {
     const lattn_row_ *row = sp->rows + r;
@@ -5609,6 +5674,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
     float *acc = s.acc + r * job->columns;
     float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
     if (job->out.data) lattn_fetch_row_(&job->out, row->token + 16 / job->group, row->head);
+    if (sigmoid) s.l[r] = 1; /* the output is the sum: dividing by 1 changes no bit */
     if (job->partial) {
       int none = lattn_is_empty_(s.m[r]);
       job->partial->maximum[at] = s.m[r];
@@ -5626,6 +5692,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
                             job->lse ? job->lse + at : 0,
                             job->o.lse_low ? job->o.lse_low + at : 0))
         lattn_raise_(&job->overflowed);
+    if (sigmoid && job->lse) job->lse[at] = LATTN_NAN_;
   }
 }
 
@@ -6212,7 +6279,7 @@ LATTN_FN_ lattn_status lattn_check_finite_(const float *x, int64_t n, int sink, 
   return LATTN_OK;
 }
 
-/* scale, softcap, ALiBi slopes and learned sinks; sets job->scale. */
+/* scale, softcap, ALiBi slopes, learned sinks and the weighting; sets job->scale. */
 LATTN_FN_ lattn_status lattn_check_numbers_(lattn_job_ *job, lattn_fault *f) {
   int64_t heads = job->n_kv * job->group;
   lattn_status s;
@@ -6225,6 +6292,14 @@ LATTN_FN_ lattn_status lattn_check_numbers_(lattn_job_ *job, lattn_fault *f) {
   if (lattn_bits_(job->o.softcap) >> 31) return lattn_fail_(f, LATTN_E_VALUE, "softcap");
   s = lattn_check_finite_(job->o.alibi_slopes, heads, 0, f, "alibi_slopes");
   if (!s) s = lattn_check_finite_(job->o.sink_logits, heads, 1, f, "sink_logits");
+  if (s) return s;
+  if (job->o.weighting != LATTN_SOFTMAX && job->o.weighting != LATTN_SIGMOID)
+    return lattn_fail_(f, LATTN_E_FIELD, "weighting");
+  if (!lattn_is_finite_(job->o.sigmoid_bias)) return lattn_fail_(f, LATTN_E_VALUE, "sigmoid_bias");
+  if (job->o.weighting == LATTN_SOFTMAX && lattn_bits_(job->o.sigmoid_bias) << 1)
+    return lattn_fail_(f, LATTN_E_CONFIG, "sigmoid_bias");
+  if (job->o.weighting == LATTN_SIGMOID && job->o.sink_logits)
+    return lattn_fail_(f, LATTN_E_CONFIG, "sink_logits");
   job->scale = (lattn_bits_(job->o.scale) & 0x7fffffffu) ? job->o.scale : lattn_rsqrt_int_(job->dk);
   job->plain = !(lattn_bits_(job->o.softcap) || job->o.alibi_slopes || job->o.key_bias ||
                  job->o.pair_bias || job->o.score);
@@ -6306,7 +6381,7 @@ LATTN_FN_ lattn_status lattn_check_shapes_(lattn_job_ *job, int needs_data, latt
 LATTN_FN_ lattn_status lattn_check_options_(lattn_job_ *job, const lattn_attn *options,
                                             lattn_fault *f) {
   lattn_attn *o = &job->o;
-  lattn_status s = lattn_import_(o, sizeof *o, sizeof *o, options);
+  lattn_status s = lattn_import_(o, sizeof *o, LATTN_FIRST_ATTN_, options);
   if (s) return lattn_fail_(f, s, "options.size");
   if (o->mask < LATTN_FULL || o->mask > LATTN_CAUSAL_AT)
     return lattn_fail_(f, LATTN_E_FIELD, "options.mask");
@@ -6470,17 +6545,20 @@ LATTN_FN_ lattn_weighed_ lattn_weighed_of_(const lattn_job_ *job, const lattn_it
   to.argmax = w->argmax ? w->argmax + at : 0;
   to.top_keys = w->top_keys ? w->top_keys + at * w->top_k : 0;
   to.top_weights = w->top_weights ? w->top_weights + at * w->top_k : 0;
-  to.lse = w->lse[from];
+  to.lse = w->lse ? w->lse[from] : 0.0f;
   to.lse_low = w->lse_low ? w->lse_low[from] : 0.0f;
   return to;
 }
 
-/* exp(s - lse); a row that saw nothing gives 0. */
-LATTN_FN_ lattn_v16_ lattn_weight16_(lattn_v16_ s, float lse, float lse_low) {
-  lattn_v16_ l = lattn_v_set_(lse), x;
-  if (lattn_is_empty_(lse)) return lattn_v_set_(0);
+/* exp(s - lse); a row that saw nothing gives 0. Or sigmoid(s + bias). */
+LATTN_FN_ lattn_v16_ lattn_weight16_(const lattn_job_ *job, const lattn_weighed_ *to,
+                                     lattn_v16_ s) {
+  lattn_v16_ l = lattn_v_set_(to->lse), x;
+  if (job->o.weighting == LATTN_SIGMOID)
+    return lattn_v_sigmoid_(lattn_v_add_(s, lattn_v_set_(job->o.sigmoid_bias)));
+  if (lattn_is_empty_(to->lse)) return lattn_v_set_(0);
   x = lattn_v_if_equal_(s, l, lattn_v_set_(0), lattn_v_sub_(s, l)); /* infinities too */
-  return lattn_v_exp_(lattn_v_sub_(x, lattn_v_set_(lse_low)));
+  return lattn_v_exp_(lattn_v_sub_(x, lattn_v_set_(to->lse_low)));
 }
 
 /* A key among the best so far: places are kept in falling order of score, then from new to old;
@@ -6521,7 +6599,7 @@ LATTN_FN_ void lattn_weigh_row_(const lattn_job_ *job, const lattn_item_ *it,
     int whole;
     if (!visible[p] || !lattn_weigh_matters_(job, to, s + 16 * p, *best)) continue;
     if (to->weights || to->mass)
-      lattn_v_store_(weight, lattn_weight16_(lattn_v_load_(s + 16 * p), to->lse, to->lse_low));
+      lattn_v_store_(weight, lattn_weight16_(job, to, lattn_v_load_(s + 16 * p)));
     lattn_keys16_(it, base + 16 * p, at);
     whole = visible[p] == 0xffffu && at[15] - at[0] == 15;
     for (int t = 0; whole && to->weights && t < 16; t++) to->weights[at[0] + t] = weight[t];
@@ -6585,7 +6663,7 @@ LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_s
     lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r, it->row + r);
     for (int64_t j = 0; to.top_keys && j < job->weights->top_k && to.top_keys[j] >= 0; j++) {
       float x[16];
-      lattn_v_store_(x, lattn_weight16_(lattn_v_set_(to.top_weights[j]), to.lse, to.lse_low));
+      lattn_v_store_(x, lattn_weight16_(job, &to, lattn_v_set_(to.top_weights[j])));
       to.top_weights[j] = x[0];
     }
   }
@@ -6677,7 +6755,8 @@ LATTN_FN_ lattn_status lattn_check_weights_(lattn_job_ *job, const lattn_weights
   for (int64_t i = 0; i < own->n_heads; i++)
     if (own->heads[i] < 0 || own->heads[i] >= heads)
       return lattn_fail_(f, LATTN_E_SHAPE, "weights.heads");
-  if (!own->lse && job->q.n_tokens > 0) return lattn_fail_(f, LATTN_E_NULL, "weights.lse");
+  if (!own->lse && job->q.n_tokens > 0 && job->o.weighting == LATTN_SOFTMAX)
+    return lattn_fail_(f, LATTN_E_NULL, "weights.lse");
   if (own->stride == 0) own->stride = n_keys;
   if (own->stride < n_keys) return lattn_fail_(f, LATTN_E_SHAPE, "weights.stride");
   if (own->top_k == 0) own->top_keys = 0, own->top_weights = 0;
@@ -6848,14 +6927,15 @@ struct lattn_cache {
   int64_t n_tokens, capacity, max_append;
   int64_t removed;   /* tokens: the next slot is n_tokens + removed */
   int64_t dk, dv, columns, group;
-  int32_t n_kv, n_heads, key_type, value_type, rotates, zero; /* types: of heads without own */
+  int32_t n_kv, n_heads, key_type, value_type, rotates, weighting; /* types: of heads without own */
   float scale, softcap;
   int32_t layout, first_dim, n_dims;
   float magnitude;
   int64_t rules, turns, slopes, sink_logits, holes; /* offsets from this; 0 = none */
   uint64_t fingerprint; /* of all that decides what answers it gives */
   int32_t max_holes, n_holes, max_drafts, n_drafts;
-  int32_t listed, unused; /* during a batched call: it was met */
+  int32_t listed;       /* during a batched call: it was met */
+  float sigmoid_bias;
   int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
   uint8_t depth[LATTN_MAX_DRAFTS_];
 };
@@ -7399,6 +7479,7 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   lattn_cache *h = &p->header;
   lattn_fault *f = c->fault;
   lattn_job_ job;
+  lattn_status s;
   if (c->n_kv_heads < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_kv_heads");
   h->n_kv = c->n_kv_heads;
   h->n_heads = c->n_heads ? c->n_heads : c->n_kv_heads;
@@ -7441,10 +7522,14 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   job.o.softcap = c->softcap;
   job.o.alibi_slopes = c->alibi_slopes;
   job.o.sink_logits = c->sink_logits;
-  if (lattn_check_numbers_(&job, f)) return LATTN_E_VALUE;
+  job.o.weighting = c->weighting;
+  job.o.sigmoid_bias = c->sigmoid_bias;
+  s = lattn_check_numbers_(&job, f);
   h->scale = job.scale;
   h->softcap = job.o.softcap;
-  return LATTN_OK;
+  h->weighting = c->weighting;
+  h->sigmoid_bias = c->sigmoid_bias;
+  return s;
 }
 
 /* Sets the offset of a table of n bytes behind those so far. */
@@ -7487,7 +7572,7 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
   int64_t at = (int64_t)lattn_round64_(sizeof *h);
   LATTN_MEMSET_(p, 0, sizeof *p);
   if (!config) return LATTN_E_NULL;
-  s = lattn_import_(&p->c, sizeof p->c, sizeof p->c, config);
+  s = lattn_import_(&p->c, sizeof p->c, LATTN_FIRST_CONFIG_, config);
   if (s == LATTN_E_FIELD) return lattn_fail_(config->fault, s, "config.size");
   if (s) return s;
   s = lattn_plan_fields_(p);
@@ -7572,6 +7657,8 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
     lattn_mix_(&hash, (uint64_t)rule->sinks);
     lattn_mix_(&hash, (uint64_t)rule->window);
   }
+  if (h->weighting)
+    lattn_mix_(&hash, (uint64_t)h->weighting << 32 | lattn_bits_(h->sigmoid_bias));
   return hash;
 }
 
@@ -7584,7 +7671,7 @@ LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs,
   for (int64_t i = 0; i < n; i++) {
     lattn_plan_ p;
     lattn_cache_config c;
-    if (!configs[i] || lattn_import_(&c, sizeof c, sizeof c, configs[i])) return 0;
+    if (!configs[i] || lattn_import_(&c, sizeof c, LATTN_FIRST_CONFIG_, configs[i])) return 0;
     c.size = sizeof c;
     c.fault = 0;
     c.capacity = n_tokens;
@@ -8173,6 +8260,8 @@ LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
   job->o.mask = LATTN_CAUSAL;
   job->o.scale = cache->scale;
   job->o.softcap = cache->softcap;
+  job->o.weighting = cache->weighting;
+  job->o.sigmoid_bias = cache->sigmoid_bias;
   if (cache->slopes) job->o.alibi_slopes = (const float *)(const void *)(base + cache->slopes);
   if (cache->sink_logits)
     job->o.sink_logits = (const float *)(const void *)(base + cache->sink_logits);
@@ -8221,7 +8310,8 @@ LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
   if (a == b) return 1;
   if (a->dk != b->dk || a->dv != b->dv || a->n_kv != b->n_kv || a->n_heads != b->n_heads ||
       lattn_bits_(a->scale) != lattn_bits_(b->scale) || lattn_bits_(a->softcap) !=
-      lattn_bits_(b->softcap) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
+      lattn_bits_(b->softcap) || a->weighting != b->weighting || lattn_bits_(a->sigmoid_bias) !=
+      lattn_bits_(b->sigmoid_bias) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
       !a->sink_logits != !b->sink_logits || x.layout != y.layout || x.first_dim != y.first_dim ||
       x.n_dims != y.n_dims || lattn_bits_(x.magnitude) != lattn_bits_(y.magnitude))
     return 0;
@@ -10098,13 +10188,6 @@ LATTN_FN_ float lattn_rsqrt_(float x) {
     y = lattn_fma_(y, r, y);
   }
   return y;
-}
-
-/* 1 / (1 + exp(-x)), 16 at a time; of small values relatively exact. */
-LATTN_FN_ lattn_v16_ lattn_v_sigmoid_(lattn_v16_ x) {
-  lattn_v16_ one = lattn_v_set_(1), a = lattn_v_abs_(x);
-  lattn_v16_ e = lattn_v_exp_(lattn_v_sub_(lattn_v_set_(0), a)), d = lattn_v_add_(one, e);
-  return lattn_v_div_(lattn_v_if_less_(x, lattn_v_set_(0), e, one), d);
 }
 
 /* ---- what a state is ---- */

@@ -78,11 +78,12 @@ static void check_row(const attend_case *c, const ref_row *r, int64_t row, int64
 static void check_partial(const attend_case *c, const ref_row *r, int64_t row, int64_t head) {
   int64_t i = row * c->heads + head;
   double m = (double)c->partial.maximum[i], sum = (double)c->partial.sum[i];
-  double lse = m + log(sum);
-  if (r->lse == -REF_INFINITY) {
+  double lse = c->a.weighting == LATTN_SIGMOID ? (double)NAN : m + log(sum);
+  if (r->is_empty) {
     CHECK(m == -REF_INFINITY);
     return;
   }
+  if (c->a.weighting == LATTN_SIGMOID) CHECK(m == 0 && sum == 1);
   note(&stats.worst_lse, ref_ratio(lse, r->lse, r->lse_bound), "partial's lse", row, head, 0, lse,
        r->lse);
   for (int64_t d = 0; d < c->value_dim; d++) {
@@ -115,8 +116,9 @@ static int row_fits(const attend_case *c, ref_call *reference, int64_t row, int6
     ref_call plain = without_root(reference);
     double sum = (double)c->partial.sum[i];
     ref_attend(&plain, row, head, r);
-    if (r->lse == -REF_INFINITY) return 1;
-    worst = ref_ratio((double)c->partial.maximum[i] + log(sum), r->lse, r->lse_bound);
+    if (r->is_empty) return 1;
+    if (c->a.weighting == LATTN_SOFTMAX)
+      worst = ref_ratio((double)c->partial.maximum[i] + log(sum), r->lse, r->lse_bound);
     for (int64_t d = 0; d < c->value_dim; d++)
       worst = fmax(worst, ref_ratio((double)c->partial.output[i * c->value_dim + d] / sum,
                                     r->out[d], r->bound[d]));
@@ -289,6 +291,12 @@ static void reference_by_hand(void) {
   check_case("reference: nothing visible");
   a.query_position = 100;
   CHECK(by_hand(&a, 1, 0, 8, zeros) == 0 && hand_row.lse == 0 && hand_row.n_visible == 0);
+  check_case("reference: sigmoid weights of logits 0 and ln 3, bias -ln 3");
+  memset(&a, 0, sizeof a);
+  a.scale = 1;
+  a.weighting = LATTN_SIGMOID;
+  a.sigmoid_bias = -logs[1];
+  CHECK(near(by_hand(&a, 1, 0, 2, logs), 1 * 0.25 + 2 * 0.5) && isnan(hand_row.lse));
   check_case("harness: an error beyond the bound is seen");
   CHECK(ref_ratio(1 + 3e-7, 1, 1e-7) > 1 && ref_ratio((double)NAN, 1, 1) > 1);
 }

@@ -591,6 +591,7 @@ static void random_case(uint64_t seed) {
   enum pages_from from = rng_chance(&rng, 40) ? FROM_ALLOCATOR : FROM_ARENA;
   check_case("random cache: seed %" PRIu64, seed);
   random_setup(&s, &rng, capacity, is_long);
+  if (seed % 5 == 2) setup_sigmoid(&s, seed % 3 ? -3 : 0);
   rig_open(&r, &s, capacity, from);
   random_options(&r, &rng);
   for (int64_t i = 0; i < ops; i++) {
@@ -815,6 +816,8 @@ static void attention_of(const setup *s, const token_list *t, int64_t n, const l
   a.scale = s->config.scale;
   a.alibi_slopes = s->config.alibi_slopes;
   a.sink_logits = s->config.sink_logits;
+  a.weighting = s->config.weighting;
+  a.sigmoid_bias = s->config.sigmoid_bias;
   if (head->policy == LATTN_HEAD_STREAMING) a.sinks = head->sinks, a.window = head->window;
   CHECK_STATUS(
       lattn_attention(&a, tq, tk, tokens_v(t, s, 0, n),
@@ -865,6 +868,46 @@ static void test_absolute_mode(void) {
     s.config.capacity = test_is_quick() ? 300 : 2300;
     check_masked(&s, s.config.capacity, 170);
   }
+}
+
+/* Likewise of sigmoid attention; caches of another weighting or bias are other models. */
+static void test_sigmoid(void) {
+  enum { N = 12 };
+  static float q[4 * 8], kv[4 * 8], out[4 * 8];
+  setup s[3];
+  lattn_pool *pool;
+  lattn_cache *cache[3];
+  lattn_checkpoint *kept = NULL;
+  lattn_sequence two[2];
+  test_guard arena;
+  for (int kind = 0; kind < 5; kind++) {
+    if (skips(3, kind)) continue;
+    check_case("sigmoid: cache = masked attention, kind %d", kind);
+    streaming_setup(&s[0], kind, kind % 2 ? 4 : 130, kind < 3 ? 60 : 150);
+    s->heads[0].positions = LATTN_POSITIONS_ABSOLUTE;
+    if (kind == 4) memset(s->heads, 0, sizeof s->heads), s->config.capacity = 2300;
+    setup_sigmoid(&s[0], -1.25f);
+    check_masked(&s[0], kind == 4 ? 2300 : 500, 123);
+  }
+  check_case("sigmoid: other weighting, other bias");
+  for (int i = 0; i < 3; i++) {
+    setup_init(&s[i], 1, 1, 8, 8, N);
+    if (i) setup_sigmoid(&s[i], i == 1 ? 0 : -2.0f);
+  }
+  pool = pool_new(&arena, &s[0], 4, NULL);
+  for (int i = 0; i < 3; i++) cache[i] = cache_new(pool, &s[i]);
+  CHECK_STATUS(lattn_cache_checkpoint(&kept, cache[1]), LATTN_OK);
+  for (int i = 0; i < 3; i++) {
+    CHECK_STATUS(lattn_cache_rollback(cache[i], kept), i == 1 ? LATTN_OK : LATTN_E_CONFIG);
+    lattn_sequence one = {cache[i], 1, NULL}, other = {cache[(i + 1) % 3], 1, NULL};
+    two[0] = one, two[1] = other;
+    lattn_tensor t = tensor_of(kv, LATTN_F32, 2, 1, 8), rows = t, to = t;
+    rows.data = q, to.data = out;
+    CHECK_STATUS(lattn_batch_extend(2, two, NULL, rows, t, t, to, NULL, NULL), LATTN_E_CONFIG);
+  }
+  CHECK_STATUS(lattn_checkpoint_release(kept), LATTN_OK);
+  for (int i = 0; i < 3; i++) CHECK_STATUS(lattn_cache_release(cache[i]), LATTN_OK);
+  CHECK(guard_free(&arena));
 }
 
 /* 3: with W = 1 and S = 0 a row sees itself alone: its value exactly, and lse its score, which
@@ -1600,6 +1643,7 @@ int main(void) {
   test_lengths();
   test_short_is_full();
   test_absolute_mode();
+  test_sigmoid();
   test_single_key();
   test_cuts();
   test_alibi_weight();

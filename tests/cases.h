@@ -13,12 +13,13 @@ enum { CASE_GUARDS = 40, CASE_POOL = 65521, CASE_NAME = 400 };
 enum case_kind { CASE_ANY, CASE_LONG, CASE_GOLDEN };
 
 /* The options that are counted: each is on in at least 15 % of the random cases. */
-#define CASE_OPTIONS(X)                                                                          \
-  X(CAUSAL)                                                                                      \
-  X(CAUSAL_AT) X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION) \
-      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS)    \
-          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS)    \
-              X(ALIAS) X(POISON)
+#define CASE_OPTIONS(X)                                                                       \
+  X(CAUSAL)                                                                                   \
+  X(CAUSAL_AT)                                                                                \
+  X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION)           \
+      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS) \
+          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS) \
+              X(ALIAS) X(POISON) X(SIGMOID)
 
 enum case_option {
 #define CASE_ENUM(name) OPTION_##name,
@@ -434,6 +435,17 @@ static inline void case_draw_heads(attend_case *c) {
   if (case_draw(c, OPTION_SCORE, 20)) a->score = case_score;
 }
 
+/* Sigmoid attention in place of softmax, which alone has learned sinks. */
+static inline void case_sigmoid(attend_case *c) {
+  int64_t how = rng_below(&c->rng, 3);
+  float any = rng_normal(&c->rng) * 4.0f;
+  c->a.weighting = LATTN_SIGMOID;
+  c->a.sigmoid_bias = how == 0 ? 0 : how == 1 ? any : -floorf(logf((float)c->n_keys + 1) * 8) / 8;
+  c->a.sink_logits = NULL;
+  c->options &= ~(1u << OPTION_LEARNED_SINK);
+  c->options |= 1u << OPTION_SIGMOID;
+}
+
 static inline void case_draw_scale(attend_case *c) {
   if (case_draw(c, OPTION_SCALE, 40)) {
     c->a.scale = rng_uniform(&c->rng) * 0.5f;
@@ -542,6 +554,7 @@ static inline void case_make(attend_case *c, uint64_t seed, enum case_kind kind)
   if (c->n_queries * c->n_keys <= 1 << 18 && !case_broadcast(&c->k) && !case_broadcast(&c->v) &&
       case_draw(c, OPTION_POISON, 40))
     case_poison(c);
+  if (kind != CASE_GOLDEN && case_draw(c, OPTION_SIGMOID, 22)) case_sigmoid(c);
   case_describe(c);
   c->n_made = c->n_guards;
 }

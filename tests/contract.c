@@ -16,10 +16,13 @@
 
 enum {
   N_ATTEND = sizeof golden_attend / sizeof *golden_attend,
-  N_CACHE = sizeof golden_cache / sizeof *golden_cache
+  N_CACHE = sizeof golden_cache / sizeof *golden_cache,
+  N_SIGMOID = sizeof golden_sigmoid / sizeof *golden_sigmoid,
+  N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache
 };
 
 static uint64_t hashes_attend[N_ATTEND], hashes_cache[N_CACHE];
+static uint64_t hashes_sigmoid[N_SIGMOID], hashes_sigmoid_cache[N_SIGMOID_CACHE];
 
 /* How much of a check runs for golden case i: in the quick tier, only a few are cut up. */
 static int thorough(uint64_t i) { return !test_is_quick() || i % 8 == 0; }
@@ -212,7 +215,8 @@ static uint64_t attend_hash(attend_case *c, enum exec_kind kind, int32_t n_threa
   return hash;
 }
 
-static void golden_attention(uint64_t i) {
+/* Case i, or that of sigmoid attention; its hash goes to *hash. */
+static void golden_attention(uint64_t i, int sigmoid, uint64_t *hash, uint64_t want) {
   static const struct {
     enum exec_kind kind;
     int32_t n_threads;
@@ -222,15 +226,16 @@ static void golden_attention(uint64_t i) {
   int64_t bytes;
   void *before, *at;
   case_make(&c, i, CASE_GOLDEN);
-  check_case("golden %s", c.name);
+  check_case("golden %s%s", c.name, sigmoid ? " SIGMOID" : "");
+  if (sigmoid) case_sigmoid(&c);
   bytes = case_extent(&c.out) * (int64_t)type_bytes(c.out.type);
   before = ref_memory(bytes, 1);
   at = test_writable(c.out.data);
   if (bytes) memcpy(before, at, (size_t)bytes);
   q = c.q;
   if (case_on(&c, OPTION_ALIAS)) q.data = before;
-  hashes_attend[i] = attend_hash(&c, EXEC_ONE, 1);
-  check_golden(hashes_attend[i], golden_attend[i]);
+  *hash = attend_hash(&c, EXEC_ONE, 1);
+  check_golden(*hash, want);
   if (thorough(i)) {
     check_rows_alone(&c, &q);
     check_sequences_alone(&c, &q);
@@ -238,7 +243,7 @@ static void golden_attention(uint64_t i) {
     for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
       if (w >= 2 && !case_small(&c)) break;
       if (bytes) memcpy(at, before, (size_t)bytes);
-      if (attend_hash(&c, ways[w].kind, ways[w].n_threads) != hashes_attend[i])
+      if (attend_hash(&c, ways[w].kind, ways[w].n_threads) != *hash)
         FAIL("%s, %d threads: other bits", exec_names[ways[w].kind], (int)ways[w].n_threads);
     }
   }
@@ -379,19 +384,20 @@ static uint64_t text_hash(const setup *s, const token_list *tokens, enum feed ho
   return hash;
 }
 
-static void golden_cache_case(uint64_t i) {
+static void golden_cache_case(uint64_t i, int sigmoid, uint64_t *kept, uint64_t want) {
   test_rng r = rng_seed(i + 5000);
   setup s;
   token_list tokens;
   int64_t n;
   uint64_t hash;
-  check_case("golden cache %" PRIu64, i);
+  check_case("golden cache %" PRIu64 "%s", i, sigmoid ? ", sigmoid" : "");
   n = cache_setup(&s, &r);
+  if (sigmoid) setup_sigmoid(&s, -2.25f);
   tokens = tokens_new(&s, n);
   tokens_make(&tokens, n, &r);
   tokens.n = n;
-  hash = hashes_cache[i] = text_hash(&s, &tokens, FEED_WHOLE, 0, 1);
-  check_golden(hash, golden_cache[i]);
+  hash = *kept = text_hash(&s, &tokens, FEED_WHOLE, 0, 1);
+  check_golden(hash, want);
   if (thorough(i)) {
     if (text_hash(&s, &tokens, FEED_WHOLE, 1, 7) != hash) FAIL("allocator, 7 threads: other bits");
     if (text_hash(&s, &tokens, FEED_WHOLE, 0, 2) != hash) FAIL("2 threads: other bits");
@@ -466,6 +472,8 @@ static uint64_t stateless_hash(const setup *s, const token_list *t, int64_t sink
   a.sinks = sinks;
   a.window = window;
   a.alibi_slopes = s->config.alibi_slopes;
+  a.weighting = s->config.weighting;
+  a.sigmoid_bias = s->config.sigmoid_bias;
   memset(&exec, 0, sizeof exec);
   exec.size = sizeof exec;
   exec.scratch_bytes = lattn_attention_scratch(&a, Q, K, V, 1);
@@ -487,19 +495,23 @@ static void cache_is_attention(void) {
   static const int64_t policies[][2] = {{0, 0}, {0, 1}, {4, 60}, {0, 130}, {20, 17}, {130, 200}};
   for (int i = 0; i < 6; i++)
     for (int32_t type = LATTN_F32; type <= LATTN_BF16; type++)
-      for (int rotates = 0; rotates < 3; rotates++) {
+      for (int rotates = 0; rotates < 4; rotates++) {
         int64_t sinks = policies[i][0], window = policies[i][1];
         setup s;
         token_list t;
         if (test_is_quick() && (i + type + rotates) % 5) continue;
         check_case("%s of S %d, W %d, %s%s = lattn_attention",
                    window ? "absolute streaming heads" : "full heads", (int)sinks, (int)window,
-                   type_name(type), rotates ? ", rotated" : ", ALiBi");
+                   type_name(type),
+                   rotates == 3 ? ", sigmoid"
+                   : rotates    ? ", rotated"
+                                : ", ALiBi");
         setup_init(&s, 4, 2, 20, 12, 450);
         s.config.key_type = type;
         s.config.value_type = type == LATTN_F32 ? LATTN_F16 : type;
-        if (rotates) setup_rotate(&s, rotates - 1, 2, 16);
+        if (rotates) setup_rotate(&s, rotates & 1, 2, 16);
         else setup_alibi(&s);
+        if (rotates == 3) setup_sigmoid(&s, -1.5f);
         for (int g = 0; g < 2 && window; g++)
           setup_stream(&s, g, sinks, window, 3, LATTN_POSITIONS_ABSOLUTE);
         t = text_for(&s, 450);
@@ -572,14 +584,21 @@ static int print_golden(void) {
       "machine.\n * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */\n");
   print_hashes("golden_attend", hashes_attend, N_ATTEND);
   print_hashes("golden_cache", hashes_cache, N_CACHE);
+  print_hashes("golden_sigmoid", hashes_sigmoid, N_SIGMOID);
+  print_hashes("golden_sigmoid_cache", hashes_sigmoid_cache, N_SIGMOID_CACHE);
   return 0;
 }
 
 int main(int argc, char **argv) {
   case_pool_make();
   test_global.printed = argc > 1 ? TEST_PRINTED_MAX : 0; /* --print: only the hashes */
-  for (uint64_t i = 0; i < N_ATTEND; i++) golden_attention(i);
-  for (uint64_t i = 0; i < N_CACHE; i++) golden_cache_case(i);
+  for (uint64_t i = 0; i < N_ATTEND; i++)
+    golden_attention(i, 0, &hashes_attend[i], golden_attend[i]);
+  for (uint64_t i = 0; i < N_CACHE; i++) golden_cache_case(i, 0, &hashes_cache[i], golden_cache[i]);
+  for (uint64_t i = 0; i < N_SIGMOID; i++)
+    golden_attention(i, 1, &hashes_sigmoid[i], golden_sigmoid[i]);
+  for (uint64_t i = 0; i < N_SIGMOID_CACHE; i++)
+    golden_cache_case(i, 1, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
   if (argc > 1 && strcmp(argv[1], "--print") == 0) return print_golden();
   window_beyond_text();
   cache_is_attention();

@@ -549,6 +549,7 @@ static void random_config(setup *s, int64_t capacity, test_rng *rng) {
   if (rng_chance(rng, 25)) setup_sinks(s);
   if (rng_chance(rng, 20)) s->config.softcap = 3;
   if (rng_chance(rng, 20)) s->config.scale = -0.5f;
+  if (rng_chance(rng, 20)) setup_sigmoid(s, -1.5f);
 }
 
 /* Two KV heads of one query head each: full, and streaming of that window; interleaved rotary. */

@@ -306,6 +306,8 @@ static const mutation attention_tensors[] = {
     OUTPUT(out),
     EXEC(exec),
     SIZES(options, lattn_attn),
+    I32(options.s.size, offsetof(lattn_attn, sigmoid_bias), FINE), /* of version 0.2 */
+    I32(options.s.size, offsetof(lattn_attn, sigmoid_bias) - 4, AS(SIZE)),
     I64(k.n_tokens, 6, AS(SHAPE)),
     I64(v.n_tokens, 6, AS(SHAPE)),
     I64(out.n_tokens, 4, AS(SHAPE)),
@@ -338,6 +340,13 @@ static const mutation attention_options[] = {
     F32(options.s.softcap, -1, AS(VALUE)),
     F32(options.s.softcap, -INFINITY, AS(VALUE)),
     F32(options.s.softcap, INFINITY, FINE),
+    I32(options.s.weighting, -1, AS(FIELD)),
+    I32(options.s.weighting, 2, AS(FIELD)),
+    I32(options.s.weighting, LATTN_SIGMOID, FINE),
+    F32(options.s.sigmoid_bias, -2, AS(CONFIG)),
+    F32(options.s.sigmoid_bias, NAN, AS(VALUE)),
+    F32(options.s.sigmoid_bias, -INFINITY, AS(VALUE)),
+    F32(options.s.sigmoid_bias, -0.0, FINE),
     I64(options.s.window, -1, AS(VALUE)),
     I64(options.s.window, INT64_MIN, AS(VALUE)),
     I64(options.s.window, INT64_MAX, FINE),
@@ -382,6 +391,7 @@ static const mutation attention_packed[] = {
     PTR(options.s.key_positions, NULL, FINE),
     PTR(options.s.alibi_slopes, NULL, FINE),
     PTR(options.s.sink_logits, NULL, FINE),
+    I32(options.s.weighting, LATTN_SIGMOID, AS(CONFIG)), /* with sink_logits */
     PTR(out.data, world.key_bias, AS(ALIAS)),
     PTR(out.data, world.pair_bias, AS(ALIAS)),
     PTR(out.data, world.gate, AS(ALIAS)),
@@ -979,6 +989,8 @@ static const mutation pool_init_list[] = {
       I32(heads[i].positions, 3, AS(FIELD)), I32(heads[i].positions, -1, AS(FIELD))
 static const mutation config_list[] = {
     SIZES_AS(config, lattn_cache_config, AS(SIZE) | MUTE),
+    I32(config.s.size, offsetof(lattn_cache_config, weighting), FINE), /* of version 0.2 */
+    I32(config.s.size, offsetof(lattn_cache_config, weighting) - 4, AS(SIZE) | MUTE),
     ROTARY(rotary),
     HEAD(0),
     HEAD(1),
@@ -1010,6 +1022,12 @@ static const mutation config_list[] = {
     F32(config.s.scale, INFINITY, AS(VALUE)),
     F32(config.s.softcap, NAN, AS(VALUE)),
     F32(config.s.softcap, -1, AS(VALUE)),
+    I32(config.s.weighting, -1, AS(FIELD)),
+    I32(config.s.weighting, 2, AS(FIELD)),
+    I32(config.s.weighting, LATTN_SIGMOID, FINE),
+    F32(config.s.sigmoid_bias, 1, AS(CONFIG)),
+    F32(config.s.sigmoid_bias, NAN, AS(VALUE)),
+    F32(config.s.sigmoid_bias, INFINITY, AS(VALUE)),
     I64(heads[1].sinks, -1, AS(VALUE)),
     I64(heads[1].sinks, INT64_MAX, FINE),
     I64(heads[1].window, 0, AS(VALUE)),

@@ -313,6 +313,55 @@ static void sink_and_gate(void) {
   free(gates);
 }
 
+/* Partials of sigmoid attention are sums, which linear mode adds in the order of the list: two
+   halves that are aligned ranges give the bits of the whole (the tree's last sum), and so does the
+   whole by itself; others add one rounding a part to the bound of the whole. */
+static void sigmoid_parts(void) {
+  for (int n = 1; n < 12; n++) {
+    int64_t cuts[13], n_keys = n < 3 ? 5 * SEGMENT + 77 : 4999;
+    problem p = problem_new((uint64_t)n + 300, 20, n_keys, n < 3 ? 0 : 700);
+    lattn_partial whole, parts[12];
+    uint64_t want;
+    ref_call c;
+    ref_row r;
+    check_case("sigmoid: %d parts", n);
+    p.a.weighting = LATTN_SIGMOID;
+    p.a.sigmoid_bias = -3;
+    p.a.window = 3000; /* some rows see nothing of some parts */
+    p.merge.mode = LATTN_MERGE_LINEAR;
+    whole = problem_attend(&p, 0, n_keys, 1);
+    want = problem_hash(&p);
+    for (int i = 0; i <= n; i++) cuts[i] = p.first_key + i * n_keys / n;
+    if (n == 2) cuts[1] = 4 * SEGMENT;
+    problem_cut(&p, parts, cuts, n + 1);
+    for (int i = 0; i < n; i++) {
+      parts[i].weight = 1;
+      for (int64_t row = 0; row < problem_rows(&p); row++)
+        CHECK(parts[i].maximum[row] == -INFINITY
+                  ? n > 1
+                  : parts[i].maximum[row] == 0 && parts[i].sum[row] == 1);
+    }
+    problem_merge(&p, n, parts, 2);
+    if (n < 3) CHECK(problem_hash(&p) == want);
+    ref_open(&c, &p.a, problem_q(&p), problem_k(&p, 0, n_keys), problem_v(&p, 0, n_keys),
+             LATTN_F32);
+    r = ref_row_new(&c);
+    for (int64_t row = 0; row < problem_rows(&p); row += 7) {
+      ref_attend(&c, row / p.heads, row % p.heads, &r);
+      CHECK(isnan(p.lse[row]));
+      for (int64_t d = 0; d < p.value_dim; d++) {
+        double more = n * REF_U * c.absolute[d]; /* sum w |v| */
+        CHECK(ref_ratio((double)p.out[row * p.value_dim + d], r.out[d], r.bound[d] + more) <= 1);
+      }
+    }
+    ref_row_free(&r);
+    ref_close(&c);
+    parts_free(parts, n);
+    part_free(&whole);
+    problem_free(&p);
+  }
+}
+
 /* ---- identities, order ---- */
 
 static void identities(void) {
@@ -640,6 +689,7 @@ int main(void) {
   aligned_splits();
   other_splits();
   sink_and_gate();
+  sigmoid_parts();
   identities();
   extremes();
   equal_keys();

@@ -1432,6 +1432,7 @@ static void random_base(setup *s, int base, int is_long) {
   if (rng_chance(&w.rng, 25)) setup_sinks(s);
   if (rng_chance(&w.rng, 15)) s->config.softcap = 3;
   if (rng_chance(&w.rng, 10)) s->config.scale = -0.5f;
+  if (rng_chance(&w.rng, 15)) setup_sigmoid(s, -1.5f);
 }
 
 static void random_heads(setup *s) {

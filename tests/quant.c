@@ -619,11 +619,13 @@ static void list_values(ref_list *l, ref_row *y, int64_t g, int64_t n, const ref
   for (int64_t j = 0; j < n; j++) {
     int64_t at = (l->sums.visible[j] * r->kv_heads + g) * dim;
     for (d = 0; d < dim; d++)
-      y->bound[d] += slack[j] * fabs(l->v[at + d] - (ints ? 0 : y->out[d]));
+      y->bound[d] += slack[j] * fabs(l->v[at + d] - (ints || !sums->is_mean ? 0 : y->out[d]));
   }
   for (d = 0; d < dim; d++) {
     double drift = (y->bound[d] + (lost + sums->sink_slack) * fabs(y->out[d])) / sums->low;
-    y->bound[d] = fmin(drift, 2 * largest[d]) + rounds * REF_U * (all[d] + loose[d]) / sums->total +
+    if (!sums->is_mean) drift = y->bound[d] * (1 + rounds * REF_U);
+    else drift = fmin(drift, 2 * largest[d]);
+    y->bound[d] = drift + rounds * REF_U * (all[d] + loose[d]) / sums->total +
                   loose[d] / sums->low + (double)n * (ints ? 0x1p-120 : 0x1p-142);
   }
 }
@@ -657,10 +659,18 @@ static void list_attend(ref_list *l, int64_t i, int64_t head, int64_t row, ref_r
     }
     maximum = fmax(maximum, l->sums.scores[j]);
   }
-  sums = ref_weights(&l->sums, n, maximum, sink, (double)(1 + folds + levels) * 4 * REF_U);
-  sums.roundings = (double)b + (double)b / 16 + 2 * folds + 2 * levels + 7;
+  if (r->config.weighting == LATTN_SIGMOID) {
+    l->sums.options.sigmoid_bias = r->config.sigmoid_bias;
+    sums = ref_sigmoids(&l->sums, n, 7 * REF_U);
+    sums.roundings = (double)b + folds + levels + 2;
+  } else {
+    sums = ref_weights(&l->sums, n, maximum, sink, (double)(1 + folds + levels) * 4 * REF_U);
+    sums.roundings = (double)b + (double)b / 16 + 2 * folds + 2 * levels + 7;
+  }
   list_values(l, y, head / (r->heads / r->kv_heads), n, &sums);
   list_finish(l, y, head, row);
+  y->lse = y->lse_bound = (double)NAN;
+  if (r->config.weighting == LATTN_SIGMOID) return;
   y->lse = maximum + log(sums.total);
   y->lse_bound = fmax(log1p(sums.slack / sums.total), -log(sums.low / sums.total)) +
                  (sums.roundings - (double)b + 4 * fabs(log(sums.total))) * REF_U +
@@ -709,6 +719,13 @@ static void check_rows(ref_list *l, int64_t from, int64_t to, int samples, test_
 }
 
 /* ---- random configurations ---- */
+
+/* Sigmoid attention in place of softmax, which alone has learned sinks. */
+static void rig_sigmoid(rig *r, float bias) {
+  r->config.weighting = LATTN_SIGMOID;
+  r->config.sigmoid_bias = bias;
+  r->config.sink_logits = NULL;
+}
 
 static int32_t pick_type(test_rng *rng) {
   return rng_chance(rng, 70) ? (rng_chance(rng, 50) ? LATTN_I8 : LATTN_I4)
@@ -796,11 +813,13 @@ static void name_case(const char *what, uint64_t seed, const rig *r) {
              quant_type_name(value_type_of(r, g)),
              r->head[g].policy ? (r->head[g].positions ? "/absolute" : "/stream") : "");
   }
-  check_case("%s, seed %" PRIu64 ": %" PRId64 " tokens, %" PRId64 "/%" PRId64 " heads%s, dims %"
-             PRId64 " %" PRId64 "%s%s%s",
+  check_case("%s, seed %" PRIu64 ": %" PRId64 " tokens, %" PRId64 "/%" PRId64
+             " heads%s, dims %" PRId64 " %" PRId64 "%s%s%s",
              what, seed, r->n_tokens, r->heads, r->kv_heads, heads, r->key_dim, r->value_dim,
              r->config.rotary ? ", rotary" : "", r->config.alibi_slopes ? ", ALiBi" : "",
-             r->config.sink_logits ? ", sinks" : "");
+             r->config.sink_logits ? ", sinks"
+             : r->config.weighting ? ", sigmoid"
+                                   : "");
 }
 
 /* Extends by positions first ... end - 1 in random cuts. */
@@ -824,6 +843,7 @@ static void test_random(void) {
     rig r;
     ref_list l;
     pick_config(&r, &rng, n, 0);
+    if (seed % 5 == 2) rig_sigmoid(&r, seed % 3 ? -2.5f : 0);
     rig_open(&r, 1, &rng);
     if (n < 1000) pick_data(&r, &rng);
     name_case("random", seed, &r);

@@ -52,6 +52,14 @@
    below 2^-126 count as 0. Queries and keys that the reference rotates are not rounded: that, 2^-8
    each, adds 2^-7 + 2^-15 of the largest that sum |q'_d k'_d| can be to |ds|.
 
+   Sigmoid. w_j = 1 / (1 + exp(-x_j)), x_j = s_j + b: the sum rounds once, |dx| <= |ds| + u|x|. Of
+   e = exp(-|x|), within eps_exp, w is 1 / (1 + e) or e / (1 + e), so what the exp is off enters it
+   at most as it is; two more roundings make 6u, 7u for second order. So
+       D_j = max(w(x + |dx|) (1 + 7u) - w, w - w(x - |dx|) (1 - 7u)) + 2^-126.
+   There is no maximum, no denominator, and exp(0) = 1 exactly at every fold and merge: o = sum w v,
+       |do| <= sum D_j |v_j| + (b + F + L + 2) u sum (w_j + D_j) |v_j|,
+   the last for the gate and for second order. In bfloat16 the 7u become 7u + 2^-8 + 2^-15.
+
    lse. ln(P) lies between ln(sum p_j exp(-e_j)) and ln(P + sum D_j), plus the roundings of the
    sum, the logarithm (4u |ln P|) and the last addition (u|lse|). */
 #ifndef REF_H
@@ -88,6 +96,7 @@ typedef struct ref_row {
   double *out, *bound; /* [value_dim] */
   double lse, lse_bound;
   int64_t n_visible;
+  int is_empty; /* saw nothing, or only scores of -infinity */
 } ref_row;
 
 /* Where a row stands. */
@@ -171,7 +180,7 @@ static inline void ref_close(ref_call *c) {
 }
 
 static inline ref_row ref_row_new(const ref_call *c) {
-  ref_row r = {NULL, NULL, 0, 0, 0};
+  ref_row r = {NULL, NULL, 0, 0, 0, 0};
   r.out = (double *)ref_memory(c->value_dim, sizeof(double));
   r.bound = (double *)ref_memory(c->value_dim, sizeof(double));
   return r;
@@ -391,7 +400,8 @@ static inline double ref_gate(const ref_call *c, int64_t row, int64_t head, int6
 /* A row that sees nothing (or only scores of -infinity). */
 static inline void ref_empty(const ref_call *c, ref_row *r, double sink) {
   for (int64_t d = 0; d < c->value_dim; d++) r->out[d] = r->bound[d] = 0;
-  r->lse = sink;
+  r->is_empty = 1;
+  r->lse = c->options.weighting == LATTN_SIGMOID ? (double)NAN : sink;
   r->lse_bound = isinf(sink) ? 0 : 2 * REF_U * fabs(sink);
 }
 
@@ -404,6 +414,7 @@ typedef struct ref_sums {
   double low;        /* sum of p_j exp(-e_j): what the computed P is no less than */
   double sink_slack; /* D of the learned sink */
   double roundings;  /* of the sums, in u */
+  int is_mean;       /* divided by P; else P is 1, and the weights are what they are */
 } ref_sums;
 
 static inline void ref_add_weight(ref_sums *s, double p, double slack, double low) {
@@ -415,7 +426,7 @@ static inline void ref_add_weight(ref_sums *s, double p, double slack, double lo
 /* Weights of the n scores into c->weights, D_j into c->errors. eps: what all the exps may do. */
 static inline ref_sums ref_weights(ref_call *c, int64_t n, double maximum, double sink,
                                    double eps) {
-  ref_sums sums = {0, 0, 0, 0, 0};
+  ref_sums sums = {0, 0, 0, 0, 0, 1};
   for (int64_t j = 0; j < n; j++) {
     double below = ref_difference(c->scores[j], maximum);
     double e = isinf(below) ? 0 : c->errors[j] + 2 * REF_U * fabs(below) + eps;
@@ -428,6 +439,30 @@ static inline ref_sums ref_weights(ref_call *c, int64_t n, double maximum, doubl
     double below = sink - maximum, p = exp(below), e = 2 * REF_U * fabs(below) + eps;
     sums.sink_slack = p * expm1(e) + 0x1p-126;
     ref_add_weight(&sums, p, sums.sink_slack, p * exp(-e) - 0x1p-126);
+  }
+  return sums;
+}
+
+static inline double ref_sigmoid(double x) {
+  return x > 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
+}
+
+/* D of the weight of x, which is off by at most e; eps: what its arithmetic may do. */
+static inline double ref_sigmoid_slack(double x, double e, double eps) {
+  double w = ref_sigmoid(x), above, below;
+  if (isinf(x)) return 0;
+  above = ref_sigmoid(x + e) * (1 + eps) - w;
+  below = w - ref_sigmoid(x - e) * (1 - eps);
+  return fmax(above, below) + 0x1p-126;
+}
+
+/* Likewise of sigmoid attention. */
+static inline ref_sums ref_sigmoids(ref_call *c, int64_t n, double eps) {
+  ref_sums sums = {1, 0, 1, 0, 0, 0};
+  for (int64_t j = 0; j < n; j++) {
+    double x = c->scores[j] + (double)c->options.sigmoid_bias;
+    c->weights[j] = ref_sigmoid(x);
+    c->errors[j] = ref_sigmoid_slack(x, c->errors[j] + REF_U * fabs(x), eps);
   }
   return sums;
 }
@@ -451,11 +486,14 @@ static inline void ref_values(ref_call *c, ref_row *r, int64_t row, int64_t head
   for (d = 0; d < dims; d++) o[d] /= sums->total;
   for (int64_t j = 0; j < n; j++) {
     const float *x = v + c->visible[j] * stride;
-    for (d = 0; d < dims; d++) spread[d] += c->errors[j] * fabs((double)x[d] - o[d]);
+    for (d = 0; d < dims; d++)
+      spread[d] += c->errors[j] * fabs((double)x[d] - (sums->is_mean ? o[d] : 0));
   }
   for (d = 0; d < dims; d++) {
     double gate = ref_gate(c, row, head, d), mean = absolute[d] / sums->total;
-    double bound = fmin((spread[d] + sums->sink_slack * fabs(o[d])) / sums->low, 2 * largest[d]);
+    double bound = (spread[d] + sums->sink_slack * fabs(o[d])) / sums->low;
+    if (sums->is_mean) bound = fmin(bound, 2 * largest[d]);
+    else bound += sums->roundings * REF_U * bound;
     bound += sums->roundings * REF_U * mean + (double)n * (c->bf16 ? 0x1p-124 : 0x1p-149);
     if (c->value_type > LATTN_F32) bound += ref_half_ulp(c->value_type, 1) * mean;
     if (c->value_type == LATTN_F16) bound += 0x1p-25;
@@ -473,6 +511,7 @@ static inline void ref_attend(ref_call *c, int64_t row, int64_t head, ref_row *r
   double maximum = sink, drift;
   ref_sums sums;
   r->n_visible = n;
+  r->is_empty = 0;
   for (int64_t j = 0; j < n; j++) {
     maximum = fmax(maximum, c->scores[j]);
     is_nan |= isnan(c->scores[j]);
@@ -484,6 +523,14 @@ static inline void ref_attend(ref_call *c, int64_t row, int64_t head, ref_row *r
   }
   if (n == 0 || maximum == -REF_INFINITY) {
     ref_empty(c, r, sink);
+    return;
+  }
+  if (c->options.weighting == LATTN_SIGMOID) {
+    sums = ref_sigmoids(c, n, 7 * REF_U + (c->bf16 ? 0x1.01p-8 : 0));
+    sums.roundings = (double)b + folds + levels + 2;
+    if (c->bf16) sums.roundings += sums.roundings;
+    ref_values(c, r, row, head, n, &sums);
+    r->lse = r->lse_bound = (double)NAN;
     return;
   }
   sums = ref_weights(c, n, maximum, sink,

@@ -74,6 +74,13 @@ static inline void setup_sinks(setup *s) {
   s->config.sink_logits = s->sinks;
 }
 
+/* Sigmoid attention in place of softmax, which alone has learned sinks. */
+static inline void setup_sigmoid(setup *s, float bias) {
+  s->config.weighting = LATTN_SIGMOID;
+  s->config.sigmoid_bias = bias;
+  s->config.sink_logits = NULL;
+}
+
 /* Whether streaming head g has its sinks at in-cache positions (DESIGN 5: the default of a cache
    that rotates or has ALiBi). */
 static inline int setup_in_cache(const setup *s, int64_t g) {
@@ -199,6 +206,8 @@ static inline void ref_cache_open(ref_call *c, const setup *s, const token_list 
   a.softcap = s->config.softcap;
   a.alibi_slopes = s->config.alibi_slopes;
   a.sink_logits = s->config.sink_logits;
+  a.weighting = s->config.weighting;
+  a.sigmoid_bias = s->config.sigmoid_bias;
   ref_open(c, &a, tokens_q(t, s, 0, t->n), tokens_k(t, s, 0, t->n), tokens_v(t, s, 0, t->n),
            LATTN_F32);
   c->rotary = s->config.rotary;

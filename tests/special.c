@@ -140,6 +140,11 @@ static void set_all(float *x, int64_t n, float value) {
 static void zero_keys(void) {
   float sinks[2] = {0.5f, -INFINITY};
   probe p = probe_new(3, 0, 2, 1, 8, 4);
+  check_case("zero_keys, sigmoid");
+  p.a.weighting = LATTN_SIGMOID;
+  probe_run(&p);
+  check_empty(&p, 0, 3, NAN);
+  p.a.weighting = LATTN_SOFTMAX;
   check_case("zero_keys");
   probe_run(&p);
   check_empty(&p, 0, 3, -INFINITY);
@@ -164,7 +169,8 @@ static void q_longer_than_kv(void) {
 }
 
 /* Keys hidden by a bias of -infinity and by a mask give the same bits. */
-static void neg_inf_bias(void) {
+static void neg_inf_bias(int32_t weighting) {
+  float empty = weighting == LATTN_SIGMOID ? NAN : -INFINITY;
   enum { ROWS = 20, KEYS = 4300 };
   probe p = probe_new(ROWS, KEYS, 1, 1, 4, 4);
   float *bias = floats((int64_t)ROWS * KEYS);
@@ -175,16 +181,17 @@ static void neg_inf_bias(void) {
     from[i] = i * 217 + (i == ROWS - 1) * KEYS; /* the last row sees nothing */
     for (int64_t j = 0; j < from[i] && j < KEYS; j++) bias[i * KEYS + j] = -INFINITY;
   }
-  check_case("leading_masked_block");
+  check_case("leading_masked_block, weighting %d", (int)weighting);
+  p.a.weighting = weighting;
   p.a.visible_from = from;
   probe_check(&p);
   hash = probe_hash(&p);
-  check_empty(&p, ROWS - 1, ROWS, -INFINITY);
-  check_case("all_neg_inf_row");
+  check_empty(&p, ROWS - 1, ROWS, empty);
+  check_case("all_neg_inf_row, weighting %d", (int)weighting);
   p.a.visible_from = NULL;
   p.a.pair_bias = &t;
   probe_check(&p);
-  check_empty(&p, ROWS - 1, ROWS, -INFINITY);
+  check_empty(&p, ROWS - 1, ROWS, empty);
   CHECK(probe_hash(&p) == hash);
   free(bias);
   probe_free(&p);
@@ -263,7 +270,7 @@ static void check_bad(probe *p, const hidden_case *h, int64_t at, int in_value, 
     }
 }
 
-static void bad_slots(void) {
+static void bad_slots(int32_t weighting) {
   static const int64_t places[] = {0, 2, 6, 15, 16, 100, 127, 128, 130, 149};
   for (size_t i = 0; i < sizeof hidden_cases / sizeof *hidden_cases; i++) {
     const hidden_case *h = &hidden_cases[i];
@@ -278,13 +285,14 @@ static void bad_slots(void) {
     p.a.sinks = h->sinks;
     p.a.visible_from = from;
     p.a.visible_to = to;
+    p.a.weighting = weighting;
     probe_run(&p);
     memcpy(clean, p.out, (size_t)probe_outputs(&p) * 4);
     for (int bad = 0; bad < 3; bad++) {
       static const char *const names[3] = {"NaN_in_hidden_slot", "Inf_in_hidden_slot",
                                            "-Inf_in_hidden_slot"};
       float x = bad == 0 ? NAN : bad == 1 ? INFINITY : -INFINITY;
-      check_case("%s: %s", names[bad], h->name);
+      check_case("%s: %s, weighting %d", names[bad], h->name, (int)weighting);
       for (size_t j = 0; j < sizeof places / sizeof *places; j++) {
         check_bad(&p, h, places[j], 0, x, clean);
         check_bad(&p, h, places[j], 1, x, clean);
@@ -295,10 +303,11 @@ static void bad_slots(void) {
   }
 }
 
-static void nan_in_query(void) {
+static void nan_in_query(int32_t weighting) {
   probe p = probe_new(40, 200, 2, 1, 16, 16);
   float *clean = floats(probe_outputs(&p));
-  check_case("NaN in a query row reaches that row and head only");
+  check_case("NaN in a query row reaches that row and head only, weighting %d", (int)weighting);
+  p.a.weighting = weighting;
   probe_run(&p);
   memcpy(clean, p.out, (size_t)probe_outputs(&p) * 4);
   p.q[(17 * 2 + 1) * 16 + 5] = NAN;
@@ -671,6 +680,124 @@ static void callbacks(void) {
   probe_free(&p);
 }
 
+/* ---- sigmoid attention ---- */
+
+static void sigmoid_logits(void) {
+  static const float sizes[] = {1e30f, INFINITY, 88, 17.5f, -17.5f, -88, -1e30f, -INFINITY};
+  for (int i = 0; i < 8; i++) {
+    probe p = probe_scores(1, 400);
+    float low = 1;
+    check_case("sigmoid of logits of %g", (double)sizes[i]);
+    p.a.weighting = LATTN_SIGMOID;
+    p.a.lse_low = &low;
+    set_all(p.k, 400, sizes[i]);
+    for (int j = 0; j < 400; j++) p.v[j] = (float)(j % 4);
+    probe_check(&p);
+    if (i < 4) CHECK(i == 3 ? p.out[0] < 600.001f : p.out[0] == 600); /* of small integers: exact */
+    if (i > 4) CHECK(is_plus_zero(p.out[0]));
+    CHECK(isnan(p.lse[0]) && is_plus_zero(low));
+    check_case("sigmoid of logits of %g, most keys hidden", (double)sizes[i]);
+    p.a.mask = LATTN_CAUSAL_AT;
+    p.a.query_position = 2;
+    probe_check(&p);
+    if (i < 3) CHECK(p.out[0] == 3);
+    check_case("sigmoid of logits of %g, a bias of as much", (double)sizes[i]);
+    p.a.sigmoid_bias = -sizes[i];
+    if (isinf(sizes[i])) p.a.sigmoid_bias = 3e38f;
+    probe_check(&p);
+    if (isfinite(sizes[i])) CHECK(p.out[0] == 1.5f);
+    probe_free(&p);
+  }
+}
+
+/* Far apart in one row; weights are 0 or normal. */
+static void sigmoid_spread(void) {
+  probe p = probe_scores(1, 5000);
+  p.a.weighting = LATTN_SIGMOID;
+  check_case("sigmoid: logits of every size");
+  for (int j = 0; j < 5000; j++) p.k[j] = ldexpf(j % 2 ? -1 : 1, j % 140 - 40);
+  probe_check(&p);
+  check_case("sigmoid: one logit of +infinity, one of -infinity and one of NaN");
+  p.k[3] = INFINITY;
+  p.k[4000] = -INFINITY;
+  probe_check(&p);
+  p.k[2500] = NAN;
+  probe_check(&p);
+  CHECK(isnan(p.out[0]));
+  probe_free(&p);
+  check_case("sigmoid: a weight is 0 or normal");
+  p = probe_scores(1, 1);
+  p.a.weighting = LATTN_SIGMOID;
+  p.v[0] = 1;
+  for (int i = 0; i < 400; i++) {
+    p.k[0] = -86.0f - (float)i * 0.01f;
+    probe_check(&p);
+    CHECK(is_plus_zero(p.out[0]) || p.out[0] >= 0x1p-126f);
+  }
+  probe_free(&p);
+}
+
+/* The sigmoid's bias comes last: softcap, ALiBi and the other biases do not see it. */
+static void sigmoid_bias_is_last(void) {
+  float slope = 0.25f, bias[300];
+  lattn_tensor t = tensor_of(bias, LATTN_F32, 4, 1, 300), same;
+  probe p = probe_new(4, 300, 1, 1, 32, 8);
+  uint64_t hash;
+  check_case("sigmoid: the bias is added last");
+  p.a.weighting = LATTN_SIGMOID;
+  p.a.sigmoid_bias = -2.5f;
+  p.a.softcap = 3;
+  p.a.alibi_slopes = &slope;
+  p.a.key_bias = NULL;
+  probe_check(&p);
+  hash = probe_hash(&p);
+  check_case("sigmoid: a bias of each pair does as much");
+  set_all(bias, 300, -2.5f);
+  same = t;
+  same.stride_token = LATTN_BROADCAST;
+  p.a.pair_bias = &same;
+  p.a.sigmoid_bias = 0;
+  probe_check(&p);
+  CHECK(probe_hash(&p) == hash);
+  probe_free(&p);
+}
+
+/* q, k, v of the golden values: sin(0.7 (t d + i) + s), from three formulas in float64. */
+static void golden_fill(float *x, int64_t dims, double s) {
+  for (int64_t i = 0; i < 5 * dims; i++) x[i] = (float)sin(0.7 * (double)i + s);
+}
+
+/* Values computed in float64 by another program, to 12 digits. Here the inputs are rounded to
+   float32: 2u sum |q_d k_d| / sqrt(3) <= 3.5u of a score, so as much of a weight, and u of a value.
+   The call may be off by 10u of a score (ref.h), 7u of a weight and 8u of the sum. No |v| is above
+   1, and no sum of weights above 2.7: 30u * 2.7. */
+static void golden_values(void) {
+  static const double sigmoid[10] = {
+      0.067632776906,  -0.125094964806, -0.097707506705, -0.269766677075, -0.400025410862,
+      -0.320064786835, 0.095821199227,  0.110693002230,  0.150077406556,  0.019148636921};
+  static const double off_by_one[10] = {
+      0.158706526755,  -0.293546831685, -0.153577392499, -0.466155977699, -0.570927108994,
+      -0.467552245358, 0.128281166665,  0.129731539497,  0.154425740852,  0.026647416661};
+  static const float zero = 0;
+  probe p = probe_new(5, 5, 1, 1, 3, 2);
+  golden_fill(p.q, 3, 0.1);
+  golden_fill(p.k, 3, 1.3);
+  golden_fill(p.v, 2, 2.9);
+  p.a.mask = LATTN_CAUSAL;
+  check_case("golden values of sigmoid attention, bias -ln 5");
+  p.a.weighting = LATTN_SIGMOID;
+  p.a.sigmoid_bias = -1.609437912434f;
+  probe_check(&p);
+  for (int i = 0; i < 10; i++) CHECK(fabs((double)p.out[i] - sigmoid[i]) <= 30 * 2.7 * REF_U);
+  check_case("golden values of softmax-plus-one");
+  p.a.weighting = LATTN_SOFTMAX;
+  p.a.sigmoid_bias = 0;
+  p.a.sink_logits = &zero;
+  probe_check(&p);
+  for (int i = 0; i < 10; i++) CHECK(fabs((double)p.out[i] - off_by_one[i]) <= 30 * 2.7 * REF_U);
+  probe_free(&p);
+}
+
 /* ---- the caller's floating-point environment ---- */
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -784,11 +911,13 @@ static void fp_environment(void) {
 int main(void) {
   zero_keys();
   q_longer_than_kv();
-  neg_inf_bias();
+  for (int32_t weighting = LATTN_SOFTMAX; weighting <= LATTN_SIGMOID; weighting++) {
+    neg_inf_bias(weighting);
+    bad_slots(weighting);
+    nan_in_query(weighting);
+  }
   neg_inf_from_data();
   empty_sequences();
-  bad_slots();
-  nan_in_query();
   infinite_scores();
   infinite_values();
   far_logits();
@@ -806,6 +935,10 @@ int main(void) {
   strides_and_aliases();
   single_key();
   callbacks();
+  sigmoid_logits();
+  sigmoid_spread();
+  sigmoid_bias_is_last();
+  golden_values();
 #if HAVE_FP_WORD
   fp_environment();
 #endif

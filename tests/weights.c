@@ -8,7 +8,8 @@
    once (u|s - lse|, twice for second order), within 2 ulp = 4u: so it is p exp(+-E) with
        E = e + b + 2u|s - lse| + 4u,
    or was flushed below 2^-126. With lse_low, 2u|lse| are taken from b: what the rounding of lse
-   lost is then known, but for u^2 |lse|; and subtracting it rounds once more (2u|s - lse|). */
+   lost is then known, but for u^2 |lse|; and subtracting it rounds once more (2u|s - lse|).
+   Of sigmoid attention, p is the weight that ref.h bounds. */
 #include "test.h"
 
 #define LONGATTN_IMPLEMENTATION
@@ -122,6 +123,7 @@ typedef struct known {
   double *score, *error; /* [n_keys] */
   unsigned char *seen;   /* [n_keys] */
   double lse, lse_error;
+  const lattn_attn *options;
   int64_t n_keys, n_listed; /* of the seen keys, those of scores that can be in a list */
 } known;
 
@@ -155,12 +157,25 @@ static void known_row(known *k, ref_call *c, int64_t row, int64_t head, const re
     k->error[t] = c->errors[i];
     k->n_listed += can_be_listed(c->scores[i]);
   }
+  k->options = &c->options;
   k->lse = r->lse;
   k->lse_error = r->lse_bound + further;
   if (has_low) k->lse_error -= 2 * REF_U * (1 - REF_U) * fabs(r->lse);
 }
 
+static int is_sigmoid(const known *k) { return k->options->weighting == LATTN_SIGMOID; }
+static double biased(const known *k, int64_t t) {
+  return k->score[t] + (double)k->options->sigmoid_bias;
+}
+
+static double known_p(const known *k, int64_t t) {
+  if (!k->seen[t]) return 0;
+  return is_sigmoid(k) ? ref_sigmoid(biased(k, t)) : exp(ref_difference(k->score[t], k->lse));
+}
+
 static double known_bound(const known *k, int64_t t, double p, int has_low) {
+  if (is_sigmoid(k))
+    return ref_sigmoid_slack(biased(k, t), k->error[t] + REF_U * fabs(biased(k, t)), 7 * REF_U);
   double difference = fabs(ref_difference(k->score[t], k->lse));
   double e = k->error[t] + k->lse_error + (has_low ? 4 : 2) * REF_U * difference + 4 * REF_U;
   return p * expm1(e) + 0x1p-126;
@@ -171,9 +186,9 @@ static void check_p(const wanted *x, const known *k, const float *p, int has_low
   uint32_t untouched;
   memset(&untouched, 0x5a, sizeof untouched);
   for (int64_t t = 0; t < x->n_keys; t++) {
-    double want = k->seen[t] ? exp(ref_difference(k->score[t], k->lse)) : 0;
+    double want = known_p(k, t);
     if (!k->seen[t] || k->lse == -REF_INFINITY || k->score[t] == -REF_INFINITY) {
-      if (isnan(k->lse) && k->seen[t]) CHECK(isnan(p[t]));
+      if (isnan(k->lse) && !is_sigmoid(k) && k->seen[t]) CHECK(isnan(p[t]));
       else if (bits_of_f32(p[t]) != 0) FAIL("key %" PRId64 ": %.9g, expected +0", t, (double)p[t]);
     } else if (!(ref_ratio((double)p[t], want, known_bound(k, t, want, has_low)) <= 1)) {
       FAIL("key %" PRId64 ": p = %.9g, reference %.9g, bound %.3g", t, (double)p[t], want,
@@ -273,7 +288,8 @@ static void array_random(uint64_t seed) {
   float *low = (float *)ref_memory(pairs, sizeof *low);
   float *out = (float *)ref_memory(pairs * c.value_dim, sizeof *out);
   c.a.partial = NULL;
-  wanted_open(&x, c.n_queries ? c.n_queries : 1, c.heads, c.n_keys, lse,
+  if (seed % 5 == 2) case_sigmoid(&c);
+  wanted_open(&x, c.n_queries ? c.n_queries : 1, c.heads, c.n_keys, seed % 10 == 2 ? NULL : lse,
               rng_chance(&rng, 50) ? low : NULL, &rng);
   if (c.a.n_sequences > 1)
     CHECK_STATUS(lattn_attention_weights(&c.a, c.q, c.k, &x.w, NULL), LATTN_E_CONFIG);
@@ -622,6 +638,7 @@ static void cache_open(cache_case *c, uint64_t seed, test_rng *rng) {
   memset(c, 0, sizeof *c);
   check_case("weights of a cache, seed %" PRIu64, seed);
   cache_setup(&c->s, rng);
+  if (seed % 5 == 3) setup_sigmoid(&c->s, -2);
   c->heads = setup_heads(&c->s);
   c->tokens = tokens_new(&c->s, 3000);
   size_t bytes = lattn_pool_bytes(NULL, &c->s.config, 2);
@@ -876,6 +893,12 @@ static void test_bad(void) {
   refused(&a, bad, &good, LATTN_E_TYPE, "q.type");
   a.mask = 7;
   refused(&a, q, &good, LATTN_E_FIELD, "options.mask");
+  a.mask = LATTN_FULL;
+  a.weighting = 2;
+  refused(&a, q, &good, LATTN_E_FIELD, "weighting");
+  a.weighting = LATTN_SIGMOID;
+  a.sink_logits = bad_low;
+  refused(&a, q, &good, LATTN_E_CONFIG, "sink_logits");
 }
 
 int main(void) {
