@@ -976,6 +976,17 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
    with q and k first brought to unit length and through a feature map, where that is asked for,
    and q then multiplied by scale. lattn_state_preset fills in the options of a published method.
 
+   A memory of Titans is a function f, k^T W or act(k^T W1) W2, that learns to give v for k:
+
+       gradient     of loss_factor / 2 * |f(k) - v|^2, with respect to f's weights, at those before
+                    the token (chunk > 1: before the first token of its chunk)
+       learn        momentum = eta momentum - theta gradient
+                    weights = (1 - alpha) weights + momentum
+       read         out = f(q) (READS_BEFORE: of the weights before)
+
+   It begins with weights of 0; lattn_state_set brings those of a model. (Two layers of zeros never
+   learn: the gradient of each has the other as a factor.)
+
    A state lives in memory of the caller and holds no pointer. It may be copied by
    lattn_state_copy, which also serves as snapshot, fork and return, or moved with its memory, by a
    multiple of 64 bytes. Results are a function of the tokens alone: one call for all, or one a
@@ -1070,7 +1081,7 @@ typedef struct lattn_state_config {
   int32_t flags;           /* enum lattn_state_flags */
   int32_t max_drafts;      /* most draft tokens at a time, 0 ... 16 */
   int32_t chunk;           /* TITANS: tokens whose gradients are taken at the memory before the
-                              first of them; 0 = 1 */
+                              first of them, counted from the first token of all; 0 = 1 */
   int32_t hidden_dim;      /* TITANS: 0 = linear memory; else two layers, so many units, no bias */
   int32_t activation;      /* of those: enum lattn_activation */
   int32_t residual;        /* of those: 1 = out = layer norm(...) * (1 + gain) + x, gain [value_dim]
@@ -1157,8 +1168,9 @@ typedef struct lattn_state_call {
 
 /* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
    number of threads. Without scratch everything works, on <= 24 KiB of stack and the caller's
-   thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; long
-   prompts are faster with it. 0: impossible. */
+   thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; a
+   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say). Long prompts
+   are faster with it. 0: impossible. */
 LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
@@ -1182,7 +1194,8 @@ LATTN_API lattn_status lattn_state_read(const lattn_state *state, const lattn_st
 /* Draft tokens (speculative decoding): out is what lattn_state_advance would give, but the tokens
    stay pending, behind those of earlier drafts, until lattn_state_commit. At most max_drafts in
    all, else LATTN_E_SHAPE. No copy of a linear state is made: its drafts are kept as updates to
-   come. Errors: as lattn_state_advance, but STATE. exec: progress is not used. */
+   come. (Those of TITANS run on a copy, for which a state with max_drafts has room.) Errors: as
+   lattn_state_advance, but STATE. exec: progress is not used. */
 LATTN_API lattn_status lattn_state_draft(lattn_state *state, const lattn_state_call *call,
                                          lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                          lattn_tensor out, const lattn_exec *exec);
@@ -1238,8 +1251,9 @@ enum lattn_matrix {
    (rows as tokens, states as heads), of any element type, or with rows and columns exchanged
    (transposed 1: ggml's and RWKV's layout). What is read has all tokens in it. Setting is for empty
    states and for those taken over from other programs: it replaces the matrix and leaves the count
-   of tokens. Errors: NULL, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, CONFIG (the state has no such
-   matrix), STATE (drafts are pending). Note: OVERFLOWED. */
+   of tokens (TITANS within a chunk: the weights at its beginning too). Errors: NULL, FIELD,
+   SHAPE, TYPE, STRIDE, OVERFLOW, CONFIG (the state has no such matrix), STATE (drafts are
+   pending). Note: OVERFLOWED. */
 LATTN_API lattn_status lattn_state_get(const lattn_state *state, int32_t matrix, int32_t transposed,
                                        lattn_tensor m);
 LATTN_API lattn_status lattn_state_set(lattn_state *state, int32_t matrix, int32_t transposed,
@@ -11313,8 +11327,8 @@ LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
    A head has two or three copies of its weights, one after another: the memory, its momentum and,
    if gradients are taken at a chunk's beginning, the memory as it was there; beside them, if
    drafts may come, a second set on which drafts run, and what they learned. The weights are
-   planes: W [key_dim][value_dim] of a linear memory, in tiles of 64 columns as S above; W1
-   [key_dim][hidden], W2 [hidden][value_dim] and the gain [1][value_dim] of a deep one, row by row.
+   planes: W [key_dim][value_dim] of a linear memory, in tiles as S above; W1 [key_dim][hidden], W2
+   [hidden][value_dim] and the gain [1][value_dim] of a deep one, row by row.
 
    What a token learns is of rank 1 in each plane: momentum = eta momentum + x u^T, memory = (1 -
    alpha) memory + momentum, with x what came in, and u minus the gradient of what came out, times
@@ -11323,7 +11337,13 @@ LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
    Cost of a token and head: 4 passes over a linear memory (predicted, momentum and memory written,
    read), 7 over a deep one; the tiles of a linear one stay in the first-level cache for a chunk. */
 
-enum { LATTN_MEMORY_ = 0, LATTN_MOMENTUM_ = 1, LATTN_FROZEN_ = 2 }; /* copies */
+enum {
+  LATTN_MEMORY_ = 0, /* copies */
+  LATTN_MOMENTUM_ = 1,
+  LATTN_FROZEN_ = 2,
+  LATTN_MEMORY_COLUMNS_ = 64, /* of a tile */
+  LATTN_THROUGH_VECTORS_ = 4  /* columns of a pass / 16 */
+};
 
 typedef struct lattn_plane_ {
   int64_t at, rows, columns, tile; /* in floats from the copy's first; columns padded; of a tile */
@@ -11334,7 +11354,7 @@ LATTN_FN_ int64_t lattn_hidden_(const lattn_state *s) { return ((int64_t)s->hidd
 /* Plane 0, or of a deep memory 1 and 2 (the gain: without residual, it has no rows). */
 LATTN_FN_ lattn_plane_ lattn_plane_of_(const lattn_state *s, int which) {
   int64_t hidden = lattn_hidden_(s), first = s->features * hidden, second = s->hidden * s->columns;
-  lattn_plane_ p = {0, s->features, s->columns, LATTN_TILE_COLUMNS_};
+  lattn_plane_ p = {0, s->features, s->columns, LATTN_MEMORY_COLUMNS_};
   if (!s->hidden) return p;
   p.at = which == 0 ? 0 : which == 1 ? first : first + second;
   p.rows = which == 0 ? s->features : which == 1 ? s->hidden : s->residual;
@@ -11429,7 +11449,7 @@ LATTN_FN_ lattn_v16_ lattn_activation_(int32_t activation, lattn_v16_ x, lattn_v
 
 LATTN_INLINE_ void lattn_through_body_(int vectors, const float *w, int64_t rows, int64_t stride,
                                        const float *x, float *y) {
-  lattn_v16_ sum[LATTN_SWEEP_VECTORS_];
+  lattn_v16_ sum[LATTN_THROUGH_VECTORS_];
   LATTN_UNROLL_
   for (int c = 0; c < vectors; c++) sum[c] = lattn_v_set_(0);
   for (int64_t i = 0; i < rows; i++, w += stride) {
@@ -11445,8 +11465,8 @@ LATTN_INLINE_ void lattn_through_body_(int vectors, const float *w, int64_t rows
 LATTN_NOINLINE_ void lattn_through_(const float *w, int64_t rows, int64_t stride, int64_t columns,
                                     const float *x, float *y) {
   int64_t c = 0;
-  for (; c + 16 * LATTN_SWEEP_VECTORS_ <= columns; c += 16 * LATTN_SWEEP_VECTORS_)
-    lattn_through_body_(LATTN_SWEEP_VECTORS_, w + c, rows, stride, x, y + c);
+  for (; c + 16 * LATTN_THROUGH_VECTORS_ <= columns; c += 16 * LATTN_THROUGH_VECTORS_)
+    lattn_through_body_(LATTN_THROUGH_VECTORS_, w + c, rows, stride, x, y + c);
   for (; c < columns; c += 16) lattn_through_body_(1, w + c, rows, stride, x, y + c);
 }
 
@@ -11568,7 +11588,7 @@ LATTN_FN_ void lattn_lesson_load_(const lattn_advance_ *job, const lattn_state *
 /* Tiles of the output: columns [c, c + width), at *tile of a copy. A deep memory has one. */
 LATTN_FN_ int64_t lattn_memory_tile_(const lattn_state *s, int64_t c, int64_t *tile) {
   *tile = s->hidden ? 0 : c * s->features;
-  return s->hidden ? s->columns : lattn_min_(s->columns - c, LATTN_TILE_COLUMNS_);
+  return s->hidden ? s->columns : lattn_min_(s->columns - c, LATTN_MEMORY_COLUMNS_);
 }
 
 /* Before token number `index` of the sequence: a chunk's first keeps the memory as it is. */
@@ -11585,7 +11605,7 @@ LATTN_FN_ void lattn_lesson_make_(const lattn_state *s, const float *w, int64_t 
                                   float *y) {
   int64_t tile, width = lattn_memory_tile_(s, c, &tile);
   float *k = lattn_lesson_k_(e), *u = lattn_lesson_u_(s, e) + c, *h = lattn_lesson_h_(s, e);
-  float prediction[LATTN_TILE_COLUMNS_];
+  float prediction[LATTN_MEMORY_COLUMNS_];
   if (s->chunk > 1) w += LATTN_FROZEN_ * s->weights;
   if (s->hidden) {
     lattn_deep_(s, w, k, lattn_lesson_a_(s, e), h, y);
@@ -11628,7 +11648,7 @@ LATTN_FN_ int lattn_memory_read_(const lattn_advance_ *job, const lattn_state *s
                                  const float *w, int64_t c, int64_t row, float *space) {
   int64_t tile, width = lattn_memory_tile_(s, c, &tile), queries = s->n_heads / s->n_states;
   const float *gain = w + lattn_plane_of_(s, 2).at;
-  float reading[LATTN_TILE_COLUMNS_], *q = space, *a = q + s->rows, *y = a + lattn_hidden_(s);
+  float reading[LATTN_MEMORY_COLUMNS_], *q = space, *a = q + s->rows, *y = a + lattn_hidden_(s);
   int lost = 0;
   for (int64_t head = n * queries; head < (n + 1) * queries; head++) {
     int64_t from = row * job->q.stride_token + head * s->n_query / s->n_heads * job->q.stride_head;
