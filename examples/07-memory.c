@@ -66,7 +66,6 @@ static void learn(const float *x, int64_t n, float *to) {
 static void recall(const float *x, int64_t n, const float *w, float *to) {
   check(lattn_state_read(memory, NULL, project(q, x, n, w, 1), rows(to, n), NULL));
 }
-
 static void gate(float *y, const float *by, int64_t n) {
   for (int64_t i = 0; i < n * DIM; i++) y[i] /= 1 + expf(-by[i]);
 }
