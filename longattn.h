@@ -1283,8 +1283,10 @@ typedef struct lattn_flow {
    q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out [n_queries][H][dv], H a multiple
    of G: every query head is an operator of its own, with the k and v that its group shares. Linear
    time; memory for one dk x dv matrix a thread. n_keys = 0: out is 0. options NULL = all defaults.
-   Padded tokens: leave them out. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
-   ALIAS, SCRATCH. Note: OVERFLOWED. Scratch is required: lattn_flow_scratch. */
+   Padded tokens: leave them out. Nothing overflows without a clamp either. out overlaps no input;
+   exec.progress is not used; threads share heads, and tiles of columns. Errors: NULL, SIZE, FIELD,
+   SHAPE, TYPE, STRIDE, OVERFLOW, VALUE, ALIAS, SCRATCH. Note: OVERFLOWED. Scratch is required:
+   lattn_flow_scratch. */
 LATTN_API lattn_status lattn_flow_attention(const lattn_flow *options, lattn_tensor q,
                                             lattn_tensor k, lattn_tensor v, lattn_tensor out,
                                             const lattn_exec *exec);
@@ -12797,6 +12799,457 @@ LATTN_API lattn_status lattn_state_load(lattn_state *state, lattn_read_function 
   e = lattn_load_state_(&st, state);
   if (e) lattn_state_clear(state);
   return e;
+}
+
+/* ---- Flow-Attention of a whole sequence, every query with every key ----
+   Three passes over q and k make the sums of flow.md 1.2, in double: of features; of features by
+   the flow that leaves or enters; of the competition. The fourth, over k and v, makes the matrix
+   of features and columns, in blocks of 128 keys, each of which is one chain of fused multiply-adds
+   from +0 that is then added; the last, over q, reads it. A unit of work is a head's run of tiles
+   of columns; each makes the sums for itself. Features are made again in each pass: (4 S + 3 L) dk
+   of them, 3 S + 3 L dots in double, (S + L) dk dv multiply-adds. */
+
+typedef struct lattn_flows_ {
+  lattn_tensor q, k, v, out;
+  lattn_state as;            /* how features are made, and of what size: no state is behind it */
+  int32_t n_workers, pieces; /* of a head, by tiles */
+  char *scratch;
+  size_t worker_bytes;
+  int32_t next, overflowed; /* the only members that workers change */
+} lattn_flows_;
+
+enum { LATTN_FLOW_COLUMNS_ = 64 }; /* of a tile of the matrix */
+
+LATTN_FN_ int64_t lattn_flow_tiles_(const lattn_state *as) {
+  return (as->columns + LATTN_FLOW_COLUMNS_ - 1) / LATTN_FLOW_COLUMNS_;
+}
+
+/* Where the tile that begins at column c is, in floats; its rows have *stride of them. */
+LATTN_FN_ int64_t lattn_flow_tile_at_(const lattn_state *as, int64_t c, int64_t *stride) {
+  *stride = lattn_min_(as->columns - c, LATTN_FLOW_COLUMNS_);
+  return c * as->features;
+}
+
+/* A worker's memory: of sinks (q) and sources (k) in turn. */
+typedef struct lattn_flow_space_ {
+  double *sum[2], *flow[2]; /* [rows]: of features of q and k; of those by their flows */
+  double *s;                /* [128]: what competes */
+  double most, total;       /* the largest of all s; sum of exp(s - most) */
+  float *x;                 /* [128][rows]: features */
+  float *y;                 /* [128][64]: of a tile, values as they compete */
+  float *by;                /* [128] */
+  float *matrix, *low;      /* tiles; what their sums lost */
+} lattn_flow_space_;
+
+/* Carves it from p (NULL: only counts); -1: too much. */
+LATTN_FN_ int64_t lattn_carve_flow_(lattn_flow_space_ *w, char *p, const lattn_state *as) {
+  int exact = (as->flags & LATTN_STATE_COMPENSATED) != 0;
+  int64_t at = 0, matrix = lattn_times_(as->features, 4 * as->columns);
+  int64_t sums = lattn_lay_(&at, 8 * (4 * as->rows + LATTN_BLOCK_));
+  int64_t rows = lattn_lay_(&at, 4 * LATTN_BLOCK_ * (as->rows + LATTN_FLOW_COLUMNS_ + 1));
+  int64_t tiles = lattn_lay_(&at, matrix), low = exact ? lattn_lay_(&at, matrix) : 0;
+  if (!p || at < 0) return at;
+  w->sum[0] = (double *)(void *)(p + sums);
+  w->sum[1] = w->sum[0] + as->rows;
+  w->flow[0] = w->sum[1] + as->rows;
+  w->flow[1] = w->flow[0] + as->rows;
+  w->s = w->flow[1] + as->rows;
+  w->x = (float *)(void *)(p + rows);
+  w->y = w->x + LATTN_BLOCK_ * as->rows;
+  w->by = w->y + LATTN_BLOCK_ * LATTN_FLOW_COLUMNS_;
+  w->matrix = (float *)(void *)(p + tiles);
+  w->low = exact ? (float *)(void *)(p + low) : 0;
+  return at; /* of multiples of 64 */
+}
+
+/* Features of rows [from, ...) of a head, a block of them at most. Returns how many. */
+LATTN_FN_ int lattn_flow_rows_(const lattn_flows_ *job, const lattn_flow_space_ *w,
+                               const lattn_tensor *t, int64_t from, int64_t head) {
+  int n = (int)lattn_min_(LATTN_BLOCK_, t->n_tokens - from);
+  for (int j = 0; j < n; j++)
+    lattn_features_(0, &job->as, w->x + j * job->as.rows, 0, t, from + j, head, 0);
+  return n;
+}
+
+/* to += by x; rows is a multiple of 16. */
+LATTN_FN_ void lattn_add64_(double *to, double by, const float *x, int64_t rows) {
+  for (int64_t i = 0; i < rows; i += 16)
+    for (int t = 0; t < 16; t++) to[i + t] = lattn_fma64_(by, (double)x[i + t], to[i + t]);
+}
+
+/* The sums of a head: of features, then of features by their flows. Side 0 is q, 1 is k. */
+LATTN_NOINLINE_ void lattn_flow_sums_(const lattn_flows_ *job, lattn_flow_space_ *w,
+                                      const int64_t head[2]) {
+  const lattn_state *as = &job->as;
+  const lattn_tensor *t[2];
+  t[0] = &job->q;
+  t[1] = &job->k;
+  LATTN_MEMSET_(w->sum[0], 0, (size_t)(4 * as->rows) * sizeof(double));
+  for (int pass = 0; pass < 2; pass++)
+    for (int side = 0; side < 2; side++) {
+      int n;
+      for (int64_t from = 0; from < t[side]->n_tokens; from += n) {
+        n = lattn_flow_rows_(job, w, t[side], from, head[side]);
+        for (int j = 0; j < n; j++) {
+          const float *x = w->x + j * as->rows;
+          double by = 1.0;
+          if (pass) by = 1.0 / lattn_dot64_(x, w->sum[1 - side], as->features, (double)as->epsilon);
+          lattn_add64_(pass ? w->flow[side] : w->sum[side], by, x, as->rows);
+        }
+      }
+    }
+}
+
+/* What the n sources of the block compete with. */
+LATTN_FN_ void lattn_flow_exponents_(const lattn_state *as, lattn_flow_space_ *w, int n) {
+  double low = (double)as->clamp_low, high = (double)as->clamp_high;
+  for (int j = 0; j < n; j++) {
+    double s = lattn_dot64_(w->x + j * as->rows, w->flow[0], as->features, (double)as->epsilon);
+    w->s[j] = s < low ? low : s > high ? high : s;
+  }
+}
+
+/* by[j] = exp(s[j] - most), j < n. */
+LATTN_FN_ void lattn_flow_exps_(lattn_flow_space_ *w, int n, double most) {
+  for (int j = 0; j < LATTN_BLOCK_; j++) {
+    double d = j >= n || w->s[j] == most ? 0 : w->s[j] - most;
+    w->by[j] = d < -1000 ? -1000.0f : (float)d;
+  }
+  for (int j = 0; j < n; j += 16)
+    lattn_v_store_(w->by + j, lattn_v_exp_(lattn_v_load_(w->by + j)));
+}
+
+/* The maximum and the sum of all sources: as if the sum were rescaled at each new maximum, so
+   that nothing overflows without a clamp. */
+LATTN_NOINLINE_ void lattn_flow_compete_(const lattn_flows_ *job, lattn_flow_space_ *w,
+                                         int64_t head) {
+  int n;
+  w->most = w->total = 0;
+  for (int64_t from = 0; from < job->k.n_tokens; from += n) {
+    double top;
+    n = lattn_flow_rows_(job, w, &job->k, from, head);
+    lattn_flow_exponents_(&job->as, w, n);
+    top = from ? w->most : w->s[0];
+    for (int j = 0; j < n; j++) top = top > w->s[j] ? top : w->s[j];
+    if (from && w->most < top) {
+      double d = w->most - top;
+      w->total = w->total * (double)lattn_exp_(d < -1000 ? -1000.0f : (float)d);
+    }
+    lattn_flow_exps_(w, n, top);
+    for (int j = 0; j < n; j++) w->total = w->total + (double)w->by[j];
+    w->most = top;
+  }
+}
+
+/* to[64 r + c] = sum over t < n, in order, of a[r row + t step] b[t stride + c], c < 16 vectors.
+   Per t of a full AVX-512 tile: 4 loads, 6 broadcasts, 24 multiply-adds. */
+LATTN_INLINE_ void lattn_flow_body_(int rows, int vectors, const float *a, int64_t row,
+                                    int64_t step, int64_t n, const float *b, int64_t stride,
+                                    float *to) {
+  lattn_v16_ sum[LATTN_TILE_ROWS_ * LATTN_TILE_PANELS_], x[LATTN_TILE_PANELS_];
+  LATTN_UNROLL_
+  for (int r = 0; r < rows * vectors; r++) sum[r] = lattn_v_set_(0);
+  for (int64_t t = 0; t < n; t++) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) x[c] = lattn_v_load_(b + t * stride + 16 * c);
+    LATTN_UNROLL_
+    for (int r = 0; r < rows; r++) {
+      lattn_v16_ y = lattn_v_set_(a[r * row + t * step]);
+      LATTN_UNROLL_
+      for (int c = 0; c < vectors; c++)
+        sum[r * vectors + c] = lattn_v_fma_(y, x[c], sum[r * vectors + c]);
+    }
+  }
+  LATTN_UNROLL_
+  for (int r = 0; r < rows; r++)
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++)
+      lattn_v_store_(to + r * LATTN_FLOW_COLUMNS_ + 16 * c, sum[r * vectors + c]);
+}
+
+/* The same, of at most LATTN_TILE_ROWS_ rows and all `stride` columns. */
+LATTN_NOINLINE_ void lattn_flow_tile_(int rows, const float *a, int64_t row, int64_t step,
+                                      int64_t n, const float *b, int64_t stride, float *to) {
+  enum { V = LATTN_TILE_PANELS_ };
+  int64_t c = 0;
+#define LATTN_BODY_(M)                                                     \
+  for (; c + 16 * V <= stride; c += 16 * V)                                \
+    lattn_flow_body_(M, V, a, row, step, n, b + c, stride, to + c);        \
+  for (; c < stride; c += 16)                                              \
+    lattn_flow_body_(M, 1, a, row, step, n, b + c, stride, to + c)
+  if (rows == 1) {
+    LATTN_BODY_(1);
+    return;
+  }
+  LATTN_EACH_ROWS_(rows, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* Adds the block's n keys and values to the tile of columns [c, c + stride). */
+LATTN_FN_ void lattn_flow_write_(const lattn_flows_ *job, const lattn_flow_space_ *w, int64_t from,
+                                 int n, int64_t head, int64_t c) {
+  const lattn_state *as = &job->as;
+  const lattn_tensor *v = &job->v;
+  float sum[LATTN_TILE_ROWS_ * LATTN_FLOW_COLUMNS_];
+  int64_t stride, at = lattn_flow_tile_at_(as, c, &stride);
+  for (int j = 0; j < n; j++) {
+    int64_t value = (from + j) * v->stride_token + head * v->stride_head;
+    for (int64_t i = 0; i < stride; i += 16) {
+      int left = as->dv - c - i < 16 ? (int)(as->dv - c - i) : 16;
+      lattn_v16_ x = lattn_v_get_n_(v->data, v->type, value + c + i, left);
+      lattn_v_store_(w->y + j * stride + i, lattn_v_mul_(x, lattn_v_set_(w->by[j])));
+    }
+  }
+  for (int64_t r = 0; r < as->features; r += LATTN_TILE_ROWS_) {
+    int rows = (int)lattn_min_(LATTN_TILE_ROWS_, as->features - r);
+    lattn_flow_tile_(rows, w->x + r, 1, as->rows, n, w->y, stride, sum);
+    for (int i = 0; i < rows; i++)
+      for (int64_t b = 0; b < stride; b += 16) {
+        int64_t here = at + (r + i) * stride + b;
+        lattn_v16_ low = lattn_v_set_(0), s = lattn_v_load_(w->matrix + here);
+        lattn_v16_ more = lattn_v_load_(sum + i * LATTN_FLOW_COLUMNS_ + b);
+        if (w->low) low = lattn_v_load_(w->low + here);
+        s = lattn_v_write_(w->low != 0, lattn_v_set_(1), more, s, &low);
+        lattn_v_store_(w->matrix + here, s);
+        if (w->low) lattn_v_store_(w->low + here, low);
+      }
+  }
+}
+
+/* The matrix of columns [c, end) of a head. */
+LATTN_NOINLINE_ void lattn_flow_matrix_(const lattn_flows_ *job, lattn_flow_space_ *w, int64_t head,
+                                        int64_t c, int64_t end) {
+  const lattn_state *as = &job->as;
+  size_t bytes = (size_t)(as->features * as->columns) * sizeof(float);
+  double share = (double)job->k.n_tokens / w->total;
+  int n;
+  LATTN_MEMSET_(w->matrix, 0, bytes);
+  if (w->low) LATTN_MEMSET_(w->low, 0, bytes);
+  for (int64_t from = 0; from < job->k.n_tokens; from += n) {
+    n = lattn_flow_rows_(job, w, &job->k, from, head);
+    lattn_flow_exponents_(as, w, n);
+    lattn_flow_exps_(w, n, w->most);
+    for (int j = 0; j < n; j++) w->by[j] = (float)(share * (double)w->by[j]);
+    for (int64_t i = c; i < end; i += LATTN_FLOW_COLUMNS_)
+      lattn_flow_write_(job, w, from, n, head, i);
+  }
+}
+
+/* What the n readings of the block are multiplied by: the sink's share and its flow. */
+LATTN_FN_ void lattn_flow_gates_(const lattn_flows_ *job, lattn_flow_space_ *w, int n) {
+  const lattn_state *as = &job->as;
+  double eps = (double)as->epsilon, most = 3.40282347e38;
+  double ratio = (double)job->q.n_tokens / (double)job->k.n_tokens;
+  for (int j = 0; j < LATTN_BLOCK_; j++) {
+    double g = 0;
+    if (j < n) g = lattn_dot64_(w->x + j * as->rows, w->flow[1], as->features, eps) * ratio;
+    w->by[j] = g > most ? (float)most : (float)g;
+  }
+  for (int j = 0; j < n; j += 16)
+    lattn_v_store_(w->by + j, lattn_v_sigmoid_(lattn_v_load_(w->by + j)));
+  for (int j = 0; j < n; j++) {
+    double in = (double)w->by[j];
+    in = in / lattn_dot64_(w->x + j * as->rows, w->sum[1], as->features, eps);
+    w->by[j] = in > most ? (float)most : (float)in;
+  }
+}
+
+/* Queries of a head read columns [c, end). */
+LATTN_NOINLINE_ int lattn_flow_read_(const lattn_flows_ *job, lattn_flow_space_ *w,
+                                     const int64_t head[2], int64_t c, int64_t end) {
+  const lattn_state *as = &job->as;
+  const lattn_tensor *out = &job->out;
+  float sum[LATTN_TILE_ROWS_ * LATTN_FLOW_COLUMNS_];
+  int n, lost = 0;
+  for (int64_t from = 0; from < job->q.n_tokens; from += n) {
+    n = lattn_flow_rows_(job, w, &job->q, from, head[0]);
+    lattn_flow_gates_(job, w, n);
+    for (int64_t tile = c; tile < end; tile += LATTN_FLOW_COLUMNS_) {
+      int64_t stride, at = lattn_flow_tile_at_(as, tile, &stride);
+      for (int r = 0; r < n; r += LATTN_TILE_ROWS_) {
+        int rows = n - r < LATTN_TILE_ROWS_ ? n - r : LATTN_TILE_ROWS_;
+        lattn_flow_tile_(rows, w->x + r * as->rows, as->rows, 1, as->features, w->matrix + at,
+                         stride, sum);
+        for (int i = 0; i < rows; i++)
+          for (int64_t b = 0; b < stride && tile + b < as->dv; b += 16) {
+            int left = as->dv - tile - b < 16 ? (int)(as->dv - tile - b) : 16;
+            lattn_v16_ zero = lattn_v_set_(0), o = lattn_v_load_(sum + i * LATTN_FLOW_COLUMNS_ + b);
+            o = lattn_v_mul_(o, lattn_v_set_(w->by[r + i]));
+            o = lattn_v_if_equal_(o, zero, zero, o); /* -0 becomes +0 */
+            lost |= lattn_v_put_n_((void *)(uintptr_t)out->data, out->type,
+                                   (from + r + i) * out->stride_token +
+                                       head[0] * out->stride_head + tile + b,
+                                   o, left);
+          }
+      }
+    }
+  }
+  return lost;
+}
+
+/* Without keys a row is +0. */
+LATTN_FN_ void lattn_flow_empty_(const lattn_flows_ *job, int64_t head, int64_t c, int64_t end) {
+  const lattn_tensor *out = &job->out;
+  for (int64_t t = 0; t < out->n_tokens; t++)
+    for (int64_t i = c; i < lattn_min_(end, out->dim); i += 16)
+      lattn_v_put_n_((void *)(uintptr_t)out->data, out->type,
+                     t * out->stride_token + head * out->stride_head + i, lattn_v_set_(0),
+                     out->dim - i < 16 ? (int)(out->dim - i) : 16);
+}
+
+/* Works off units: (head, piece), in order. A piece's tiles are where a head's are. */
+LATTN_NOINLINE_ void lattn_flow_worker_(lattn_flows_ *job, int32_t index) {
+  const lattn_state *as = &job->as;
+  int64_t units = as->n_heads * (int64_t)job->pieces, tiles = lattn_flow_tiles_(as), turn = 0;
+  lattn_flow_space_ w;
+  lattn_carve_flow_(&w, job->scratch + (size_t)index * job->worker_bytes, as);
+  for (;;) {
+    int64_t unit = LATTN_HAS_ATOMIC_ ? lattn_take_(&job->next) : index + job->n_workers * turn++;
+    int64_t head[2], piece = unit % job->pieces, c, end;
+    if (unit >= units) return;
+    head[0] = unit / job->pieces;
+    head[1] = head[0] * as->n_key / as->n_heads;
+    c = tiles * piece / job->pieces * LATTN_FLOW_COLUMNS_;
+    end = lattn_min_(tiles * (piece + 1) / job->pieces * LATTN_FLOW_COLUMNS_, as->columns);
+    if (job->k.n_tokens == 0) {
+      lattn_flow_empty_(job, head[0], c, end);
+      continue;
+    }
+    lattn_flow_sums_(job, &w, head);
+    lattn_flow_compete_(job, &w, head[1]);
+    lattn_flow_matrix_(job, &w, head[1], c, end);
+    if (lattn_flow_read_(job, &w, head, c, end)) lattn_raise_(&job->overflowed);
+  }
+}
+
+LATTN_FN_ void lattn_flow_task_(void *context, int32_t index) {
+  lattn_flows_ *job = (lattn_flows_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_flow_worker_(job, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* The dims, and flags, as a state has them. 0: too large. */
+LATTN_FN_ int lattn_flow_dims_(lattn_state *as, int64_t dk, int64_t dv, int32_t flags) {
+  LATTN_MEMSET_(as, 0, sizeof *as);
+  if (dk < 1 || dv < 1 || dk > LATTN_MAX_FEATURES_ || dv > LATTN_MAX_FEATURES_) return 0;
+  as->kind = LATTN_STATE_FLOW;
+  as->dk = as->features = (int32_t)dk;
+  as->dv = (int32_t)dv;
+  as->rows = (dk + 15) / 16 * 16;
+  as->columns = (dv + 15) / 16 * 16;
+  as->flags = flags;
+  return 1;
+}
+
+LATTN_API size_t lattn_flow_scratch(int64_t key_dim, int64_t value_dim, int32_t flags,
+                                    int32_t n_threads) {
+  lattn_state as;
+  int64_t all;
+  if (n_threads < 0 || n_threads > 1024 || (flags & ~LATTN_STATE_COMPENSATED)) return 0;
+  if (!lattn_flow_dims_(&as, key_dim, value_dim, flags)) return 0;
+  all = lattn_times_(lattn_carve_flow_(0, 0, &as), n_threads > 0 ? n_threads : 1);
+  return all < 0 ? 0 : (size_t)all + 63;
+}
+
+LATTN_FN_ lattn_status lattn_check_flow_options_(lattn_state *as, const lattn_flow *options,
+                                                 lattn_fault *f) {
+  lattn_flow o;
+  lattn_status e = lattn_import_(&o, sizeof o, sizeof o, options);
+  if (e) return lattn_fail_(f, e, "options.size");
+  if (o.feature && o.feature != LATTN_FEATURE_SIGMOID && o.feature != LATTN_FEATURE_RELU)
+    return lattn_fail_(f, LATTN_E_FIELD, "options.feature");
+  if (o.flags & ~LATTN_STATE_COMPENSATED) return lattn_fail_(f, LATTN_E_FIELD, "options.flags");
+  as->feature = o.feature ? o.feature : LATTN_FEATURE_SIGMOID;
+  as->flags = o.flags;
+  as->epsilon = lattn_bits_(o.epsilon) ? o.epsilon : 1e-6f;
+  if (!lattn_is_finite_(as->epsilon) || !(as->epsilon > 0))
+    return lattn_fail_(f, LATTN_E_VALUE, "options.epsilon");
+  as->clamp_low = o.clamp_low;
+  as->clamp_high = o.clamp_high;
+  if (!lattn_bits_(o.clamp_low) && !lattn_bits_(o.clamp_high)) {
+    as->clamp_low = -1;
+    as->clamp_high = 1;
+  }
+  if (lattn_is_nan_(o.clamp_low)) return lattn_fail_(f, LATTN_E_VALUE, "options.clamp_low");
+  if (lattn_is_nan_(o.clamp_high) || as->clamp_low > as->clamp_high)
+    return lattn_fail_(f, LATTN_E_VALUE, "options.clamp_high");
+  return LATTN_OK;
+}
+
+/* Views; shapes that go together; out apart from the inputs. */
+LATTN_FN_ lattn_status lattn_check_flow_(lattn_flows_ *job, lattn_fault *f) {
+  static const lattn_names_ q = LATTN_NAMES_("q"), k = LATTN_NAMES_("k"), v = LATTN_NAMES_("v");
+  static const lattn_names_ out = LATTN_NAMES_("out");
+  static const char *const name[1] = {"out"};
+  lattn_tensor in[3];
+  lattn_state *as = &job->as, options = *as;
+  lattn_status e = lattn_view_(&job->q, 0, 1, &q, f);
+  if (!e) e = lattn_view_(&job->k, 0, 1, &k, f);
+  if (!e) e = lattn_view_(&job->v, 0, 1, &v, f);
+  if (!e) e = lattn_view_(&job->out, 1, 1, &out, f);
+  if (e) return e;
+  if (job->k.dim != job->q.dim) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
+  if (job->q.n_heads % job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "k.n_heads");
+  if (job->v.n_tokens != job->k.n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
+  if (job->v.n_heads != job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (job->out.n_tokens != job->q.n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_tokens");
+  if (job->out.n_heads != job->q.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_heads");
+  if (job->out.dim != job->v.dim) return lattn_fail_(f, LATTN_E_SHAPE, "out.dim");
+  if (job->q.dim > LATTN_MAX_FEATURES_) return lattn_fail_(f, LATTN_E_OVERFLOW, "q.dim");
+  if (job->v.dim > LATTN_MAX_FEATURES_) return lattn_fail_(f, LATTN_E_OVERFLOW, "v.dim");
+  if (job->q.n_heads > INT32_MAX / 4) return lattn_fail_(f, LATTN_E_OVERFLOW, "q.n_heads");
+  lattn_flow_dims_(as, job->q.dim, job->v.dim, options.flags);
+  as->feature = options.feature;
+  as->epsilon = options.epsilon;
+  as->clamp_low = options.clamp_low;
+  as->clamp_high = options.clamp_high;
+  as->n_heads = (int32_t)job->q.n_heads;
+  as->n_key = (int32_t)job->k.n_heads;
+  in[0] = job->q;
+  in[1] = job->k;
+  in[2] = job->v;
+  return lattn_check_apart_(&job->out, 1, in, 3, name, f);
+}
+
+/* Scratch; how many pieces a head is cut into. */
+LATTN_FN_ lattn_status lattn_place_flow_(lattn_flows_ *job, const lattn_exec *ex) {
+  int64_t worker = lattn_carve_flow_(0, 0, &job->as), tiles = lattn_flow_tiles_(&job->as);
+  uintptr_t at = (uintptr_t)ex->scratch, start = (at + 63) / 64 * 64;
+  job->n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  job->pieces = 1;
+  if (!ex->scratch) return lattn_fail_(ex->fault, LATTN_E_SCRATCH, "exec.scratch");
+  if (worker < 0 || ex->scratch_bytes < start - at ||
+      (ex->scratch_bytes - (start - at)) / (size_t)job->n_workers < (size_t)worker)
+    return lattn_fail_(ex->fault, LATTN_E_SCRATCH, "exec.scratch_bytes");
+  job->scratch = (char *)ex->scratch + (start - at);
+  job->worker_bytes = (size_t)worker;
+  while (job->pieces < tiles && job->n_workers > 1 &&
+         job->as.n_heads * (int64_t)job->pieces < 3 * (int64_t)job->n_workers)
+    job->pieces++;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_flow_attention(const lattn_flow *options, lattn_tensor q,
+                                            lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                            const lattn_exec *exec) {
+  lattn_exec ex;
+  lattn_flows_ job;
+  lattn_status e = lattn_exec_in_(&ex, exec);
+  if (e) return e;
+  LATTN_MEMSET_(&job, 0, sizeof job);
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.out = out;
+  e = lattn_check_flow_options_(&job.as, options, ex.fault);
+  if (!e) e = lattn_check_flow_(&job, ex.fault);
+  if (!e) e = lattn_place_flow_(&job, &ex);
+  if (e) return e;
+  if (job.q.n_tokens > 0) lattn_parallel_(&ex, job.n_workers, lattn_flow_task_, &job);
+  if (ex.tokens_done) *ex.tokens_done = job.q.n_tokens;
+  return job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
 }
 
 /* ---- published methods ---- */
