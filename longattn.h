@@ -10362,9 +10362,9 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
           r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
       }
       LATTN_UNROLL_
-      for (int c = 0; c < vectors && ranks; c++) {
-        lattn_v_store_(at + 16 * c, s[c]);
-        if (compensated) lattn_v_store_(lost + 16 * c, low[c]);
+      for (int c = 0; c < vectors; c++) {
+        if (ranks) lattn_v_store_(at + 16 * c, s[c]);
+        if (ranks && compensated) lattn_v_store_(lost + 16 * c, low[c]);
       }
       at += stride;
       if (compensated) lost += stride;
@@ -10374,7 +10374,8 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   for (int j = 0; j < steps; j++) LATTN_UNROLL_
   for (int c = 0; c < vectors; c++) lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
   LATTN_UNROLL_
-  for (int c = 0; c < vectors && predicts; c++) lattn_v_store_(w->p + 16 * c, p[c]);
+  for (int c = 0; c < vectors; c++)
+    if (predicts) lattn_v_store_(w->p + 16 * c, p[c]);
 }
 
 /* Denormal numbers become 0: some processors take a hundred cycles for one. */
