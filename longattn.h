@@ -11288,42 +11288,613 @@ LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w,
   return lost;
 }
 
-/* ---- Aaren ---- */
-LATTN_FN_ int64_t lattn_lay_aaren_(lattn_state *s) {
-  (void)s;
-  return 64;
+/* ---- Aaren ----
+   A head keeps partials (maximum, sum, weighted values), as §6 and §9 do: of the segment of 2048
+   tokens that is being filled, in place 0, and of the subtrees of segments before it: that of 2^b
+   segments is in place 1 + b, if bit b of their number is set (the last place takes all that come
+   after 2^20 segments). A sum of 0: none. A token is a partial of its own (score, 1, value): it
+   joins its segment by lattn_merge_row_'s rule, so a segment is one chain over its tokens, and an
+   output the fold of the places by attend's tree, divided: a prefix has the same bits however its
+   tokens came.
+
+   Cost of a token and head: dk + dv multiply-adds, dv more for each subtree, dv divisions. */
+
+enum {
+  LATTN_AAREN_PARTS_ = 22,
+  LATTN_AAREN_PIECES_ = 3, /* segments of a thread in a round of the scan */
+  LATTN_AAREN_HEAD_ = 48,  /* floats before the first row: maxima and sums, 24 each */
+  LATTN_AAREN_VECTORS_ = LATTN_TILE_PANELS_ > 2 ? LATTN_TILE_PANELS_ : 2
+};
+
+/* How A and B merge: A is kept, B taken, or one of them leads. */
+enum { LATTN_KEEPS_A_ = 0, LATTN_TAKES_B_ = 1, LATTN_A_LEADS_ = 2, LATTN_B_LEADS_ = 3 };
+
+/* Partials of a head: in the state, or a copy. */
+typedef struct lattn_parts_ {
+  float *m, *l, *acc; /* acc: rows of `columns` */
+  int64_t columns;
+} lattn_parts_;
+
+LATTN_FN_ lattn_parts_ lattn_parts_at_(float *p, int64_t columns) {
+  lattn_parts_ parts = {p, p + LATTN_AAREN_HEAD_ / 2, p + LATTN_AAREN_HEAD_, columns};
+  return parts;
 }
+LATTN_FN_ lattn_parts_ lattn_parts_of_(const lattn_state *s, int64_t n) {
+  return lattn_parts_at_((float *)(void *)lattn_state_head_(s, n), s->columns);
+}
+LATTN_FN_ float lattn_parts_maximum_(const lattn_parts_ *p, int i) {
+  return p->l[i] == 0 ? -LATTN_INFINITY_ : p->m[i];
+}
+
+LATTN_FN_ void lattn_parts_drop_(lattn_parts_ *p, int i) {
+  p->m[i] = p->l[i] = 0;
+  LATTN_MEMSET_(p->acc + i * p->columns, 0, (size_t)p->columns * sizeof(float));
+}
+
+LATTN_FN_ void lattn_parts_copy_(lattn_parts_ *to, const lattn_parts_ *from) {
+  LATTN_MEMCPY_(to->m, from->m, LATTN_AAREN_HEAD_ * sizeof(float));
+  for (int i = 0; i < LATTN_AAREN_PARTS_; i++)
+    if (from->l[i] != 0)
+      LATTN_MEMCPY_(to->acc + i * to->columns, from->acc + i * to->columns,
+                    (size_t)to->columns * sizeof(float));
+}
+
+/* Place i, the older, merges with a later partial. */
+LATTN_FN_ void lattn_parts_join_(lattn_parts_ *p, int i, float m, float l, const float *acc) {
+  float own = lattn_parts_maximum_(p, i);
+  if (l == 0) return;
+  lattn_merge_row_(&own, p->l + i, p->acc + i * p->columns, m, l, acc, p->columns);
+  p->m[i] = own;
+}
+
+/* Appends a subtree of 2^height segments to `segments` of them: a carry, as of a counter. */
+LATTN_FN_ void lattn_parts_add_(lattn_parts_ *p, int height, int64_t segments, float m, float l,
+                                const float *acc) {
+  int i = 1 + height;
+  lattn_parts_join_(p, i, m, l, acc);
+  for (; i < LATTN_AAREN_PARTS_ - 1 && (segments >> (i - 1) & 1); i++) {
+    lattn_parts_join_(p, i + 1, p->m[i], p->l[i], p->acc + i * p->columns);
+    lattn_parts_drop_(p, i);
+  }
+}
+
+/* The segment that was being filled, number `segments`, is full. */
+LATTN_FN_ void lattn_parts_finish_(lattn_parts_ *p, int64_t segments) {
+  lattn_parts_add_(p, 0, segments, p->m[0], p->l[0], p->acc);
+  lattn_parts_drop_(p, 0);
+}
+
+/* A worker's memory, for chunks of tokens. */
+typedef struct lattn_aaren_space_ {
+  float *q;           /* the query, scaled */
+  float *s, *m, *l;   /* scores; maximum and sum after each token */
+  float *e;           /* [parts][chunk]: factors of merges ... */
+  unsigned char *how; /* ... likewise */
+  int64_t step;       /* from one part's to the next's */
+  float *own;         /* a copy of a head's parts */
+  float *totals;      /* of a scan: partials, one row each */
+} lattn_aaren_space_;
+
+LATTN_FN_ int64_t lattn_aaren_total_(const lattn_state *s) { return 16 + s->columns; }
+
+/* Carves it from p (NULL: only counts). */
+LATTN_FN_ size_t lattn_carve_aaren_(lattn_aaren_space_ *w, char *p, const lattn_state *s,
+                                    int64_t chunk) {
+  int64_t step = (chunk + 15) / 16 * 16, dk = ((int64_t)s->dk + 15) / 16 * 16;
+  int64_t parts = LATTN_AAREN_HEAD_ + LATTN_AAREN_PARTS_ * s->columns;
+  int64_t own = chunk > 1 || s->max_drafts ? parts : 0;
+  int64_t totals = chunk > 1 ? LATTN_AAREN_PIECES_ * lattn_aaren_total_(s) : 0;
+  int64_t how = (LATTN_AAREN_PARTS_ * step / 4 + 15) / 16 * 16;
+  if (p) {
+    w->q = (float *)(void *)p;
+    w->s = w->q + dk;
+    w->m = w->s + step;
+    w->l = w->m + step;
+    w->e = w->l + step;
+    w->how = (unsigned char *)(w->e + LATTN_AAREN_PARTS_ * step);
+    w->own = w->e + LATTN_AAREN_PARTS_ * step + how;
+    w->totals = w->own + own;
+    w->step = step;
+  }
+  return (size_t)(dk + (3 + LATTN_AAREN_PARTS_) * step + how + own + totals) * sizeof(float);
+}
+
 LATTN_FN_ size_t lattn_aaren_worker_(const lattn_state *s, int64_t chunk) {
-  (void)s;
-  (void)chunk;
-  return 64;
+  return lattn_carve_aaren_(0, 0, s, chunk);
 }
+
+/* A head: its partials, then of drafts their scores, [16], and values. */
+LATTN_FN_ int64_t lattn_lay_aaren_(lattn_state *s) {
+  int64_t at = 0;
+  s->matrix_bytes = 4 * s->columns;
+  lattn_lay_(&at, 4 * (LATTN_AAREN_HEAD_ + LATTN_AAREN_PARTS_ * s->columns));
+  s->entries = lattn_lay_(&at, 4 * (LATTN_STATE_DRAFTS_ + s->max_drafts * s->columns));
+  return at;
+}
+LATTN_FN_ float *lattn_aaren_drafts_(const lattn_state *s, int64_t n) {
+  return (float *)(void *)(lattn_state_head_(s, n) + s->entries);
+}
+
+/* Tokens on their way into the partials of head n. */
+typedef struct lattn_aaren_ {
+  const lattn_advance_ *job; /* NULL: nothing is read */
+  const lattn_state *s;
+  lattn_aaren_space_ *w;
+  lattn_parts_ parts;
+  int64_t n, count; /* tokens in the parts */
+  int reads, stores;
+  int finishes; /* a full segment goes to the subtrees */
+} lattn_aaren_;
+
+/* Scores of rows [row, row + tokens) of k: dots of the scaled query in 16 lanes. */
+LATTN_INLINE_ void lattn_aaren_dots_(int rows, int type, const float *q, const void *k, int64_t at,
+                                     int64_t stride, int64_t dim, float *to) {
+  lattn_v16_ sum[4];
+  LATTN_UNROLL_
+  for (int r = 0; r < rows; r++) sum[r] = lattn_v_set_(0);
+  for (int64_t i = 0; i < dim; i += 16) {
+    int n = dim - i < 16 ? (int)(dim - i) : 16;
+    lattn_v16_ x = lattn_v_load_(q + i);
+    LATTN_UNROLL_
+    for (int r = 0; r < rows; r++)
+      sum[r] = lattn_v_fma_(x, lattn_v_get_n_(k, type, at + r * stride + i, n), sum[r]);
+  }
+  lattn_v_reduce_rows_(sum, rows, 0, to);
+}
+
+LATTN_NOINLINE_ void lattn_aaren_scores_(const lattn_aaren_ *a, int64_t row, int64_t tokens) {
+  const lattn_tensor *k = &a->job->k;
+  const lattn_state *s = a->s;
+  int64_t at = row * k->stride_token + a->n * s->n_key / s->n_heads * k->stride_head, j = 0;
+#define LATTN_BODY_(T)                                                                            \
+  for (; j + 4 <= tokens; j += 4)                                                                 \
+    lattn_aaren_dots_(4, T, a->w->q, k->data, at + j * k->stride_token, k->stride_token, s->dk,   \
+                      a->w->s + j);                                                               \
+  for (; j < tokens; j++)                                                                         \
+    lattn_aaren_dots_(1, T, a->w->q, k->data, at + j * k->stride_token, 0, s->dk, a->w->s + j)
+  LATTN_EACH_TYPE_(k->type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+/* How partials with these maxima merge; *d: the exponent of the one that does not lead. */
+LATTN_INLINE_ int lattn_how_(float a, float b, float *d) {
+  *d = 0;
+  if (lattn_is_empty_(b)) return LATTN_KEEPS_A_;
+  if (lattn_is_empty_(a)) return LATTN_TAKES_B_;
+  if (a > b) {
+    *d = b - a;
+    return LATTN_A_LEADS_;
+  }
+  if (a != b) *d = a - b;
+  return LATTN_B_LEADS_;
+}
+
+LATTN_INLINE_ float lattn_sum_of_(int how, float a, float b, float e) {
+  if (how == LATTN_KEEPS_A_) return a;
+  if (how == LATTN_TAKES_B_) return b;
+  return how == LATTN_A_LEADS_ ? lattn_fma_(b, e, a) : lattn_fma_(a, e, b);
+}
+
+LATTN_FN_ void lattn_aaren_exps_(float *e, int tokens) {
+  for (int j = tokens; j % 16; j++) e[j] = 0;
+  for (int j = 0; j < tokens; j += 16) lattn_v_store_(e + j, lattn_v_exp_(lattn_v_load_(e + j)));
+}
+
+/* The tokens' scores join the segment: factors, and maximum and sum after each. */
+LATTN_FN_ void lattn_aaren_weigh_(lattn_aaren_ *a, int tokens) {
+  lattn_aaren_space_ *w = a->w;
+  float m = lattn_parts_maximum_(&a->parts, 0), l = a->parts.l[0];
+  for (int j = 0; j < tokens; j++) {
+    w->how[j] = (unsigned char)lattn_how_(m, w->s[j], w->e + j);
+    if (w->how[j] == LATTN_TAKES_B_ || w->how[j] == LATTN_B_LEADS_) m = w->s[j];
+    w->m[j] = m;
+  }
+  lattn_aaren_exps_(w->e, tokens);
+  for (int j = 0; j < tokens; j++) w->l[j] = l = lattn_sum_of_(w->how[j], l, 1.0f, w->e[j]);
+  if (!a->stores || lattn_is_empty_(m)) return;
+  a->parts.m[0] = m;
+  a->parts.l[0] = l;
+}
+
+/* Then a subtree, which is older, joins each of these prefixes. */
+LATTN_FN_ void lattn_aaren_fold_(lattn_aaren_ *a, int place, int tokens) {
+  lattn_aaren_space_ *w = a->w;
+  float m = a->parts.m[place], l = a->parts.l[place], *e = w->e + place * w->step;
+  unsigned char *how = w->how + place * w->step;
+  for (int j = 0; j < tokens; j++) {
+    how[j] = (unsigned char)lattn_how_(m, w->m[j], e + j);
+    if (how[j] == LATTN_KEEPS_A_ || how[j] == LATTN_A_LEADS_) w->m[j] = m;
+  }
+  lattn_aaren_exps_(e, tokens);
+  for (int j = 0; j < tokens; j++) w->l[j] = lattn_sum_of_(how[j], l, w->l[j], e[j]);
+}
+
+/* Merges vectors of two partials into b. */
+LATTN_INLINE_ void lattn_aaren_join_(int vectors, int how, float e, const lattn_v16_ *a,
+                                     lattn_v16_ *b) {
+  lattn_v16_ by = lattn_v_set_(e);
+  if (how == LATTN_A_LEADS_) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) b[c] = lattn_v_fma_(b[c], by, a[c]);
+  } else if (how == LATTN_B_LEADS_) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) b[c] = lattn_v_fma_(a[c], by, b[c]);
+  } else if (how == LATTN_KEEPS_A_) {
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++) b[c] = a[c];
+  }
+}
+
+/* Columns [c, ...) of token j's output, row `row` of the call's. */
+LATTN_INLINE_ int lattn_aaren_finish_(const lattn_aaren_ *a, int vectors, int64_t row, int64_t c,
+                                      int j, const lattn_v16_ *x) {
+  const lattn_tensor *out = &a->job->out;
+  lattn_partial *partial = a->job->partial;
+  lattn_v16_ zero = lattn_v_set_(0), l = lattn_v_set_(a->w->l[j]);
+  int lost = 0, empty = lattn_is_empty_(a->w->m[j]);
+  int64_t at = row * out->stride_token + a->n * out->stride_head + c;
+  int64_t part = (row * a->s->n_heads + a->n) * a->s->dv + c;
+  LATTN_UNROLL_
+  for (int i = 0; i < vectors; i++) {
+    int64_t left = a->s->dv - c - 16 * i;
+    int n = left < 16 ? (int)left : 16;
+    lattn_v16_ o = empty ? zero : x[i];
+    if (partial) lattn_v_store_n_(partial->output + part + 16 * i, o, n);
+    if (!out->data) continue;
+    if (!empty) o = lattn_v_div_(o, l);
+    o = lattn_v_if_equal_(o, zero, zero, o); /* -0 becomes +0 */
+    lost |= lattn_v_put_n_((void *)(uintptr_t)out->data, out->type, at + 16 * i, o, n);
+  }
+  return lost;
+}
+
+/* Tokens whose scores are in place, over a strip of columns; their values are at element `value`
+   of v. */
+LATTN_INLINE_ int lattn_aaren_strip_(int vectors, lattn_aaren_ *a, const lattn_tensor *v,
+                                     int64_t value, int64_t row, int64_t c, int tokens,
+                                     const int *places, int n_places) {
+  const lattn_aaren_space_ *w = a->w;
+  lattn_v16_ acc[LATTN_AAREN_VECTORS_], x[LATTN_AAREN_VECTORS_], y[LATTN_AAREN_VECTORS_];
+  float *own = a->parts.acc + c;
+  int lost = 0;
+  LATTN_UNROLL_
+  for (int i = 0; i < vectors; i++) acc[i] = lattn_v_load_(own + 16 * i);
+  for (int j = 0; j < tokens; j++, value += v->stride_token) {
+    if (w->how[j] != LATTN_KEEPS_A_) {
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++) {
+        int64_t left = a->s->dv - c - 16 * i;
+        x[i] = lattn_v_get_n_(v->data, v->type, value + c + 16 * i, left < 16 ? (int)left : 16);
+      }
+      lattn_aaren_join_(vectors, w->how[j], w->e[j], acc, x);
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++) acc[i] = x[i];
+    }
+    if (!a->reads) continue;
+    LATTN_UNROLL_
+    for (int i = 0; i < vectors; i++) x[i] = acc[i];
+    for (int p = 0; p < n_places; p++) {
+      int64_t at = places[p] * w->step + j;
+      const float *from = own + places[p] * a->parts.columns;
+      LATTN_UNROLL_
+      for (int i = 0; i < vectors; i++) y[i] = lattn_v_load_(from + 16 * i);
+      lattn_aaren_join_(vectors, w->how[at], w->e[at], y, x);
+    }
+    lost |= lattn_aaren_finish_(a, vectors, row + j, c, j, x);
+  }
+  if (!a->stores) return lost;
+  LATTN_UNROLL_
+  for (int i = 0; i < vectors; i++) lattn_v_store_(own + 16 * i, acc[i]);
+  return lost;
+}
+
+/* A chunk of tokens of one segment whose scores are in place. */
+LATTN_NOINLINE_ int lattn_aaren_chunk_(lattn_aaren_ *a, const lattn_tensor *v, int64_t value,
+                                       int64_t row, int tokens) {
+  enum { V = LATTN_AAREN_VECTORS_ };
+  int places[LATTN_AAREN_PARTS_], n = 0, lost = 0;
+  lattn_partial *partial = a->job ? a->job->partial : 0;
+  lattn_aaren_weigh_(a, tokens);
+  for (int i = 1; a->reads && i < LATTN_AAREN_PARTS_; i++)
+    if (a->parts.l[i] != 0) {
+      places[n++] = i;
+      lattn_aaren_fold_(a, i, tokens);
+    }
+  for (int64_t c = 0; c < a->s->columns;) {
+    int whole = a->s->columns - c >= 16 * V;
+    lost |= whole ? lattn_aaren_strip_(V, a, v, value, row, c, tokens, places, n)
+                  : lattn_aaren_strip_(1, a, v, value, row, c, tokens, places, n);
+    c += whole ? 16 * V : 16;
+  }
+  for (int j = 0; a->reads && partial && j < tokens; j++) {
+    int64_t at = (row + j) * a->s->n_heads + a->n;
+    partial->maximum[at] = a->w->m[j];
+    partial->sum[at] = lattn_is_empty_(a->w->m[j]) ? 0.0f : a->w->l[j];
+  }
+  if (!a->stores) return lost;
+  a->count += tokens;
+  if (a->finishes && a->count % LATTN_SEGMENT_ == 0)
+    lattn_parts_finish_(&a->parts, a->count / LATTN_SEGMENT_ - 1);
+  return lost;
+}
+
+/* Tokens of one segment, at most a chunk, of `left`. */
+LATTN_FN_ int lattn_aaren_some_(const lattn_aaren_ *a, int64_t chunk, int64_t left) {
+  return (int)lattn_min_(lattn_min_(chunk, left), LATTN_SEGMENT_ - a->count % LATTN_SEGMENT_);
+}
+
+LATTN_FN_ void lattn_aaren_query_(const lattn_aaren_ *a) {
+  int64_t dk = ((int64_t)a->s->dk + 15) / 16 * 16;
+  LATTN_MEMCPY_(a->w->q, (const char *)a->s + a->s->query + a->n * dk * 4, (size_t)dk * 4);
+  lattn_scale_(a->w->q, dk, a->s->scale);
+}
+
+/* Rows [row, row + tokens) of k and v. */
+LATTN_FN_ int lattn_aaren_rows_(lattn_aaren_ *a, int64_t row, int64_t tokens) {
+  const lattn_tensor *v = &a->job->v;
+  int64_t head = a->n * a->s->n_value / a->s->n_heads * v->stride_head;
+  int lost = 0, n;
+  lattn_aaren_query_(a);
+  for (int64_t end = row + tokens; row < end; row += n) {
+    n = lattn_aaren_some_(a, a->job->chunk, end - row);
+    lattn_aaren_scores_(a, row, n);
+    lost |= lattn_aaren_chunk_(a, v, row * v->stride_token + head, row, n);
+  }
+  return lost;
+}
+
+/* The first n drafts of a head, whose values are kept as floats. */
+LATTN_FN_ void lattn_aaren_replay_(lattn_aaren_ *a, int64_t n) {
+  float *drafts = lattn_aaren_drafts_(a->s, a->n);
+  lattn_tensor v = lattn_floats_(drafts, 1);
+  v.stride_token = a->s->columns;
+  for (int64_t at = 0; at < n;) {
+    int some = lattn_aaren_some_(a, 1, n - at);
+    a->w->s[0] = drafts[at];
+    lattn_aaren_chunk_(a, &v, LATTN_STATE_DRAFTS_ + at * a->s->columns, 0, some);
+    at += some;
+  }
+}
+
+/* Keeps rows [row, row + tokens) as drafts; the tokens before are in a copy of the parts. */
+LATTN_FN_ int lattn_aaren_draft_(lattn_aaren_ *a, int64_t row, int64_t tokens) {
+  const lattn_state *s = a->s;
+  const lattn_tensor *v = &a->job->v;
+  float *drafts = lattn_aaren_drafts_(s, a->n);
+  lattn_parts_ from = a->parts;
+  a->parts = lattn_parts_at_(a->w->own, s->columns);
+  lattn_parts_copy_(&a->parts, &from);
+  a->reads = 0;
+  lattn_aaren_replay_(a, s->n_drafts);
+  lattn_aaren_query_(a);
+  for (int64_t j = 0; j < tokens; j++) {
+    int64_t at = s->n_drafts + j, value = (row + j) * v->stride_token;
+    lattn_aaren_scores_(a, row + j, 1);
+    drafts[at] = a->w->s[0];
+    lattn_load_row_(drafts + LATTN_STATE_DRAFTS_ + at * s->columns, v,
+                    value + a->n * s->n_value / s->n_heads * v->stride_head, s->dv);
+  }
+  a->reads = a->job->out.data != 0;
+  return lattn_aaren_rows_(a, row, tokens);
+}
+
+/* Rows [row, row + tokens) of a call, head n. */
 LATTN_FN_ int lattn_aaren_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
                                  int64_t row, int64_t tokens) {
-  (void)job;
-  (void)space;
-  (void)s;
-  (void)n;
-  (void)row;
-  (void)tokens;
-  return 0;
+  lattn_aaren_space_ w;
+  lattn_aaren_ a = {job, s, &w, {0, 0, 0, 0}, n, s->n_tokens, 1, 1, 1};
+  int lost = 0;
+  lattn_carve_aaren_(&w, space, s, job->chunk);
+  a.parts = lattn_parts_of_(s, n);
+  a.reads = job->out.data || job->partial;
+  if (job->drafts) return lattn_aaren_draft_(&a, row, tokens);
+  if (!job->reads_only) return lattn_aaren_rows_(&a, row, tokens);
+  a.stores = 0;
+  for (int64_t i = row; i < row + tokens; i++) { /* as after a token that nothing sees */
+    w.s[0] = -LATTN_INFINITY_;
+    lost |= lattn_aaren_chunk_(&a, &job->k, 0, i, 1);
+  }
+  return lost;
 }
-LATTN_FN_ void lattn_merge_aaren_(lattn_state *s, const lattn_state *b) {
-  (void)s;
-  (void)b;
+
+LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
+  float rows[4 * 16];
+  unsigned char how[16];
+  lattn_aaren_space_ w = {0, rows, rows + 16, rows + 32, rows + 48, how, 16, 0, 0};
+  for (int64_t i = 0; i < s->n_states; i++) {
+    lattn_aaren_ a = {0, s, &w, {0, 0, 0, 0}, i, s->n_tokens, 0, 1, 1};
+    a.parts = lattn_parts_of_(s, i);
+    lattn_aaren_replay_(&a, n);
+  }
+}
+
+/* Appends b, which began empty. Its subtrees stay what they are where they are aligned in the
+   whole; else all that both hold becomes one partial. */
+LATTN_NOINLINE_ void lattn_merge_aaren_(lattn_state *s, const lattn_state *b) {
+  int64_t all = s->n_tokens + b->n_tokens, more = b->n_tokens / LATTN_SEGMENT_;
+  int64_t segments = s->n_tokens / LATTN_SEGMENT_;
+  int top = 0, aligned = s->n_tokens % LATTN_SEGMENT_ == 0;
+  while (top < LATTN_AAREN_PARTS_ - 2 && more >> 1 >> top) top++; /* 2^top <= more */
+  if (more && segments % ((int64_t)1 << top)) aligned = 0;
+  for (int64_t n = 0; n < s->n_states; n++) {
+    lattn_parts_ to = lattn_parts_of_(s, n), from = lattn_parts_of_(b, n);
+    int64_t at = segments, count = all / LATTN_SEGMENT_;
+    int place = 0;
+    if (aligned) {
+      for (int i = LATTN_AAREN_PARTS_ - 1; i >= 1; i--) {
+        int64_t size = i < LATTN_AAREN_PARTS_ - 1 ? more & (int64_t)1 << (i - 1)
+                                                  : more >> (i - 1) << (i - 1);
+        if (size) lattn_parts_add_(&to, i - 1, at, from.m[i], from.l[i], from.acc + i * to.columns);
+        at += size;
+      }
+      lattn_parts_join_(&to, 0, from.m[0], from.l[0], from.acc);
+      continue;
+    }
+    for (int i = 1; i < LATTN_AAREN_PARTS_; i++) { /* newest first, each joins the older */
+      if (to.l[i] == 0) continue;
+      lattn_parts_join_(&to, i, to.m[place], to.l[place], to.acc + place * to.columns);
+      lattn_parts_drop_(&to, place);
+      place = i;
+    }
+    for (int i = LATTN_AAREN_PARTS_ - 1; i >= 0; i--)
+      lattn_parts_join_(&to, place, from.m[i], from.l[i], from.acc + i * to.columns);
+    top = 0; /* where the whole's largest subtree is */
+    while (top < LATTN_AAREN_PARTS_ - 1 && count >> top) top++;
+    if (top == place) continue;
+    lattn_parts_join_(&to, top, to.m[place], to.l[place], to.acc + place * to.columns);
+    lattn_parts_drop_(&to, place);
+  }
+  s->n_tokens = all;
+}
+
+/* Places that may hold something: a saved state has no others. */
+LATTN_FN_ int lattn_aaren_filled_(const lattn_state *s, int i) {
+  int64_t segments = s->n_tokens / LATTN_SEGMENT_;
+  if (i == 0) return s->n_tokens % LATTN_SEGMENT_ != 0;
+  if (i == LATTN_AAREN_PARTS_ - 1) return segments >> (i - 1) != 0;
+  return (int)(segments >> (i - 1) & 1);
 }
 LATTN_FN_ void lattn_stream_aaren_(lattn_stream_ *st, lattn_state *s, int64_t n) {
-  (void)st;
-  (void)s;
-  (void)n;
+  lattn_parts_ p = lattn_parts_of_(s, n);
+  for (int i = 0; i < LATTN_AAREN_PARTS_ && !st->failed; i++) {
+    if (!lattn_aaren_filled_(s, i)) continue;
+    lattn_stream_row_(st, (char *)(p.m + i), 4, 1, 1);
+    lattn_stream_row_(st, (char *)(p.l + i), 4, 1, 1);
+    lattn_stream_row_(st, (char *)(p.acc + i * p.columns), 4, s->dv, 1);
+  }
 }
 LATTN_FN_ int64_t lattn_saved_aaren_(const lattn_state *s) {
-  (void)s;
-  return 0;
+  int64_t rows = 0;
+  for (int i = 0; i < LATTN_AAREN_PARTS_; i++) rows += lattn_aaren_filled_(s, i);
+  return rows * (2 + (int64_t)s->dv) * 4;
 }
-LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
-  (void)s;
-  (void)n;
+
+/* A long call of few heads, by a scan over segments, in rounds of as many as the threads have room
+   for: each segment's total, then, with the totals of those before it, its outputs. Where nothing
+   is read the totals are all. */
+typedef struct lattn_scan_ {
+  lattn_advance_ *job;
+  lattn_state *s;
+  int64_t row, count, tokens; /* of the round: first row, tokens before, tokens */
+  int32_t last, outputs;      /* number of the last segment; whether this is the second pass */
+  int32_t next;               /* the only member that workers change */
+} lattn_scan_;
+
+LATTN_FN_ float *lattn_scan_total_(const lattn_scan_ *scan, int64_t n, int64_t piece) {
+  const lattn_advance_ *job = scan->job;
+  int64_t unit = n * (scan->last + 1) + piece;
+  lattn_aaren_space_ w;
+  lattn_carve_aaren_(&w, job->scratch + (size_t)(unit / LATTN_AAREN_PIECES_) * job->worker_bytes,
+                     scan->s, job->chunk);
+  return w.totals + unit % LATTN_AAREN_PIECES_ * lattn_aaren_total_(scan->s);
+}
+
+/* Segment `piece` of the round for head n. */
+LATTN_FN_ int lattn_scan_piece_(const lattn_scan_ *scan, char *space, int64_t n, int64_t piece) {
+  const lattn_state *s = scan->s;
+  int64_t first = scan->count / LATTN_SEGMENT_, end = scan->count + scan->tokens;
+  int64_t from = piece ? (first + piece) * LATTN_SEGMENT_ : scan->count;
+  float *total = lattn_scan_total_(scan, n, piece);
+  lattn_aaren_space_ w;
+  lattn_aaren_ a = {scan->job, s, &w, {0, 0, 0, 0}, n, from, 1, 1, 0};
+  lattn_parts_ before = lattn_parts_of_(s, n);
+  int lost;
+  lattn_carve_aaren_(&w, space, s, scan->job->chunk);
+  end = lattn_min_(end, (first + piece + 1) * LATTN_SEGMENT_);
+  a.parts = lattn_parts_at_(w.own, s->columns);
+  a.reads = (scan->job->out.data || scan->job->partial) && (scan->outputs || piece == 0);
+  lattn_parts_copy_(&a.parts, &before);
+  if (piece) lattn_parts_drop_(&a.parts, 0);
+  for (int64_t i = 0; scan->outputs && i < piece; i++) {
+    const float *t = lattn_scan_total_(scan, n, i);
+    lattn_parts_add_(&a.parts, 0, first + i, t[0], t[1], t + 16);
+  }
+  lost = lattn_aaren_rows_(&a, scan->row + from - scan->count, end - from);
+  if (scan->outputs && piece < scan->last) return lost; /* others may be reading it */
+  total[0] = a.parts.m[0];
+  total[1] = a.parts.l[0];
+  LATTN_MEMCPY_(total + 16, a.parts.acc, (size_t)s->columns * sizeof(float));
+  return lost;
+}
+
+/* Works off units: (head, segment). First all segments but the last, whose total nothing needs
+   before it has its outputs; then all but the first, which had them at once. */
+LATTN_NOINLINE_ void lattn_scan_worker_(lattn_scan_ *scan, int32_t index, char *space) {
+  lattn_advance_ *job = scan->job;
+  int reads = job->out.data || job->partial;
+  int64_t each = reads && scan->last ? scan->last : scan->last + 1, turn = 0;
+  for (;;) {
+    int64_t unit = LATTN_HAS_ATOMIC_ ? lattn_take_(&scan->next) : index + job->n_workers * turn++;
+    if (unit >= each * scan->s->n_states) return;
+    if (lattn_scan_piece_(scan, space, unit / each, unit % each + scan->outputs))
+      lattn_raise_(&job->overflowed);
+  }
+}
+
+LATTN_FN_ void lattn_scan_task_(void *context, int32_t index) {
+  lattn_scan_ *scan = (lattn_scan_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_scan_worker_(scan, index, scan->job->scratch + (size_t)index * scan->job->worker_bytes);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* The totals of a round go into the state. */
+LATTN_NOINLINE_ void lattn_scan_settle_(const lattn_scan_ *scan) {
+  int64_t first = scan->count / LATTN_SEGMENT_, end = scan->count + scan->tokens;
+  for (int64_t n = 0; n < scan->s->n_states; n++) {
+    lattn_parts_ p = lattn_parts_of_(scan->s, n);
+    lattn_parts_drop_(&p, 0);
+    for (int64_t i = 0; i <= scan->last; i++) {
+      const float *t = lattn_scan_total_(scan, n, i);
+      if ((first + i + 1) * LATTN_SEGMENT_ <= end)
+        lattn_parts_add_(&p, 0, first + i, t[0], t[1], t + 16);
+      else
+        lattn_parts_join_(&p, 0, t[0], t[1], t + 16);
+    }
+  }
+}
+
+/* Rows [row, row + tokens) of a state that has `count` tokens. */
+LATTN_FN_ void lattn_scan_state_(lattn_advance_ *job, const lattn_exec *ex, lattn_state *s,
+                                 int64_t row, int64_t tokens) {
+  int64_t most = (int64_t)LATTN_AAREN_PIECES_ * job->n_workers / s->n_states;
+  lattn_scan_ scan = {job, s, row, s->n_tokens, 0, 0, 0, 0};
+  lattn_fpenv_ saved;
+  for (int64_t end = s->n_tokens + tokens; scan.count < end; scan.count += scan.tokens) {
+    int64_t first = scan.count / LATTN_SEGMENT_;
+    scan.tokens = lattn_min_(end, (first + most) * LATTN_SEGMENT_) - scan.count;
+    scan.last = (int32_t)((scan.count + scan.tokens - 1) / LATTN_SEGMENT_ - first);
+    scan.next = scan.outputs = 0;
+    lattn_parallel_(ex, job->n_workers, lattn_scan_task_, &scan);
+    if ((job->out.data || job->partial) && scan.last) {
+      scan.next = 0;
+      scan.outputs = 1;
+      lattn_parallel_(ex, job->n_workers, lattn_scan_task_, &scan);
+    }
+    lattn_fpenv_enter_(&saved);
+    lattn_scan_settle_(&scan);
+    lattn_fpenv_leave_(&saved);
+    scan.row += scan.tokens;
+  }
+}
+
+/* Fewer heads than threads, and segments enough. */
+LATTN_FN_ int lattn_scans_(const lattn_advance_ *job) {
+  const lattn_state *s = job->list[0].state;
+  return s->kind == LATTN_STATE_AAREN && job->scratch && job->chunk > 1 && !job->drafts &&
+         !job->reads_only && job->n_list * s->n_states < job->n_workers &&
+         job->to - job->from > 2 * LATTN_SEGMENT_ * job->n_list;
+}
+
+LATTN_FN_ void lattn_scan_aaren_(lattn_advance_ *job, const lattn_exec *ex) {
+  int64_t row = 0;
+  for (int64_t i = 0; i < job->n_list; i++) {
+    int64_t from = lattn_max_(job->from, row);
+    int64_t to = lattn_min_(job->to, row + job->list[i].n_tokens);
+    if (from < to) lattn_scan_state_(job, ex, job->list[i].state, from, to - from);
+    row += job->list[i].n_tokens;
+  }
 }
 
 /* ---- Titans: a memory that learns while it reads ----
@@ -11790,7 +12361,7 @@ LATTN_FN_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
 LATTN_FN_ lattn_status lattn_check_state_options_(const lattn_state_config *c, lattn_fault *f) {
   int linear = c->kind == LATTN_STATE_LINEAR, titans = c->kind == LATTN_STATE_TITANS;
   int flow = c->kind == LATTN_STATE_FLOW, aaren = c->kind == LATTN_STATE_AAREN;
-  if (c->kind < LATTN_STATE_LINEAR || c->kind > LATTN_STATE_TITANS || aaren) /* it is to come */
+  if (c->kind < LATTN_STATE_LINEAR || c->kind > LATTN_STATE_TITANS)
     return lattn_fail_(f, LATTN_E_FIELD, "config.kind");
   if (c->feature < 0 || c->feature > LATTN_FEATURE_CALLER)
     return lattn_fail_(f, LATTN_E_FIELD, "config.feature");
@@ -12368,7 +12939,8 @@ LATTN_FN_ int64_t lattn_run_advance_(lattn_advance_ *job, const lattn_exec *ex, 
     job->from = at;
     job->to = at = lattn_min_(tokens, at + step);
     job->next = 0;
-    if (job->scratch) lattn_parallel_(ex, job->n_workers, lattn_advance_task_, job);
+    if (lattn_scans_(job)) lattn_scan_aaren_(job, ex);
+    else if (job->scratch) lattn_parallel_(ex, job->n_workers, lattn_advance_task_, job);
     else lattn_advance_stack_(job);
     if (!job->reads_only) lattn_advance_settle_(job);
     if (ex->progress && !job->drafts && at < tokens && ex->progress(ex->user, at, tokens)) break;
@@ -12782,9 +13354,9 @@ LATTN_FN_ lattn_status lattn_load_state_(lattn_stream_ *st, lattn_state *s) {
   if (st->failed) return LATTN_E_IO;
   if (!known || tokens > (uint64_t)INT64_MAX) return LATTN_E_FORMAT;
   if (kind != (uint64_t)s->kind || fingerprint != s->fingerprint) return LATTN_E_CONFIG;
+  s->n_tokens = (int64_t)tokens;
   if (bytes != lattn_saved_state_bytes_(s)) return LATTN_E_FORMAT;
   st->left = bytes - LATTN_SAVED_STATE_;
-  s->n_tokens = (int64_t)tokens;
   lattn_stream_state_(st, s);
   if (!lattn_stream_check_(st)) known = 0;
   return st->failed ? LATTN_E_IO : known ? LATTN_OK : LATTN_E_FORMAT;
