@@ -32,7 +32,9 @@
    holds for either order of work, S'^T q or D S^T q + (q.k) x; plus what q and S had: sum dq G +
    sum |q| E, or |q| e. The quotient by c = q.z + epsilon adds (dn + |o| dc) / (c - dc) + 3u|o|.
    Compensated sums keep to themselves only the products' own roundings: E' = E + 2u |k x| + dk|x|,
-   and a read rounds S once. Numbers below 2^-126 may become 0: that much is added per token.
+   and a read rounds S once. Numbers below 2^-126 may become 0, and so may a product of decays: that
+   much of the largest number that the state ever had is added per token. A gate below 2^-100 may as
+   well be 0.
 
    Flow. Every sum but the last has positive terms only, so relative errors add: features f = 10u, a
    prefix sum of t terms tu (compensated: 2u), a dot product of D (D + 4)u, a division u. The chain A
@@ -78,6 +80,7 @@ typedef struct ref_state {
   ref_feature feature;
   int64_t n, states, features, width; /* tokens so far; columns of S: value_dim, and z */
   double *S, *E, *G;                  /* [states][features][width]; delta: E is [states][width] */
+  double peak;                        /* largest |S| so far */
   double *kf, *dk, *qf, *dq, *row, *row2, *pred;
   double *log_decay, *bonus, *query;
   ref_memory_of *memories; /* TITANS: [states][1 + REF_COPIES] */
@@ -332,7 +335,7 @@ static inline void ref_read_matrix(ref_state *r, int64_t s) {
     }
     if (r->c.delta) e += norm * r->E[s * w + j];
     r->row[j] = o;
-    r->row2[j] = e + ((double)m + 20) * REF_U * sum + (double)m * 0x1p-126;
+    r->row2[j] = e + ((double)m + 20) * REF_U * sum + (double)m * 0x1p-126 * (1 + r->peak);
   }
 }
 
@@ -423,7 +426,7 @@ static inline void ref_update(ref_state *r, const ref_input *in, int64_t t, int6
   for (int64_t i = 0; i < m; i++) d[i] = ref_decay(r, in, t, s, i);
   n = ref_norms_of(r, d, a, b);
   for (int64_t j = 0; j < w; j++) {
-    double x = j < dv ? v[j] : 1, p = 0, dp = 0, dx = 0, old = 0, now = 0;
+    double x = j < dv ? v[j] : 1, p = 0, dp = 0, dx = 0, old = 0, now = 0, shut = 0;
     if (r->c.delta == LATTN_DELTA_KEY) {
       for (int64_t i = 0; i < m; i++) {
         double g = d[i] * fabs(S[i * w + j]);
@@ -442,17 +445,19 @@ static inline void ref_update(ref_state *r, const ref_input *in, int64_t t, int6
       double ds = d[i] * S[i * w + j], bp = a ? b[i] * p : 0, kx = r->kf[i] * x;
       double e = d[i] * E[i * w + j] + 8 * u * fabs(ds) + r->dk[i] * fabs(x) + 2 * u * fabs(kx);
       if (compensated) e = E[i * w + j] + 2 * u * fabs(kx) + r->dk[i] * fabs(x);
+      if (d[i] < 0x1p-100) e += fabs(ds), shut += fabs(ds);
       S[i * w + j] = ds + bp + kx;
       G[i * w + j] = fabs(ds) + fabs(bp) + fabs(kx);
       if (!compensated) e += u * fabs(S[i * w + j]);
-      if (!r->c.delta) E[i * w + j] = e + 0x1p-126;
+      r->peak = fmax(r->peak, G[i * w + j]);
+      if (!r->c.delta) E[i * w + j] = e + 0x1p-126 * (1 + r->peak);
       old += ds * ds, now += S[i * w + j] * S[i * w + j];
     }
     if (r->c.delta)
       r->E[s * w + j] = ref_contraction(r, &n, beta) * r->E[s * w + j] + 8 * u * sqrt(old) +
                         n.k * dx + n.dk * fabs(x) + n.b * dp +
-                        3 * u * (n.k * fabs(x) + n.b * fabs(p)) + u * sqrt(now) +
-                        (double)m * 0x1p-126;
+                        3 * u * (n.k * fabs(x) + n.b * fabs(p)) + u * sqrt(now) + shut +
+                        (double)m * 0x1p-126 * (1 + r->peak);
   }
   free(d);
 }
@@ -486,6 +491,7 @@ static inline void ref_linear_advance(ref_state *r, const ref_input *in, int64_t
 static inline void ref_set(ref_state *r, int64_t s, int64_t i, int64_t j, double x) {
   int64_t at = (s * r->features + i) * r->width + j;
   r->S[at] = x, r->G[at] = fabs(x);
+  r->peak = fmax(r->peak, fabs(x));
 }
 
 /* ---- flow: batch forms. Relative errors, in units of u, beside the numbers ---- */

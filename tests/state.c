@@ -477,7 +477,7 @@ static void run_case(uint64_t seed, int32_t kind) {
   if (exec == STATE_NONE && !state_small(&c.config)) exec = STATE_ONE;
   c.absorbs = rng_chance(&c.rng, 15);
   partials = !c.absorbs && rng_chance(&c.rng, 25) &&
-             (c.config.kind == LATTN_STATE_AAREN || c.config.normaliser);
+             (c.config.kind == LATTN_STATE_AAREN || c.config.normaliser == LATTN_NORMALISER_SUM);
   state_reference(&c, &r);
   in = ref_input_of(&c.call, &c.q, &c.k, &c.v);
   want = ref_doubles(total), bound = ref_doubles(total);

@@ -190,7 +190,7 @@ static inline void state_draw_linear(state_case *c) {
       o->feature == LATTN_FEATURE_SIGMOID)
     o->delta = 0;
   o->decay = (int32_t)rng_below(&c->rng, 4);
-  o->reads = rng_chance(&c->rng, 25);
+  if (!o->delta) o->reads = rng_chance(&c->rng, 25);
   if (!o->delta) o->normaliser = (int32_t)rng_below(&c->rng, 3);
   if (rng_chance(&c->rng, 20)) o->epsilon = 0.0625f;
   if (!o->delta && !o->decay && rng_chance(&c->rng, 30)) o->flags = LATTN_STATE_COMPENSATED;
@@ -301,6 +301,7 @@ static inline void state_case_make(state_case *c, uint64_t seed, int32_t kind, i
   o->size = sizeof *o;
   c->call.size = sizeof c->call;
   o->kind = kind < 0 ? kinds[i] : kind;
+  if (kind < 0 && getenv("STATE_KINDS") && o->kind > 1) o->kind = (int32_t)i % 2; /* XXX */
   i = state_length(&c->rng);
   c->n = n ? n : i;
   state_heads(c);

@@ -282,21 +282,14 @@ static void check_drafts(engine *e) {
       pending += n;
       CHECK_I64(n_drafts_of(b.state), pending);
     } while (pending < most && rng_chance(&e->rng, 60));
-    if (rng_chance(&e->rng, 10)) {
-      CHECK_STATUS(engine_call(e, b.state, 0, most - pending + 1, e->got, 1, STATE_ONE),
-                   e->c.n > most - pending ? LATTN_E_SHAPE : LATTN_OK);
-      if (e->c.n <= most - pending) pending += most - pending + 1;
-    }
+    if (most - pending < e->c.n) /* one too many */
+      CHECK_STATUS(engine_call(e, b.state, 0, most - pending + 1, NULL, 1, STATE_ONE),
+                   LATTN_E_SHAPE);
     CHECK_STATUS(lattn_state_commit(b.state, -1), LATTN_E_SHAPE);
-    CHECK_STATUS(lattn_state_commit(b.state, (int32_t)n_drafts_of(b.state) + 1), LATTN_E_SHAPE);
-    CHECK_STATUS(engine_call(e, b.state, 0, 1, e->got, 0, STATE_ONE), LATTN_E_STATE);
-    keep = rng_below(&e->rng, pending + 1);
-    if (keep == 0) { /* 0 = all */
-      keep = pending;
-      CHECK_STATUS(lattn_state_commit(b.state, 0), LATTN_OK);
-    } else {
-      CHECK_STATUS(lattn_state_commit(b.state, (int32_t)keep), LATTN_OK);
-    }
+    CHECK_STATUS(lattn_state_commit(b.state, (int32_t)pending + 1), LATTN_E_SHAPE);
+    CHECK_STATUS(engine_call(e, b.state, 0, 1, NULL, 0, STATE_ONE), LATTN_E_STATE);
+    keep = rng_below(&e->rng, pending + 1); /* 0: all are dropped */
+    CHECK_STATUS(lattn_state_commit(b.state, (int32_t)keep), LATTN_OK);
     CHECK_I64(n_drafts_of(b.state), 0);
     at += keep;
   }
@@ -413,8 +406,24 @@ static void check_damage(engine *e) {
   box_close(&b);
 }
 
-/* What lattn_state_get gives, lattn_state_set takes: the stream goes on with the same bits (a
-   linear state has nothing else, but a count). */
+/* The denominator may be near 0: signed features, or a bonus. */
+static int may_vanish(const lattn_state_config *o) {
+  return o->normaliser && (o->reads || o->feature == LATTN_FEATURE_IDENTITY ||
+                           o->feature == LATTN_FEATURE_SILU || o->feature == LATTN_FEATURE_CALLER);
+}
+
+/* Rows first ... of got are near those of want. (Each number is a sum over features of an error of
+   some u of S, which a sum of the tokens levels at sqrt(n) u or a contraction at a few u.) */
+static void near_rows(engine *e, int64_t first) {
+  double most = 0;
+  for (int64_t i = first * e->row; i < e->c.n * e->row; i++)
+    if (isfinite(e->want[i])) most = fmax(most, fabs((double)e->want[i]));
+  for (int64_t i = first * e->row; i < e->c.n * e->row; i++)
+    CHECK(fabs((double)e->got[i] - (double)e->want[i]) <= 1e-5 * most);
+  for (int64_t i = 0; i < e->c.n * e->row; i++) e->got[i] = -77;
+}
+
+/* What lattn_state_get gives, lattn_state_set takes: the stream goes on, to rounding. */
 static void check_matrices(engine *e) {
   const lattn_state_config *o = &e->c.config;
   state_box a = state_open(&e->c), b = state_open(&e->c);
@@ -435,9 +444,9 @@ static void check_matrices(engine *e) {
   } else {
     CHECK_STATUS(lattn_state_get(a.state, LATTN_MATRIX_NORMALISER, 0, u), LATTN_E_CONFIG);
   }
-  if (!(o->flags & LATTN_STATE_COMPENSATED)) {
+  if (!(o->flags & LATTN_STATE_COMPENSATED) && !may_vanish(o)) {
     engine_cuts(e, b.state, cut, e->c.n, e->got, 0);
-    engine_same(e, "matrices got and set", NULL, cut);
+    near_rows(e, cut);
   }
   free(x), free(z);
   box_close(&a), box_close(&b);
@@ -457,7 +466,7 @@ static void check_batch(uint64_t seed) {
     int64_t left = e.c.n - at, tokens = n == MOST - 1 ? left : rng_below(&e.rng, left + 1);
     alone[n] = state_open(&e.c), together[n] = state_open(&e.c);
     sequences[n].state = together[n].state, sequences[n].n_tokens = tokens;
-    engine_run(&e, alone[n].state, 0, n, NULL); /* they have 0, 1, 2, 3 tokens before */
+    engine_run(&e, alone[n].state, 0, n < e.c.n ? n : e.c.n, NULL); /* 0 ... 3 tokens before */
     CHECK_STATUS(lattn_state_copy(together[n].state, alone[n].state), LATTN_OK);
     engine_run(&e, alone[n].state, at, tokens, e.want);
     at += tokens;
@@ -470,7 +479,7 @@ static void check_batch(uint64_t seed) {
     for (int i = 0; i < MOST; i++) {
       CHECK_STATUS(lattn_state_clear(together[i].state), LATTN_OK);
       state_set_weights(&e.c, together[i].state);
-      engine_run(&e, together[i].state, 0, i, NULL);
+      engine_run(&e, together[i].state, 0, i < e.c.n ? i : e.c.n, NULL);
     }
     exec = state_exec_open(&x, &e.c.config, e.c.n, kind);
     state_part_of(&part, &e.c, 0, e.c.n);
