@@ -611,14 +611,15 @@ static inline void ref_flow_advance(ref_state *r, const ref_input *in, double *o
              in->v.heads * dv, in->k.n, d, dv, out + h * dv, bound + h * dv, H * dv);
 }
 
-/* ---- Aaren: each prefix by direct softmax; from the first token. lse: NULL, or [n][heads] ---- */
+/* ---- Aaren: each prefix by direct softmax; from the first token. lse: NULL, or [n][heads], and the
+   same again of their bounds ---- */
 
 static inline void ref_aaren_row(const ref_state *r, const ref_input *in, int64_t t, int64_t h,
-                                 double *out, double *bound, double *lse) {
+                                 double *out, double *bound, double *lse, double *lse_bound) {
   int64_t H = r->c.n_heads, d = r->c.key_dim, dv = r->c.value_dim;
   double scale = r->c.scale != 0 ? (double)r->c.scale : 1 / sqrt((double)d);
   double *s = ref_doubles(t + 1), *e = ref_doubles(t + 1), most = -REF_INFINITY, sum = 0, low = 0;
-  double changes = 0;
+  double changes = 0, worst = 0;
   const double *q = r->query + h * d;
   for (int64_t j = 0; j <= t; j++) {
     const double *k = ref_row_at(&in->k, j, h, H);
@@ -633,6 +634,7 @@ static inline void ref_aaren_row(const ref_state *r, const ref_input *in, int64_
     sum += exp(s[j] - most);
     e[j] += 2 * REF_U * (most - s[j]) + (20 + fmin(changes, 40)) * 4 * REF_U;
     low += exp(s[j] - most - e[j]);
+    worst = fmax(worst, e[j]);
   }
   for (int64_t x = 0; x < dv; x++) {
     double o = 0, a = 0, error = 0;
@@ -648,17 +650,18 @@ static inline void ref_aaren_row(const ref_state *r, const ref_input *in, int64_
     bound[x] = error / low + (fmin((double)t, 256) * 2 + 40) * REF_U * a + 0x1p-126;
   }
   if (lse) *lse = most + log(sum);
+  if (lse) *lse_bound = worst + (fmin((double)t, 256) * 2 + 40) * REF_U + 4 * REF_U * fabs(*lse);
   free(s);
   free(e);
 }
 
-static inline void ref_aaren_advance(ref_state *r, const ref_input *in, double *out, double *bound,
+static inline void ref_aaren_advance(const ref_state *r, const ref_input *in, double *out, double *bound,
                                      double *lse) {
   int64_t H = r->c.n_heads, dv = r->c.value_dim;
   for (int64_t t = 0; t < in->k.n; t++)
     for (int64_t h = 0; h < H; h++)
       ref_aaren_row(r, in, t, h, out + (t * H + h) * dv, bound + (t * H + h) * dv,
-                    lse ? lse + t * H + h : NULL);
+                    lse ? lse + t * H + h : NULL, lse ? lse + (in->k.n + t) * H + h : NULL);
 }
 
 /* ---- Titans ---- */

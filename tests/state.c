@@ -261,7 +261,7 @@ static void golden_sines(const golden_sine *g) {
   ref_input in;
   lattn_state_config c;
   float query[3];
-  double out[10], bound[10], lse[5];
+  double out[10], bound[10], lse[10];
   memset(&c, 0, sizeof c);
   memset(&in, 0, sizeof in);
   c.size = sizeof c;
@@ -447,9 +447,17 @@ static void check_matrices(const state_case *c, const ref_state *r, const lattn_
 }
 
 /* A merge of the partial alone gives the output. */
-static void check_partial(const state_case *c, const lattn_partial *p, const double *want,
-                          const double *bound) {
+static void check_partial(const state_case *c, const ref_state *r, const ref_input *in,
+                          const lattn_partial *p, const double *want, const double *bound) {
   int64_t dv = state_value_dim(c);
+  if (c->config.kind == LATTN_STATE_AAREN) {
+    double *lse = ref_doubles(2 * p->n_rows), *out = ref_doubles(2 * p->n_rows * dv);
+    ref_aaren_advance(r, in, out, out + p->n_rows * dv, lse);
+    for (int64_t i = 0; i < p->n_rows; i++)
+      note(WORST_AAREN, "lse", i, (double)p->maximum[i] + log((double)p->sum[i]), lse[i],
+           lse[p->n_rows + i]);
+    free(lse), free(out);
+  }
   for (int64_t i = 0; i < p->n_rows * dv; i++) {
     double by = (double)p->sum[i / dv];
     if (c->config.kind == LATTN_STATE_LINEAR) CHECK(bits_of_f32(p->maximum[i / dv]) == 0);
@@ -504,7 +512,7 @@ static void run_case(uint64_t seed, int32_t kind) {
     state_exec_close(&e);
   }
   if (!c.absorbs) check_output(&c, &out, "out", want, bound);
-  if (partials) check_partial(&c, &partial, want, bound);
+  if (partials) check_partial(&c, &r, &in, &partial, want, bound);
   c.call.partial = NULL;
   if (c.config.kind == LATTN_STATE_LINEAR || c.config.kind == LATTN_STATE_TITANS) {
     int64_t first = rng_below(&c.rng, c.n), n = c.n - first < 3 ? c.n - first : 3;
@@ -603,6 +611,70 @@ static void run_flow(uint64_t seed) {
   state_case_free(&c);
 }
 
+/* The reference itself, without epsilon, by the n x n matrix of flows: one formula for each line of
+   flow.md 1.2, and what is conserved. */
+static void flow_by_matrix(int causal) {
+  enum { L = 9, S = 7, D = 5, M = 3 };
+  int n = causal ? S : L;
+  ref_flow_options o = {0, 0, -REF_INFINITY, REF_INFINITY, 0};
+  test_rng rng = rng_seed(8);
+  double q[L * D], k[S * D], v[S * M], out[L * M], bound[L * M], G[L][S] = {{0}};
+  check_case("reference: flow by its matrix, %s", causal ? "causal" : "bidirectional");
+  for (int i = 0; i < L * D; i++) q[i] = (double)rng_normal(&rng);
+  for (int i = 0; i < S * D; i++) k[i] = (double)rng_normal(&rng);
+  for (int i = 0; i < S * M; i++) v[i] = (double)rng_normal(&rng);
+  ref_flow(&o, causal, q, D, n, k, D, v, M, S, D, M, out, bound, M);
+  for (int i = 0; i < L; i++)
+    for (int j = 0; j < S; j++)
+      for (int d = 0; d < D; d++) G[i][j] += ref_sigmoid(q[i * D + d]) * ref_sigmoid(k[j * D + d]);
+  if (!causal) {
+    double in[L], go[S], g[L], s[S], c[S], sums[3] = {0, 0, 0};
+    for (int i = 0; i < L; i++) {
+      double sum = 0;
+      for (int j = 0; j < S; j++) sum += G[i][j];
+      in[i] = 1 / sum;
+    }
+    for (int j = 0; j < S; j++) {
+      double sum = 0;
+      for (int i = 0; i < L; i++) sum += G[i][j];
+      go[j] = 1 / sum;
+    }
+    for (int i = 0; i < L; i++) {
+      g[i] = 0;
+      for (int j = 0; j < S; j++) g[i] += G[i][j] * go[j];
+      sums[0] += g[i];
+    }
+    for (int j = 0; j < S; j++) {
+      s[j] = 0;
+      for (int i = 0; i < L; i++) s[j] += G[i][j] * in[i];
+      sums[1] += s[j], sums[2] += exp(s[j]);
+    }
+    CHECK(fabs(sums[0] - S) < 1e-12 && fabs(sums[1] - L) < 1e-12);
+    for (int j = 0; j < S; j++) c[j] = S * exp(s[j]) / sums[2];
+    for (int i = 0; i < L * M; i++) {
+      double y = 0;
+      for (int j = 0; j < S; j++) y += G[i / M][j] * c[j] * v[j * M + i % M];
+      CHECK(fabs(y * in[i / M] * ref_sigmoid(g[i / M] * L / S) - out[i]) < 1e-12);
+    }
+    return;
+  }
+  {
+    double in[S], go[S], c[S], Z = 0;
+    for (int t = 0; t < S; t++) {
+      double a = 0, b = 0, g = 0, s = 0, y[M] = {0};
+      for (int j = 0; j <= t; j++) a += G[t][j], b += G[j][t];
+      in[t] = (t + 1) / a, go[t] = (t + 1) / b;
+      for (int j = 0; j <= t; j++) g += G[t][j] * go[j] / (t + 1), s += G[j][t] * in[j] / (t + 1);
+      Z += exp(s);
+      c[t] = (t + 1) * exp(s) / Z;
+      for (int j = 0; j <= t; j++)
+        for (int x = 0; x < M; x++) y[x] += G[t][j] * c[j] * v[j * M + x];
+      for (int x = 0; x < M; x++)
+        CHECK(fabs(y[x] * ref_sigmoid(g) * in[t] / (t + 1) - out[t * M + x]) < 1e-12);
+    }
+  }
+}
+
 static void harness(void) {
   check_case("harness: an error beyond the bound is seen");
   CHECK(ref_ratio(1 + 3e-7, 1, 1e-7) > 1 && ref_ratio((double)NAN, 1, 1) > 1);
@@ -625,6 +697,7 @@ int main(void) {
     return test_summary();
   }
   golden_values();
+  flow_by_matrix(0), flow_by_matrix(1);
   harness();
   for (uint64_t i = 0; i < (uint64_t)test_count(N_ANY); i++) run_case(i, -1);
   for (uint64_t i = 0; i < (uint64_t)test_count(N_FLOW); i++) run_flow(i);

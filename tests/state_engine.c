@@ -618,6 +618,8 @@ static int32_t on_progress(void *user, int64_t done, int64_t total) {
 }
 
 /* Cancelled where it likes: the state has *tokens_done more tokens, and goes on from there. */
+static int n_cancelled;
+
 static void cancelled(uint64_t seed) {
   engine e;
   state_box b;
@@ -644,6 +646,7 @@ static void cancelled(uint64_t seed) {
     CHECK_I64(done, e.c.n);
   } else {
     CHECK_STATUS(status, LATTN_CANCELLED);
+    n_cancelled++;
     CHECK(done >= 0 && done <= e.c.n);
   }
   memset(&stats, 0, sizeof stats);
@@ -686,6 +689,8 @@ int main(void) {
   merge_at_segments();
   for (uint64_t i = 0; i < (uint64_t)test_count(10); i++) long_cuts(i + 6000);
   for (uint64_t i = 0; i < (uint64_t)test_count(8); i++) cancelled(i + 7000);
+  check_case("some calls were cancelled");
+  CHECK(n_cancelled > 0);
   printf("state_engine %s: merges, worst error / bound %.3f\n", lattn_simd_name(), worst_merge);
   return test_summary();
 }

@@ -1077,6 +1077,72 @@ static void aaren_laws(void) {
   lab_close(&l);
 }
 
+/* A state's partial, merged with that of attention over other tokens, is attention over all. */
+static void merged_with_attention(void) {
+  enum { D = 8, M = 6, N = 90, FIRST = 40 };
+  lab l;
+  lattn_partial parts[2];
+  lattn_attn a;
+  float maximum[2][FIRST], sum[2][FIRST], output[2][FIRST * M], out[M], *last;
+  check_case("Aaren's partial merged with that of lattn_attention");
+  lab_open(&l, LATTN_PRESET_AAREN, 1, 1, 1, D, M, N);
+  lab_check(&l, "out");
+  last = l.out + (N - 1) * M;
+  memset(parts, 0, sizeof parts);
+  memset(&a, 0, sizeof a);
+  for (int i = 0; i < 2; i++) {
+    parts[i].size = sizeof parts[i], parts[i].value_dim = M, parts[i].n_rows = i ? 1 : FIRST;
+    parts[i].maximum = maximum[i], parts[i].sum = sum[i], parts[i].output = output[i];
+  }
+  copy_floats(out, last, M);
+  lab_begin(&l);
+  l.call.partial = &parts[0];
+  lab_advance(&l, 0, FIRST, 1);
+  /* The last row of it. */
+  parts[0].maximum += FIRST - 1, parts[0].sum += FIRST - 1, parts[0].output += (FIRST - 1) * M;
+  parts[0].n_rows = 1;
+  a.size = sizeof a;
+  a.partial = &parts[1];
+  CHECK_STATUS(lattn_attention(&a, tensor_of(l.arrays[2], LATTN_F32, 1, 1, D),
+                               lab_rows(l.k, FIRST, N - FIRST, 1, D),
+                               lab_rows(l.v, FIRST, N - FIRST, 1, M),
+                               tensor_of(NULL, LATTN_F32, 1, 1, M), NULL, NULL),
+               LATTN_OK);
+  CHECK_STATUS(lattn_merge(NULL, 2, parts, tensor_of(last, LATTN_F32, 1, 1, M), NULL, NULL),
+               LATTN_OK);
+  for (int i = 0; i < M; i++) CHECK(fabs((double)last[i] - (double)out[i]) < 2e-6);
+  lab_close(&l);
+}
+
+/* Normalised linear attention: numerators and denominators of two parts of the tokens add up. */
+static void merged_sums(void) {
+  enum { D = 8, M = 6, N = 60, FIRST = 25 };
+  lab l;
+  lattn_partial parts[2];
+  float maximum[2][N], sum[2][N], output[2][N * M], out[M], *last;
+  check_case("partials of linear attention merge");
+  lab_open(&l, LATTN_PRESET_LINEAR, 1, 1, 1, D, M, N);
+  lab_check(&l, "out");
+  last = l.out + (N - 1) * M;
+  copy_floats(out, last, M);
+  for (int i = 0; i < FIRST; i++) copy_floats(l.q + i * D, l.q + (N - 1) * D, D);
+  memset(parts, 0, sizeof parts);
+  for (int i = 0; i < 2; i++) {
+    int64_t n = i ? N - FIRST : FIRST;
+    parts[i].size = sizeof parts[i], parts[i].value_dim = M, parts[i].n_rows = n;
+    parts[i].maximum = maximum[i], parts[i].sum = sum[i], parts[i].output = output[i];
+    lab_begin(&l);
+    l.call.partial = &parts[i];
+    lab_advance(&l, i ? FIRST : 0, n, 1);
+    parts[i].maximum += n - 1, parts[i].sum += n - 1, parts[i].output += (n - 1) * M;
+    parts[i].n_rows = 1;
+  }
+  CHECK_STATUS(lattn_merge(NULL, 2, parts, tensor_of(last, LATTN_F32, 1, 1, M), NULL, NULL),
+               LATTN_OK);
+  for (int i = 0; i < M; i++) CHECK(fabs((double)last[i] - (double)out[i]) < 2e-6);
+  lab_close(&l);
+}
+
 /* ---- Titans: flow.md 3.2, 3.4, 3.8 ---- */
 
 static void titans_laws(void) {
@@ -1284,6 +1350,36 @@ static void bonus_of_one(void) {
   lab_close(&a), lab_close(&b);
 }
 
+/* Gated DeltaProduct of two micro-steps a token: the gated delta rule on twice the tokens, of which
+   only the first is gated, read after the second. */
+static void delta_product(void) {
+  enum { D = 6, M = 4, T = 20 };
+  lab l;
+  double S[D * M] = {0};
+  check_case("DeltaProduct as a stream of twice the tokens");
+  lab_open(&l, LATTN_PRESET_GATED_DELTA_NET, 1, 1, 1, D, M, 2 * T);
+  l.c.unit = LATTN_UNIT_NONE, l.c.scale = 1;
+  for (int t = 0; t < T; t++) l.decay[2 * t + 1] = 0;
+  lab_run(&l);
+  for (int t = 0; t < T; t++) {
+    for (int i = 0; i < D * M; i++) S[i] *= exp((double)l.decay[2 * t]);
+    for (int step = 2 * t; step < 2 * t + 2; step++)
+      for (int j = 0; j < M; j++) {
+        double p = 0;
+        for (int i = 0; i < D; i++) p += (double)l.k[step * D + i] * S[i * M + j];
+        for (int i = 0; i < D; i++)
+          S[i * M + j] += (double)l.k[step * D + i] * (double)l.beta[step] *
+                          ((double)l.v[step * M + j] - p);
+      }
+    for (int j = 0; j < M; j++) {
+      double y = 0;
+      for (int i = 0; i < D; i++) y += (double)l.q[(2 * t + 1) * D + i] * S[i * M + j];
+      CHECK(fabs((double)l.out[(2 * t + 1) * M + j] - y) < 1e-5);
+    }
+  }
+  lab_close(&l);
+}
+
 /* ---- a million tokens ---- */
 
 enum { LONG = 1000000, LONG_CALL = 500 };
@@ -1431,8 +1527,11 @@ int main(void) {
   semiseparable();
   systems();
   bonus_of_one();
+  delta_product();
   flow_laws();
   aaren_laws();
+  merged_with_attention();
+  merged_sums();
   titans_laws();
   gradients();
   presets();
