@@ -108,6 +108,7 @@ static void engine_open(engine *e, uint64_t seed, int32_t kind, int64_t n) {
   state_box b;
   memset(e, 0, sizeof *e);
   state_case_make(&e->c, seed, kind, n);
+  check_case("%s", e->c.name);
   e->rng = rng_seed(seed + 31);
   e->row = e->c.config.n_heads * state_value_dim(&e->c);
   e->want = (float *)ref_memory(e->c.n * e->row, sizeof(float));
@@ -664,7 +665,6 @@ static void cancelled(uint64_t seed) {
 static void run_case(uint64_t seed) {
   engine e;
   engine_open(&e, seed, -1, 0);
-  check_case("%s", e.c.name);
   check_cuts(&e);
   check_drafts(&e);
   check_copies(&e);
