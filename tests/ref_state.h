@@ -216,10 +216,6 @@ static inline void ref_state_close(ref_state *r) {
 
 /* ---- features ---- */
 
-static inline double ref_sigmoid(double x) {
-  return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
-}
-
 /* Brings x to unit length in y; returns the relative error of all of y. */
 static inline double ref_unit(const lattn_state_config *c, const double *x, double *y) {
   int64_t d = c->key_dim;
