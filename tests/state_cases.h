@@ -267,7 +267,8 @@ static inline void state_draw_titans(state_case *c, float *times) {
   i = rng_below(&c->rng, 3);
   o->loss_factor = i == 1 ? 1.0f : i == 2 ? 2.0f / (float)state_value_dim(c) : 0;
   *times = (float)(0.5 / sqrt((double)o->key_dim));
-  c->rate = state_tensor(c, state_few(c), 1, fill_unit, 0.25f);
+  /* Deep memories diverge on larger steps. */
+  c->rate = state_tensor(c, state_few(c), 1, fill_unit, o->hidden_dim ? 0.015625f : 0.25f);
   c->call.rate = &c->rate;
   if (rng_chance(&c->rng, 60)) {
     c->momentum = state_tensor(c, state_few(c), 1, fill_unit, 0.75f);
