@@ -125,7 +125,7 @@ static inline ref_input ref_input_of(const lattn_state_call *call, const lattn_t
 }
 
 static inline void ref_input_free(ref_input *in) {
-  ref_rows *all[] = {&in->q,     &in->k,     &in->v,    &in->decay,    &in->beta,
+  ref_rows *all[] = {&in->q,       &in->k,     &in->v,    &in->decay,    &in->beta,
                      &in->predict, &in->write, &in->rate, &in->momentum, &in->forget};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]->x);
 }
@@ -187,8 +187,7 @@ static inline void ref_state_open(ref_state *r, const lattn_state_config *config
   r->sizes[0] = (int64_t)c->key_dim * (c->hidden_dim ? c->hidden_dim : c->value_dim);
   r->sizes[1] = (int64_t)c->hidden_dim * c->value_dim;
   r->sizes[2] = c->residual ? c->value_dim : 0;
-  r->memories =
-      (ref_memory_of *)ref_memory(r->states * (1 + REF_COPIES), sizeof(ref_memory_of));
+  r->memories = (ref_memory_of *)ref_memory(r->states * (1 + REF_COPIES), sizeof(ref_memory_of));
   for (int64_t s = 0; s < r->states * (1 + REF_COPIES); s++) {
     ref_memory_of *o = r->memories + s;
     o->noisy = s % (1 + REF_COPIES) != 0;
@@ -254,7 +253,9 @@ static inline double ref_map(int32_t feature, double y, double e, double *df) {
       f = y > 0 ? y + 1 : exp(y);
       *df = e + 4 * REF_U * f;
       return f;
-    case LATTN_FEATURE_RELU: *df = y > -e ? e : 0; return fmax(y, 0);
+    case LATTN_FEATURE_RELU:
+      *df = y > -e ? e : 0;
+      return fmax(y, 0);
     case LATTN_FEATURE_RELU2:
       f = fmax(y, 0);
       *df = (2 * f + e) * e + REF_U * f * f;
@@ -267,7 +268,9 @@ static inline double ref_map(int32_t feature, double y, double e, double *df) {
       f = y * ref_sigmoid(y);
       *df = 1.1 * e + 11 * REF_U * fabs(f);
       return f;
-    default: *df = e; return y;
+    default:
+      *df = e;
+      return y;
   }
 }
 
@@ -302,8 +305,7 @@ static inline void ref_features(const ref_state *r, const double *x, int32_t hea
     r->feature(head, is_query, y, d, f, r->features);
     for (int64_t i = 0; i < r->features; i++) df[i] = relative * most + 2 * REF_U * fabs(f[i]);
   } else {
-    for (int64_t i = 0; i < d; i++)
-      f[i] = ref_map(c->feature, y[i], relative * fabs(y[i]), &df[i]);
+    for (int64_t i = 0; i < d; i++) f[i] = ref_map(c->feature, y[i], relative * fabs(y[i]), &df[i]);
   }
   for (int64_t i = 0; i < r->features && is_query && c->feature != LATTN_FEATURE_TAYLOR; i++) {
     f[i] *= scale;
@@ -411,8 +413,8 @@ static inline ref_norms ref_norms_of(const ref_state *r, const double *d, const 
 static inline void ref_update(ref_state *r, const ref_input *in, int64_t t, int64_t s) {
   int64_t m = r->features, w = r->width, dv = r->c.value_dim;
   const double *v = ref_row_at(&in->v, t, s, r->states);
-  const double *a = r->c.delta == LATTN_DELTA_GENERAL ? ref_row_at(&in->predict, t, s, r->states)
-                                                      : NULL;
+  const double *a =
+      r->c.delta == LATTN_DELTA_GENERAL ? ref_row_at(&in->predict, t, s, r->states) : NULL;
   const double *b = a ? ref_row_at(&in->write, t, s, r->states) : NULL;
   double beta = in->beta.x ? *ref_row_at(&in->beta, t, s, r->states) : 1;
   double *S = r->S + s * m * w, *G = r->G + s * m * w, *E = r->E + s * m * w;
@@ -476,8 +478,7 @@ static inline void ref_linear_advance(ref_state *r, const ref_input *in, int64_t
     int32_t key_head = (int32_t)(s / (r->states / in->k.heads));
     int before = r->c.reads == LATTN_READS_BEFORE;
     ref_features(r, ref_row_at(&in->k, t, s, r->states), key_head, 0, r->kf, r->dk);
-    if (before)
-      ref_linear_rows(r, in, t, s, ref_row_at(&in->v, t, s, r->states), out, bound);
+    if (before) ref_linear_rows(r, in, t, s, ref_row_at(&in->v, t, s, r->states), out, bound);
     ref_update(r, in, t, s);
     if (!before) ref_linear_rows(r, in, t, s, NULL, out, bound);
   }
@@ -568,8 +569,8 @@ static inline void ref_flow(const ref_flow_options *o, int causal, const double 
   for (int64_t i = 0; i < n; i++) {
     double r = ref_sigmoid(g[i]), length = (double)(causal ? i + 1 : n > n_keys ? n : n_keys);
     double sums = o->compensated ? 4 : length + 4, dots = (double)d + 8;
-    double f1 = 12 + sums + dots;             /* A, in, out */
-    double f2 = f1 + 12 + sums + dots;        /* A', s, g */
+    double f1 = 12 + sums + dots;      /* A, in, out */
+    double f2 = f1 + 12 + sums + dots; /* A', s, g */
     double fs = f2 * worst + 16 * fabs(worst) /* exp(s): absolute error of s */;
     double fc = 2 * fs + 20 + sums + 6 * changes;
     double fy = f2 * g[i] + 12 + f1 + 12 + dots + fc + 12 + sums; /* r, in, Q, dot, c, K, KV */
@@ -651,8 +652,8 @@ static inline void ref_aaren_row(const ref_state *r, const ref_input *in, int64_
   free(e);
 }
 
-static inline void ref_aaren_advance(const ref_state *r, const ref_input *in, double *out, double *bound,
-                                     double *lse) {
+static inline void ref_aaren_advance(const ref_state *r, const ref_input *in, double *out,
+                                     double *bound, double *lse) {
   int64_t H = r->c.n_heads, dv = r->c.value_dim;
   for (int64_t t = 0; t < in->k.n; t++)
     for (int64_t h = 0; h < H; h++)
@@ -750,8 +751,8 @@ static inline void ref_gradient(const lattn_state_config *c, ref_memory_of *o, d
   for (int64_t j = 0; j < dv && c->residual; j++) {
     double dz = dy[j] * (1 + w[2][j]);
     dy[j] = f.r * (dz - m1 - f.z[j] * m2);
-    dy[j] = ref_noise(o, dy[j],
-                      ((double)dv + 8) * REF_U * f.r * (fabs(dz) + a1 * (1 + fabs(f.z[j]))));
+    dy[j] =
+        ref_noise(o, dy[j], ((double)dv + 8) * REF_U * f.r * (fabs(dz) + a1 * (1 + fabs(f.z[j]))));
   }
   for (int64_t i = 0; i < hidden; i++) {
     double sum = 0, a = 0;
@@ -778,8 +779,7 @@ static inline void ref_memory_update(const ref_state *r, ref_memory_of *o, const
   double eta = in->momentum.x ? *ref_row_at(&in->momentum, t, s, r->states) : 0;
   double alpha = in->forget.x ? *ref_row_at(&in->forget, t, s, r->states) : 0;
   if (r->n % r->c.chunk == 0)
-    for (int i = 0; i < 3; i++)
-      memcpy(o->start[i], o->w[i], (size_t)r->sizes[i] * sizeof(double));
+    for (int i = 0; i < 3; i++) memcpy(o->start[i], o->w[i], (size_t)r->sizes[i] * sizeof(double));
   ref_gradient(&r->c, o, o->start, ref_row_at(&in->k, t, s, r->states),
                ref_row_at(&in->v, t, s, r->states));
   for (int i = 0; i < 3; i++)

@@ -177,8 +177,8 @@ static void state_advance(void) {
   status = lattn_state_advance(state, &state_call, STATE_Q, STATE_K, STATE_V, STATE_OUT, NULL);
 }
 static void state_batch(void) {
-  status = lattn_batch_advance(2, state_list, &state_call, STATE_Q, STATE_K, STATE_V, STATE_OUT,
-                               NULL);
+  status =
+      lattn_batch_advance(2, state_list, &state_call, STATE_Q, STATE_K, STATE_V, STATE_OUT, NULL);
 }
 static void state_draft(void) {
   lattn_tensor q_rows = STATE_Q, k_rows = STATE_K, v_rows = STATE_V, out_rows = STATE_OUT;
@@ -201,11 +201,11 @@ static void state_merge(void) {
 }
 static void state_get(void) {
   int wide = state_config.kind == LATTN_STATE_TITANS && state_config.hidden_dim;
-  status = lattn_state_get(state, LATTN_MATRIX_STATE, 0,
-                           rows_of(state_matrix,
-                                   state_config.feature_dim ? state_config.feature_dim
-                                                            : state_config.key_dim,
-                                   1, wide ? state_config.hidden_dim : state_config.value_dim));
+  status = lattn_state_get(
+      state, LATTN_MATRIX_STATE, 0,
+      rows_of(state_matrix,
+              state_config.feature_dim ? state_config.feature_dim : state_config.key_dim, 1,
+              wide ? state_config.hidden_dim : state_config.value_dim));
 }
 static void state_save(void) {
   file_bytes = 0;
@@ -234,8 +234,7 @@ static void make_states(int kind) {
   c->size = sizeof *c, state_call.size = sizeof state_call;
   c->n_heads = 1, c->key_dim = STATE_KEY, c->value_dim = VALUE_DIM, c->max_drafts = 16;
   if (kind == 0) c->decay = LATTN_DECAY_STEP, c->delta = LATTN_DELTA_KEY, c->unit = LATTN_UNIT_L2;
-  if (kind == 1)
-    c->decay = LATTN_DECAY_CHANNEL, c->delta = LATTN_DELTA_GENERAL, c->key_dim = 256;
+  if (kind == 1) c->decay = LATTN_DECAY_CHANNEL, c->delta = LATTN_DELTA_GENERAL, c->key_dim = 256;
   if (kind == 2) c->feature = LATTN_FEATURE_SOFTMAX, c->normaliser = LATTN_NORMALISER_SUM;
   if (kind == 3) c->flags = LATTN_STATE_COMPENSATED, c->reads = LATTN_READS_BEFORE;
   if (kind == 4) c->key_dim = 256, c->feature = LATTN_FEATURE_CALLER, c->feature_dim = STATE_KEY;
@@ -246,9 +245,8 @@ static void make_states(int kind) {
     c->kind = LATTN_STATE_TITANS, c->chunk = 4, c->hidden_dim = 512, c->key_dim = VALUE_DIM,
     c->residual = 1;
   for (int i = 0; i < 4; i++)
-    state_extra[i] = rows_of(state_more[i], STATE_ROWS, 1, i == 1 || (i == 0 && kind == 0)
-                                                               ? 1
-                                                               : c->key_dim);
+    state_extra[i] =
+        rows_of(state_more[i], STATE_ROWS, 1, i == 1 || (i == 0 && kind == 0) ? 1 : c->key_dim);
   if (c->decay) state_call.decay = &state_extra[0];
   if (c->delta == LATTN_DELTA_KEY) state_call.beta = &state_extra[1];
   if (c->delta == LATTN_DELTA_GENERAL)
@@ -258,14 +256,15 @@ static void make_states(int kind) {
   if (c->feature == LATTN_FEATURE_CALLER) state_call.feature = state_feature;
   CHECK(lattn_state_bytes(c) <= sizeof state_memory[0]);
   CHECK_STATUS(lattn_state_init(&state, state_memory[0], sizeof state_memory[0], c), LATTN_OK);
-  CHECK_STATUS(lattn_state_init(&state_other, state_memory[1], sizeof state_memory[1], c), LATTN_OK);
+  CHECK_STATUS(lattn_state_init(&state_other, state_memory[1], sizeof state_memory[1], c),
+               LATTN_OK);
   state_list[0].state = state, state_list[1].state = state_other;
   state_list[0].n_tokens = STATE_ROWS - 3, state_list[1].n_tokens = 3;
 }
 
 static void run_states(void (*each)(const char *name, void (*run)(void))) {
-  int kind = state_config.kind, merges = kind == LATTN_STATE_AAREN ||
-                                         (kind == LATTN_STATE_LINEAR && !state_config.delta);
+  int kind = state_config.kind,
+      merges = kind == LATTN_STATE_AAREN || (kind == LATTN_STATE_LINEAR && !state_config.delta);
   each("lattn_state_advance", state_advance);
   each("lattn_batch_advance", state_batch);
   each("lattn_state_draft", state_draft);
@@ -392,9 +391,9 @@ static void set_arrays(void) {
 static void make_caches(test_guard *arena, int kind) {
   lattn_pool *pool = NULL;
   config.heads = kind ? &head : NULL;
-  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32}, {LATTN_F32, LATTN_F32},
+  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32},  {LATTN_F32, LATTN_F32},
                                      {LATTN_BF16, LATTN_F16}, {LATTN_I8, LATTN_I8},
-                                     {LATTN_I4, LATTN_I4}, {LATTN_I4, LATTN_I8}};
+                                     {LATTN_I4, LATTN_I4},    {LATTN_I4, LATTN_I8}};
   config.key_type = types[kind][0];
   config.value_type = types[kind][1];
   size_t bytes = lattn_pool_bytes(NULL, &config, 6);

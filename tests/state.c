@@ -46,51 +46,88 @@ typedef struct golden {
 
 static const float g_bonus[4] = {0.5f, -0.25f, 1, 0.75f}, g_slow[1] = {-0.25f};
 
-#define G_CONFIG(preset, feature, scale, decay, delta, reads, normaliser, epsilon, unit)           \
-  {                                                                                                \
-    sizeof(lattn_state_config), 0, 1, 0, 0, 0, G_KEY, G_VALUE, feature, 0, unit, 0, scale, decay,  \
-        delta, reads, normaliser, epsilon, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,                           \
-        (decay) == LATTN_DECAY_HEAD ? g_slow : NULL, (reads) ? g_bonus : NULL, NULL, NULL          \
+#define G_CONFIG(preset, feature, scale, decay, delta, reads, normaliser, epsilon, unit)          \
+  {                                                                                               \
+    sizeof(lattn_state_config), 0, 1, 0, 0, 0, G_KEY, G_VALUE, feature, 0, unit, 0, scale, decay, \
+        delta, reads, normaliser, epsilon, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,                          \
+        (decay) == LATTN_DECAY_HEAD ? g_slow : NULL, (reads) ? g_bonus : NULL, NULL, NULL         \
   }
 
 enum { G_COMBA = 11, G_RWKV7 = 10 };
 
 static const golden g_linear[] = {
-    {"identity, plain", G_CONFIG(0, LATTN_FEATURE_IDENTITY, 1, 0, 0, 0, 0, 0, 0),
-     {{1.048, -1.328, 0.608}, {0.032, -1.808, 1.456}}, 0.68, 32.5232, 0},
-    {"elu1, normalised", G_CONFIG(0, LATTN_FEATURE_ELU1, 1, 0, 0, 0, LATTN_NORMALISER_SUM, 1e-6f, 0),
+    {"identity, plain",
+     G_CONFIG(0, LATTN_FEATURE_IDENTITY, 1, 0, 0, 0, 0, 0, 0),
+     {{1.048, -1.328, 0.608}, {0.032, -1.808, 1.456}},
+     0.68,
+     32.5232,
+     0},
+    {"elu1, normalised",
+     G_CONFIG(0, LATTN_FEATURE_ELU1, 1, 0, 0, 0, LATTN_NORMALISER_SUM, 1e-6f, 0),
      {{0.616649988, 0.0708624117, -0.383349917}, {0.0995285788, -0.126364375, 0.00686128801}},
-     34.9011441, 339.976968, 1},
+     34.9011441,
+     339.976968,
+     1},
     {"Taylor, normalised",
      G_CONFIG(0, LATTN_FEATURE_TAYLOR, 0, 0, 0, 0, LATTN_NORMALISER_SUM, 1e-12f, 0),
      {{0.776005178, -0.208009061, -0.223994822}, {0.143457743, -0.215758616, 0.0334620335}},
-     11.2600847, 93.470904, 1},
-    {"decay of a head", G_CONFIG(0, 0, 1, LATTN_DECAY_HEAD, 0, 0, 0, 0, 0),
+     11.2600847,
+     93.470904,
+     1},
+    {"decay of a head",
+     G_CONFIG(0, 0, 1, LATTN_DECAY_HEAD, 0, 0, 0, 0, 0),
      {{0.78256094, -1.16873656, 0.608}, {-0.512315, -0.490266011, 0.316631063}},
-     1.02714928, 9.91066795, 0},
-    {"SSD", G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, 0, 0, 0, 0, 0),
+     1.02714928,
+     9.91066795,
+     0},
+    {"SSD",
+     G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, 0, 0, 0, 0, 0),
      {{0.326192028, -0.545315217, 0.304}, {-0.273368496, -0.198256054, 0.146980157}},
-     1.07830408, 9.83608169, 0},
-    {"GLA", G_CONFIG(0, 0, 0, LATTN_DECAY_CHANNEL, 0, 0, 0, 0, 0),
+     1.07830408,
+     9.83608169,
+     0},
+    {"GLA",
+     G_CONFIG(0, 0, 0, LATTN_DECAY_CHANNEL, 0, 0, 0, 0, 0),
      {{0.417696692, -0.600218015, 0.304}, {-0.34224149, -0.132406191, 0.15594882}},
-     1.04227319, 9.24600365, 0},
-    {"RWKV-6", G_CONFIG(0, 0, 1, LATTN_DECAY_CHANNEL, 0, LATTN_READS_BEFORE, 0, 0, 0),
-     {{1.13, -1, 0.28}, {-0.846558665, -0.286942653, 0.985806144}}, 1.04227319, 9.24600365, 0},
-    {"DeltaNet", G_CONFIG(0, 0, 0, 0, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
+     1.04227319,
+     9.24600365,
+     0},
+    {"RWKV-6",
+     G_CONFIG(0, 0, 1, LATTN_DECAY_CHANNEL, 0, LATTN_READS_BEFORE, 0, 0, 0),
+     {{1.13, -1, 0.28}, {-0.846558665, -0.286942653, 0.985806144}},
+     1.04227319,
+     9.24600365,
+     0},
+    {"DeltaNet",
+     G_CONFIG(0, 0, 0, 0, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
      {{0.0111735622, -0.137357465, 0.113611589}, {-0.32339678, -0.0552260567, 0.219560808}},
-     -0.251710242, 2.41449508, 0},
-    {"Gated DeltaNet", G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
+     -0.251710242,
+     2.41449508,
+     0},
+    {"Gated DeltaNet",
+     G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
      {{-0.00187400311, -0.129528926, 0.113611589}, {-0.183956532, 0.00453855039, 0.0942807918}},
-     -0.0679239412, 0.748758805, 0},
-    {"KDA", G_CONFIG(0, 0, 0, LATTN_DECAY_CHANNEL, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
+     -0.0679239412,
+     0.748758805,
+     0},
+    {"KDA",
+     G_CONFIG(0, 0, 0, LATTN_DECAY_CHANNEL, LATTN_DELTA_KEY, 0, 0, 0, LATTN_UNIT_L2),
      {{0.00532383906, -0.133847631, 0.113611589}, {-0.21696947, 0.0211751103, 0.105047012}},
-     -0.0798230768, 0.76913503, 0},
-    {"RWKV-7", G_CONFIG(0, 0, 1, LATTN_DECAY_CHANNEL, LATTN_DELTA_GENERAL, 0, 0, 0, 0),
+     -0.0798230768,
+     0.76913503,
+     0},
+    {"RWKV-7",
+     G_CONFIG(0, 0, 1, LATTN_DECAY_CHANNEL, LATTN_DELTA_GENERAL, 0, 0, 0, 0),
      {{0.583221777, -1.04913307, 0.608}, {-0.532535173, -0.0790365006, -0.032240724}},
-     0.73899503, 5.3539918, 0},
-    {"Comba", G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, LATTN_DELTA_GENERAL, 0, 0, 0, LATTN_UNIT_L2),
+     0.73899503,
+     5.3539918,
+     0},
+    {"Comba",
+     G_CONFIG(0, 0, 0, LATTN_DECAY_STEP, LATTN_DELTA_GENERAL, 0, 0, 0, LATTN_UNIT_L2),
      {{-0.00216384606, -0.12935502, 0.113611589}, {-0.184611858, -0.000660552292, 0.102819936}},
-     -0.0570202133, 0.760674488, 0},
+     -0.0570202133,
+     0.760674488,
+     0},
 };
 
 static ref_input g_input(int which) {
@@ -113,8 +150,7 @@ static ref_input g_input(int which) {
       if (i < G_VALUE) in.v.x[t * G_VALUE + i] = g_x(t, i, 2) * (which == G_COMBA ? beta : 1);
       if (in.decay.x && in.decay.dim > 1)
         in.decay.x[t * G_KEY + i] = -(double)((3 * t + 2 * i) % 5 + 1) / 10;
-      if (which == G_RWKV7)
-        in.decay.x[t * G_KEY + i] = -exp(-0.5) * ref_sigmoid(g_x(t, i, 3));
+      if (which == G_RWKV7) in.decay.x[t * G_KEY + i] = -exp(-0.5) * ref_sigmoid(g_x(t, i, 3));
     }
     if (in.decay.x && in.decay.dim == 1) in.decay.x[t] = -(double)(3 * t % 5 + 1) / 10;
     for (int i = 0; i < G_KEY && in.predict.x; i++) {
@@ -163,7 +199,8 @@ static void golden_linear(int which) {
   {
     state_box b;
     lattn_state_call call;
-    lattn_tensor q = g_tensor(&in.q), k = g_tensor(&in.k), v = g_tensor(&in.v), decay, beta, p, w, m;
+    lattn_tensor q = g_tensor(&in.q), k = g_tensor(&in.k), v = g_tensor(&in.v), decay, beta, p, w,
+                 m;
     float *got = (float *)ref_memory(G_TOKENS * G_VALUE, sizeof *got);
     float *S = (float *)ref_memory(r.features * r.width, sizeof *S);
     check_case("golden %s: the library", g->name);
@@ -211,7 +248,7 @@ static ref_rows g_sine(int64_t n, int64_t d, double s) {
 typedef struct golden_sine {
   const char *name;
   int32_t kind;
-  int cross;         /* FLOW: bidirectional, of so many queries */
+  int cross; /* FLOW: bidirectional, of so many queries */
   float low, high;
   int32_t chunk;
   int n;
@@ -219,35 +256,101 @@ typedef struct golden_sine {
 } golden_sine;
 
 static const golden_sine g_sines[] = {
-    {"flow, bidirectional", LATTN_STATE_FLOW, 5, -1, 1, 0, 5,
-     {{+0.125148438837, +0.088838667375}, {+0.131143039961, +0.081531042968},
-      {+0.104359955813, +0.073178424152}, {+0.125376367221, +0.088898705071},
+    {"flow, bidirectional",
+     LATTN_STATE_FLOW,
+     5,
+     -1,
+     1,
+     0,
+     5,
+     {{+0.125148438837, +0.088838667375},
+      {+0.131143039961, +0.081531042968},
+      {+0.104359955813, +0.073178424152},
+      {+0.125376367221, +0.088898705071},
       {+0.131001804473, +0.081370057276}}},
-    {"flow, bidirectional, no clamp", LATTN_STATE_FLOW, 5, -INFINITY, INFINITY, 0, 5,
-     {{+0.185179348439, +0.120015782309}, {+0.187986212849, +0.112671626123},
-      {+0.154302317963, +0.099258703493}, {+0.185462051400, +0.120118461198},
+    {"flow, bidirectional, no clamp",
+     LATTN_STATE_FLOW,
+     5,
+     -INFINITY,
+     INFINITY,
+     0,
+     5,
+     {{+0.185179348439, +0.120015782309},
+      {+0.187986212849, +0.112671626123},
+      {+0.154302317963, +0.099258703493},
+      {+0.185462051400, +0.120118461198},
       {+0.187748521809, +0.112469191365}}},
-    {"flow, cross", LATTN_STATE_FLOW, 2, -1, 1, 0, 2,
-     {{+0.131851280520, +0.081146163271}, {+0.136433859967, +0.074295564132}, {0, 0}, {0, 0}, {0, 0}}},
-    {"flow, causal", LATTN_STATE_FLOW, 0, -1, 1, 0, 5,
-     {{+0.174904761972, -0.323507418210}, {-0.061884353894, -0.392562767323},
-      {-0.153183725592, -0.206393860483}, {+0.067444807165, +0.095337161866},
+    {"flow, cross",
+     LATTN_STATE_FLOW,
+     2,
+     -1,
+     1,
+     0,
+     2,
+     {{+0.131851280520, +0.081146163271},
+      {+0.136433859967, +0.074295564132},
+      {0, 0},
+      {0, 0},
+      {0, 0}}},
+    {"flow, causal",
+     LATTN_STATE_FLOW,
+     0,
+     -1,
+     1,
+     0,
+     5,
+     {{+0.174904761972, -0.323507418210},
+      {-0.061884353894, -0.392562767323},
+      {-0.153183725592, -0.206393860483},
+      {+0.067444807165, +0.095337161866},
       {+0.128000726610, +0.093181415583}}},
-    {"flow, causal, no clamp", LATTN_STATE_FLOW, 0, -INFINITY, INFINITY, 0, 5,
-     {{+0.174904761972, -0.323507418210}, {-0.061884303963, -0.392562715062},
-      {-0.153183674346, -0.206393834908}, {+0.100187360765, +0.140187944575},
+    {"flow, causal, no clamp",
+     LATTN_STATE_FLOW,
+     0,
+     -INFINITY,
+     INFINITY,
+     0,
+     5,
+     {{+0.174904761972, -0.323507418210},
+      {-0.061884303963, -0.392562715062},
+      {-0.153183674346, -0.206393834908},
+      {+0.100187360765, +0.140187944575},
       {+0.151953838791, +0.129999050901}}},
-    {"Aaren", LATTN_STATE_AAREN, 0, 0, 0, 0, 5,
-     {{+0.239249329214, -0.442520443295}, {+0.046062577764, -0.528863753408},
-      {-0.164956764318, -0.300635773837}, {+0.145527171862, +0.150603294027},
+    {"Aaren",
+     LATTN_STATE_AAREN,
+     0,
+     0,
+     0,
+     0,
+     5,
+     {{+0.239249329214, -0.442520443295},
+      {+0.046062577764, -0.528863753408},
+      {-0.164956764318, -0.300635773837},
+      {+0.145527171862, +0.150603294027},
       {+0.188392214807, +0.155348713891}}},
-    {"Titans, each token", LATTN_STATE_TITANS, 0, 0, 0, 1, 5,
-     {{+0.168641297933, -0.311922387261}, {+0.161993835775, -0.356757294320},
-      {-1.610790971710, -0.948328668309}, {+0.875486738146, +1.635238855517},
+    {"Titans, each token",
+     LATTN_STATE_TITANS,
+     0,
+     0,
+     0,
+     1,
+     5,
+     {{+0.168641297933, -0.311922387261},
+      {+0.161993835775, -0.356757294320},
+      {-1.610790971710, -0.948328668309},
+      {+0.875486738146, +1.635238855517},
       {+0.196624031714, -0.043213592555}}},
-    {"Titans, chunks of 2", LATTN_STATE_TITANS, 0, 0, 0, 2, 5,
-     {{+0.168641297933, -0.311922387261}, {+0.157617378519, -0.348662509639},
-      {-1.897027836151, -0.418899120667}, {+1.421116819855, +1.498073743672},
+    {"Titans, chunks of 2",
+     LATTN_STATE_TITANS,
+     0,
+     0,
+     0,
+     2,
+     5,
+     {{+0.168641297933, -0.311922387261},
+      {+0.157617378519, -0.348662509639},
+      {-1.897027836151, -0.418899120667},
+      {+1.421116819855, +1.498073743672},
       {+0.460104482746, +0.432828903259}}},
 };
 
@@ -368,8 +471,8 @@ static void note(int which, const char *what, int64_t i, double got, double want
 
 /* An output of n rows: any type and layout, filled with a pattern. */
 static lattn_tensor case_output(state_case *c, int64_t n) {
-  lattn_tensor t = tensor_of(NULL, (int32_t)rng_below(&c->rng, 5), n, c->config.n_heads,
-                             state_value_dim(c));
+  lattn_tensor t =
+      tensor_of(NULL, (int32_t)rng_below(&c->rng, 5), n, c->config.n_heads, state_value_dim(c));
   if (t.type > LATTN_BF16) t.type = LATTN_F32;
   state_layout(c, &t, 0);
   if (c->n_guards == STATE_GUARDS) exit(1);
@@ -579,9 +682,11 @@ static void run_flow(uint64_t seed) {
   if (rng_chance(&c.rng, 30)) o.feature = LATTN_FEATURE_RELU;
   if (rng_chance(&c.rng, 20)) o.epsilon = 0.0078125f;
   if (rng_chance(&c.rng, 30)) o.flags = LATTN_STATE_COMPENSATED;
-  check_case("flow_attention, seed %" PRIu64 ": heads %d/%d, dims %d/%d, rows %d/%d, feature %d, "
-             "clamp %g, flags %d", seed, (int)H, (int)G, (int)dk, (int)dv, (int)n_queries,
-             (int)n_keys, (int)o.feature, (double)o.clamp_high, (int)o.flags);
+  check_case("flow_attention, seed %" PRIu64
+             ": heads %d/%d, dims %d/%d, rows %d/%d, feature %d, "
+             "clamp %g, flags %d",
+             seed, (int)H, (int)G, (int)dk, (int)dv, (int)n_queries, (int)n_keys, (int)o.feature,
+             (double)o.clamp_high, (int)o.flags);
   c.config.n_heads = (int32_t)H, c.config.key_dim = (int32_t)dk, c.config.value_dim = (int32_t)dv;
   c.n = n_queries;
   c.q = state_tensor(&c, H, dk, fill_normal, 1);

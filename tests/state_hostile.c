@@ -363,12 +363,12 @@ static const mutation init_titans_list[] = {
     I32(config.s.flags, LATTN_STATE_COMPENSATED, AS(CONFIG)),
 };
 /* An output that may be absent: then the tokens are absorbed. */
-#define ABSORBED(f)                                                                               \
-  PTR(f.data, NULL, FINE), I32(f.type, -1, AS(TYPE)), I32(f.type, 4, AS(TYPE)),                   \
-      I32(f.zero, 1, AS(FIELD)), I64(f.n_tokens, -1, AS(SHAPE)),                                  \
-      I64(f.n_tokens, INT64_MAX, AS(OVERFLOW)), I64(f.n_heads, 0, AS(SHAPE)),                     \
-      I64(f.n_heads, 3, AS(SHAPE)), I64(f.n_heads, INT64_MAX, AS(OVERFLOW)),                      \
-      I64(f.dim, 0, AS(SHAPE)), I64(f.dim, 3, AS(SHAPE)), I64(f.dim, INT64_MAX, AS(OVERFLOW)),    \
+#define ABSORBED(f)                                                                            \
+  PTR(f.data, NULL, FINE), I32(f.type, -1, AS(TYPE)), I32(f.type, 4, AS(TYPE)),                \
+      I32(f.zero, 1, AS(FIELD)), I64(f.n_tokens, -1, AS(SHAPE)),                               \
+      I64(f.n_tokens, INT64_MAX, AS(OVERFLOW)), I64(f.n_heads, 0, AS(SHAPE)),                  \
+      I64(f.n_heads, 3, AS(SHAPE)), I64(f.n_heads, INT64_MAX, AS(OVERFLOW)),                   \
+      I64(f.dim, 0, AS(SHAPE)), I64(f.dim, 3, AS(SHAPE)), I64(f.dim, INT64_MAX, AS(OVERFLOW)), \
       I64(f.stride_token, -1, AS(STRIDE)), I64(f.stride_head, -1, AS(STRIDE)), OUTPUT_STRIDES(f)
 /* Inputs of a call of all tokens: as INPUT, but counts that do not fit are shapes. */
 #define CALL_INPUTS                                                                           \
@@ -479,12 +479,13 @@ static const mutation commit_list[] = {
     I32(drafts, 3, AS(SHAPE)),
     I32(drafts, INT32_MAX, AS(SHAPE)),
 };
-#define MATRIX_LIST                                                                            \
-  PTR(state, NULL, AS(NULL)), I32(matrix, -1, AS(FIELD)), I32(matrix, 7, AS(FIELD)),           \
-      I32(matrix, LATTN_MATRIX_MOMENTUM, AS(CONFIG)),                                          \
-      I32(matrix, LATTN_MATRIX_NORMALISER, AS(CONFIG)), I32(matrix, LATTN_MATRIX_GAIN, AS(CONFIG)), \
-      I32(transposed, 2, AS(FIELD)), I32(transposed, -1, AS(FIELD)),                           \
-      I32(transposed, 1, AS(SHAPE)), I64(m.n_tokens, KEY_DIM - 1, AS(SHAPE))
+#define MATRIX_LIST                                                                  \
+  PTR(state, NULL, AS(NULL)), I32(matrix, -1, AS(FIELD)), I32(matrix, 7, AS(FIELD)), \
+      I32(matrix, LATTN_MATRIX_MOMENTUM, AS(CONFIG)),                                \
+      I32(matrix, LATTN_MATRIX_NORMALISER, AS(CONFIG)),                              \
+      I32(matrix, LATTN_MATRIX_GAIN, AS(CONFIG)), I32(transposed, 2, AS(FIELD)),     \
+      I32(transposed, -1, AS(FIELD)), I32(transposed, 1, AS(SHAPE)),                 \
+      I64(m.n_tokens, KEY_DIM - 1, AS(SHAPE))
 static const mutation get_list[] = {MATRIX_LIST, OUTPUT(m)};
 static const mutation set_list[] = {MATRIX_LIST, INPUT(m)};
 static const mutation stats_list[] = {
@@ -496,10 +497,8 @@ static const mutation stats_list[] = {
     PTR(stats_at, NULL, AS(NULL)),
 };
 static const mutation preset_list[] = {
-    I32(preset, -1, AS(FIELD)),
-    I32(preset, 15, AS(FIELD)),
-    PTR(config_to, NULL, AS(NULL)),
-    I32(config.s.size, 0, AS(SIZE)),
+    I32(preset, -1, AS(FIELD)),      I32(preset, 15, AS(FIELD)),
+    PTR(config_to, NULL, AS(NULL)),  I32(config.s.size, 0, AS(SIZE)),
     I32(config.s.size, 4, AS(SIZE)),
 };
 static const mutation slopes_list[] = {
@@ -515,7 +514,9 @@ static const mutation slopes_layer_list[] = {
     I32(n_layers, -1, AS(SHAPE) | FINE),
 };
 static const mutation flow_list[] = {
-    ANY_TENSOR(q), ANY_TENSOR(k), ANY_TENSOR(v),
+    ANY_TENSOR(q),
+    ANY_TENSOR(k),
+    ANY_TENSOR(v),
     OUTPUT(out),
     EXEC(exec),
     SIZES(flow, lattn_flow),
@@ -674,8 +675,8 @@ static void exact_memory(void) {
 
 /* Random configs, mostly impossible: lattn_state_bytes and init agree, and what is made works. */
 static void random_configs(void) {
-  static const int32_t numbers[] = {0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 7, 8, 16, 17, 33, -1,
-                                    65536, INT32_MAX, INT32_MIN, 1 << 20};
+  static const int32_t numbers[] = {0, 0, 0, 0,  0,  1,  1,  1,     2,         2,         3,      4,
+                                    5, 7, 8, 16, 17, 33, -1, 65536, INT32_MAX, INT32_MIN, 1 << 20};
   static const float floats[] = {0, 0, 0, 0, 1, 1, 0.5f, -1, NAN, INFINITY, 1e-30f, 3e38f};
   static unsigned char memory[1 << 17];
   test_rng rng = rng_seed(11);

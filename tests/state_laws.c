@@ -58,8 +58,7 @@ static void lab_open(lab *l, int32_t preset, int64_t H, int64_t HK, int64_t HV, 
   l->rate = lab_array(l, few, 1), l->momentum = lab_array(l, few, 1);
   l->forget = lab_array(l, few, 1);
   l->out = lab_array(l, n * H * dv, 0);
-  for (int64_t i = 0; i < few * l->features; i++)
-    l->decay[i] = (rng_uniform(&l->rng) - 1) * 0.25f;
+  for (int64_t i = 0; i < few * l->features; i++) l->decay[i] = (rng_uniform(&l->rng) - 1) * 0.25f;
   for (int64_t i = 0; i < few; i++) {
     l->beta[i] = (rng_uniform(&l->rng) + 1) * 0.5f;
     l->rate[i] = (rng_uniform(&l->rng) + 1) * 0.125f;
@@ -86,9 +85,9 @@ static void lab_open(lab *l, int32_t preset, int64_t H, int64_t HK, int64_t HV, 
 }
 
 static void lab_close(lab *l) {
-  float *all[] = {l->q,     l->k,         l->v,         l->decay,     l->beta, l->predict, l->write,
-                  l->rate,  l->momentum,  l->forget,    l->out,       l->S0,   l->arrays[0],
-                  l->arrays[1], l->arrays[2]};
+  float *all[] = {l->q,       l->k,     l->v,         l->decay,     l->beta,
+                  l->predict, l->write, l->rate,      l->momentum,  l->forget,
+                  l->out,     l->S0,    l->arrays[0], l->arrays[1], l->arrays[2]};
   if (l->box.guard.map) box_close(&l->box);
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
@@ -315,9 +314,9 @@ static void orthonormal(void) {
 /* Gates shut at every token: only the token itself is left. All of -80 and below is one gate. */
 static void shut_gates(void) {
   static const float gates[] = {-80, -81, -1000, -3e38f, -INFINITY};
-  static const int32_t presets[] = {LATTN_PRESET_SSD, LATTN_PRESET_GLA, LATTN_PRESET_HGRN2,
-                                    LATTN_PRESET_GATED_DELTA_NET, LATTN_PRESET_KDA,
-                                    LATTN_PRESET_RWKV6};
+  static const int32_t presets[] = {LATTN_PRESET_SSD,   LATTN_PRESET_GLA,
+                                    LATTN_PRESET_HGRN2, LATTN_PRESET_GATED_DELTA_NET,
+                                    LATTN_PRESET_KDA,   LATTN_PRESET_RWKV6};
   for (int p = 0; p < 6; p++) {
     lab first;
     for (int g = 0; g < 5; g++) {
@@ -462,8 +461,7 @@ static void general_updates(void) {
     a.predict[i] = (float)(-(double)b.k[i] * exp((double)b.decay[i]));
     a.write[i] = (float)((double)b.k[i] * (double)b.beta[i / 12]);
   }
-  for (int64_t i = 0; i < 40 * 21; i++)
-    a.v[i] = (float)((double)b.v[i] * (double)b.beta[i / 21]);
+  for (int64_t i = 0; i < 40 * 21; i++) a.v[i] = (float)((double)b.v[i] * (double)b.beta[i / 21]);
   lab_run(&a), lab_run(&b);
   /* The inputs of one were rounded: relative errors u of three factors, over 40 tokens. */
   for (int64_t i = 0; i < 40 * 21; i++) CHECK(fabs((double)a.out[i] - (double)b.out[i]) < 2e-5);
@@ -544,9 +542,9 @@ static void causality(void) {
 
 /* o = v den / (den + epsilon) */
 static void constant_values(void) {
-  static const int32_t features[] = {LATTN_FEATURE_ELU1, LATTN_FEATURE_RELU, LATTN_FEATURE_RELU2,
-                                     LATTN_FEATURE_SOFTMAX, LATTN_FEATURE_TAYLOR,
-                                     LATTN_FEATURE_SIGMOID};
+  static const int32_t features[] = {LATTN_FEATURE_ELU1,   LATTN_FEATURE_RELU,
+                                     LATTN_FEATURE_RELU2,  LATTN_FEATURE_SOFTMAX,
+                                     LATTN_FEATURE_TAYLOR, LATTN_FEATURE_SIGMOID};
   for (int f = 0; f < 6; f++)
     for (int compensated = 0; compensated < 2; compensated++) {
       lab l;
@@ -570,8 +568,7 @@ static void bidirectional(void) {
     float *last;
     lattn_state_call call;
     int64_t row;
-    if (preset == LATTN_PRESET_FLOW || preset == LATTN_PRESET_AAREN ||
-        preset == LATTN_PRESET_RWKV6)
+    if (preset == LATTN_PRESET_FLOW || preset == LATTN_PRESET_AAREN || preset == LATTN_PRESET_RWKV6)
       continue;
     check_case("bidirectional = causal at the last token, preset %d", (int)preset);
     lab_open(&l, preset, 4, 2, 2, 16, 8, 50);
@@ -714,9 +711,9 @@ static void no_denormals(void) {
 
 /* Shared keys, values and queries are repeated ones, of neighbours. */
 static void shared_heads(void) {
-  static const int32_t presets[] = {LATTN_PRESET_GATED_DELTA_NET, LATTN_PRESET_SSD,
-                                    LATTN_PRESET_RWKV7, LATTN_PRESET_LINEAR, LATTN_PRESET_FLOW,
-                                    LATTN_PRESET_TITANS};
+  static const int32_t presets[] = {
+      LATTN_PRESET_GATED_DELTA_NET, LATTN_PRESET_SSD,  LATTN_PRESET_RWKV7,
+      LATTN_PRESET_LINEAR,          LATTN_PRESET_FLOW, LATTN_PRESET_TITANS};
   for (int p = 0; p < 6; p++) {
     lab a, b;
     float *few;
@@ -741,11 +738,11 @@ static void shared_heads(void) {
       b.q[i] = few[(i / 68 * 2 + i / 17 % 4 / 2) * 17 + i % 17];
     a.c.n_query_heads = 2;
     lab_begin(&a);
-    CHECK_STATUS(lattn_state_advance(a.box.state, lab_call(&a, 0, 40),
-                                     tensor_of(few, LATTN_F32, 40, 2, 17),
-                                     lab_rows(a.k, 0, 40, 2, 17), lab_rows(a.v, 0, 40, 4, 17),
-                                     lab_rows(a.out, 0, 40, 4, 17), NULL),
-                 LATTN_OK);
+    CHECK_STATUS(
+        lattn_state_advance(a.box.state, lab_call(&a, 0, 40), tensor_of(few, LATTN_F32, 40, 2, 17),
+                            lab_rows(a.k, 0, 40, 2, 17), lab_rows(a.v, 0, 40, 4, 17),
+                            lab_rows(a.out, 0, 40, 4, 17), NULL),
+        LATTN_OK);
     lab_run(&b);
     lab_same(&a, &b);
     /* Tiled heads would be another answer: */
@@ -874,9 +871,8 @@ static void system_step(double *h, const double *A, const double *b, const doubl
 /* Each method as a time-varying system; normalised linear attention has Lambda = eta_{t-1} / eta_t,
    B = phi(k) / eta_t. */
 static void systems(void) {
-  static const int32_t presets[] = {LATTN_PRESET_SSD,   LATTN_PRESET_GLA,
-                                    LATTN_PRESET_DELTA_NET, LATTN_PRESET_KDA,
-                                    LATTN_PRESET_RWKV7, LATTN_PRESET_LINEAR};
+  static const int32_t presets[] = {LATTN_PRESET_SSD, LATTN_PRESET_GLA,   LATTN_PRESET_DELTA_NET,
+                                    LATTN_PRESET_KDA, LATTN_PRESET_RWKV7, LATTN_PRESET_LINEAR};
   for (int p = 0; p < 6; p++) {
     enum { N = 6, D = 4, T = 30 };
     lab l;
@@ -941,9 +937,10 @@ static void flow_call(const lattn_flow *o, const float *q, int64_t n, const floa
   exec.size = sizeof exec;
   exec.scratch_bytes = lattn_flow_scratch(d, dv, o ? o->flags : 0, 1);
   exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
-  CHECK_STATUS(lattn_flow_attention(o, lab_rows(q, 0, n, 1, d), lab_rows(k, 0, n_keys, 1, d),
-                                    lab_rows(v, 0, n_keys, 1, dv), lab_rows(out, 0, n, 1, dv), &exec),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_flow_attention(o, lab_rows(q, 0, n, 1, d), lab_rows(k, 0, n_keys, 1, d),
+                           lab_rows(v, 0, n_keys, 1, dv), lab_rows(out, 0, n, 1, dv), &exec),
+      LATTN_OK);
   free(exec.scratch);
 }
 
@@ -1029,8 +1026,7 @@ static void flow_laws(void) {
     CHECK(one * v > 0 && fabs(one) < 100 * fabs(v));
   }
   check_case("causal flow: features at their ends are finite");
-  for (int i = 0; i < N * D; i++)
-    l.q[i] = i % 3 ? -INFINITY : 90, l.k[i] = i % 4 ? 1000.0f : -120;
+  for (int i = 0; i < N * D; i++) l.q[i] = i % 3 ? -INFINITY : 90, l.k[i] = i % 4 ? 1000.0f : -120;
   lab_run(&l);
   for (int i = 0; i < N * M; i++) CHECK(isfinite(l.out[i]));
   free(other), free(out);
@@ -1103,11 +1099,11 @@ static void merged_with_attention(void) {
   parts[0].n_rows = 1;
   a.size = sizeof a;
   a.partial = &parts[1];
-  CHECK_STATUS(lattn_attention(&a, tensor_of(l.arrays[2], LATTN_F32, 1, 1, D),
-                               lab_rows(l.k, FIRST, N - FIRST, 1, D),
-                               lab_rows(l.v, FIRST, N - FIRST, 1, M),
-                               tensor_of(NULL, LATTN_F32, 1, 1, M), NULL, NULL),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_attention(&a, tensor_of(l.arrays[2], LATTN_F32, 1, 1, D),
+                      lab_rows(l.k, FIRST, N - FIRST, 1, D), lab_rows(l.v, FIRST, N - FIRST, 1, M),
+                      tensor_of(NULL, LATTN_F32, 1, 1, M), NULL, NULL),
+      LATTN_OK);
   CHECK_STATUS(lattn_merge(NULL, 2, parts, tensor_of(last, LATTN_F32, 1, 1, M), NULL, NULL),
                LATTN_OK);
   for (int i = 0; i < M; i++) CHECK(fabs((double)last[i] - (double)out[i]) < 2e-6);
@@ -1191,8 +1187,9 @@ static void titans_laws(void) {
   lab_run(&a);
   {
     float S[36];
-    CHECK_STATUS(lattn_state_get(a.box.state, LATTN_MATRIX_MOMENTUM, 0,
-                                 tensor_of(S, LATTN_F32, 9, 1, 4)), LATTN_OK);
+    CHECK_STATUS(
+        lattn_state_get(a.box.state, LATTN_MATRIX_MOMENTUM, 0, tensor_of(S, LATTN_F32, 9, 1, 4)),
+        LATTN_OK);
     for (int x = 0; x < 36; x++)
       CHECK(fabs(lab_S(&a, 0, x / 4, x % 4) - (double)S[x]) <= REF_U * fabs((double)S[x]));
   }
@@ -1249,7 +1246,8 @@ static void gradients(void) {
         for (int side = 0; side < 2; side++) {
           o->w[i][x] = at + (side ? h : -h);
           ref_apply(&r.c, o, o->w, k, &f);
-          for (int64_t j = 0; j < r.c.value_dim; j++) loss[side] += (f.p[j] - v[j]) * (f.p[j] - v[j]);
+          for (int64_t j = 0; j < r.c.value_dim; j++)
+            loss[side] += (f.p[j] - v[j]) * (f.p[j] - v[j]);
         }
         o->w[i][x] = at;
         worst = fmax(worst, fabs((loss[1] - loss[0]) / (2 * h) - o->gradient[i][x]));
@@ -1368,8 +1366,8 @@ static void delta_product(void) {
         double p = 0;
         for (int i = 0; i < D; i++) p += (double)l.k[step * D + i] * S[i * M + j];
         for (int i = 0; i < D; i++)
-          S[i * M + j] += (double)l.k[step * D + i] * (double)l.beta[step] *
-                          ((double)l.v[step * M + j] - p);
+          S[i * M + j] +=
+              (double)l.k[step * D + i] * (double)l.beta[step] * ((double)l.v[step * M + j] - p);
       }
     for (int j = 0; j < M; j++) {
       double y = 0;
@@ -1422,7 +1420,8 @@ static void long_constant(int64_t n, int32_t flags) {
 static void long_flow(int64_t n) {
   enum { D = 4, M = 2 };
   lab l, plain;
-  double A[D] = {0}, B[D] = {0}, A2[D] = {0}, B2[D] = {0}, KV[D * M] = {0}, Z = 0, worst[2] = {0, 0};
+  double A[D] = {0}, B[D] = {0}, A2[D] = {0}, B2[D] = {0}, KV[D * M] = {0}, Z = 0,
+         worst[2] = {0, 0};
   ref_flow_options o;
   check_case("%d tokens of causal flow: compensated to 1e-5", (int)n);
   lab_open(&l, LATTN_PRESET_FLOW, 1, 1, 1, D, M, LONG_CALL);
@@ -1462,8 +1461,9 @@ static void long_flow(int64_t n) {
       }
     }
   }
-  printf("state_laws %s: %d tokens of causal flow: worst relative error %.2g compensated, %.2g not\n",
-         lattn_simd_name(), (int)n, worst[0], worst[1]);
+  printf(
+      "state_laws %s: %d tokens of causal flow: worst relative error %.2g compensated, %.2g not\n",
+      lattn_simd_name(), (int)n, worst[0], worst[1]);
   CHECK(worst[0] < 1e-5);
   CHECK(worst[1] < 1e-2);
   lab_close(&l), lab_close(&plain);
