@@ -305,7 +305,6 @@ static inline void state_case_make(state_case *c, uint64_t seed, int32_t kind, i
   o->size = sizeof *o;
   c->call.size = sizeof c->call;
   o->kind = kind < 0 ? kinds[i] : kind;
-  if (kind < 0 && getenv("STATE_KINDS") && o->kind == 2) o->kind = 3; /* XXX */
   i = state_length(&c->rng);
   c->n = n ? n : i;
   state_heads(c);

@@ -246,6 +246,12 @@ static void reset_merge(void) {
   state.call.s.partial = NULL;
 }
 
+static void reset_flow_attention(void) { /* k and v have as many heads */
+  reset_key();
+  state.v.n_heads = FEW;
+}
+
+static const float bad_last[HEADS * KEY_DIM] = {[HEADS * KEY_DIM - 1] = NAN};
 static const float bad_numbers[HEADS * KEY_DIM] = {NAN, 1, 2, 3}, positive[HEADS] = {0, 0.5f, 0, 0};
 
 #define ARGS state_args
@@ -317,10 +323,9 @@ static const mutation init_list[] = {
     FIELD(M_I64, bytes, "1", 1, 0, NULL, AS(MEMORY)),
 };
 static const mutation init_head_list[] = {
-    PTR(config.s.log_decay, NULL, AS(NULL)),
-    PTR(config.s.log_decay, positive, AS(VALUE)),
-    PTR(config.s.log_decay, bad_numbers, AS(VALUE)),
-    PTR(config.s.bonus, NULL, FINE),
+    PTR(config.s.log_decay, NULL, AS(NULL)),         PTR(config.s.log_decay, positive, AS(VALUE)),
+    PTR(config.s.log_decay, bad_numbers, AS(VALUE)), PTR(config.s.bonus, NULL, FINE),
+    PTR(config.s.bonus, bad_last, AS(VALUE)),
 };
 static const mutation init_caller_list[] = {
     I32(config.s.feature_dim, 0, AS(SHAPE) | AS(CONFIG)),
@@ -344,6 +349,7 @@ static const mutation init_flow_list[] = {
 };
 static const mutation init_aaren_list[] = {
     PTR(config.s.query, NULL, AS(NULL)),
+    PTR(config.s.query, bad_last, AS(VALUE)),
     F32(config.s.scale, NAN, AS(VALUE)),
     I32(config.s.feature, LATTN_FEATURE_ELU1, AS(FIELD) | AS(CONFIG)),
     I32(config.s.flags, LATTN_STATE_COMPENSATED, AS(CONFIG)),
@@ -563,7 +569,7 @@ STATE_TARGET(set_key, "set", reset_key, call_set, 0);
 STATE_TARGET(stats_key, "stats", reset_key, call_stats, 0);
 STATE_TARGET(preset_key, "preset", reset_key, call_preset, 0);
 STATE_TARGET(slopes_key, "slopes", reset_key, call_slopes, 0);
-STATE_TARGET(flow_target, "flow_attention", reset_key, call_flow, 1);
+STATE_TARGET(flow_target, "flow_attention", reset_flow_attention, call_flow, 1);
 
 static void reset_lightning(void) {
   reset_key();
