@@ -43,7 +43,7 @@ static float key_out[ROWS * KEY_DIM], value_out[ROWS * VALUE_DIM];
 static float slopes[HEADS] = {0.5f, 0.25f}, sinks[HEADS] = {1, 2};
 static int64_t argmax[ROWS * HEADS], top_keys[ROWS * HEADS * 4];
 static double mass[HEADS * CAPACITY];
-static unsigned char file[1 << 21];
+static unsigned char file[1 << 22];
 static size_t file_bytes, file_at;
 static uint64_t turns[KEY_DIM / 2];
 static lattn_rotary rotary;
@@ -57,6 +57,10 @@ static lattn_weights wanted;
 static lattn_partial parts[2];
 static lattn_sequence sequences[2];
 static lattn_status status;
+
+static void fill(float *x, int64_t n, test_rng *rng) {
+  for (int64_t i = 0; i < n; i++) x[i] = rng_normal(rng);
+}
 
 static lattn_tensor rows_of(const float *data, int64_t n, int64_t heads, int64_t dim) {
   return tensor_of(data, LATTN_F32, n, heads, dim);
@@ -143,6 +147,136 @@ static void call_load(void) {
   status = lattn_cache_load(other, file_read, NULL);
 }
 
+/* ---- states of fixed size ---- */
+
+enum { STATE_ROWS = 20, STATE_KEY = 600, STATE_KINDS = 9 };
+
+static float state_q[STATE_ROWS * STATE_KEY], state_k[STATE_ROWS * STATE_KEY];
+static float state_more[4][STATE_ROWS * STATE_KEY], state_v[STATE_ROWS * VALUE_DIM];
+static float state_out[STATE_ROWS * VALUE_DIM], state_matrix[STATE_KEY * VALUE_DIM];
+static float state_query[STATE_KEY];
+static unsigned char state_memory[2][1 << 22];
+static lattn_state_config state_config;
+static lattn_state_call state_call;
+static lattn_tensor state_extra[4];
+static lattn_state *state, *state_other;
+static lattn_state_sequence state_list[2];
+
+#define STATE_Q rows_of(state_q, STATE_ROWS, 1, state_config.key_dim)
+#define STATE_K rows_of(state_k, STATE_ROWS, 1, state_config.key_dim)
+#define STATE_V rows_of(state_v, STATE_ROWS, 1, state_config.value_dim)
+#define STATE_OUT rows_of(state_out, STATE_ROWS, 1, state_config.value_dim)
+
+static void state_feature(void *user, int32_t h, int32_t is_query, const float *x, int64_t dim,
+                          float *features, int64_t n) {
+  (void)user, (void)h, (void)is_query;
+  for (int64_t i = 0; i < n; i++) features[i] = x[i % dim];
+}
+
+static void state_advance(void) {
+  status = lattn_state_advance(state, &state_call, STATE_Q, STATE_K, STATE_V, STATE_OUT, NULL);
+}
+static void state_batch(void) {
+  status =
+      lattn_batch_advance(2, state_list, &state_call, STATE_Q, STATE_K, STATE_V, STATE_OUT, NULL);
+}
+static void state_draft(void) {
+  lattn_tensor q_rows = STATE_Q, k_rows = STATE_K, v_rows = STATE_V, out_rows = STATE_OUT;
+  q_rows.n_tokens = k_rows.n_tokens = v_rows.n_tokens = out_rows.n_tokens = 16;
+  for (int i = 0; i < 4; i++) state_extra[i].n_tokens = 16;
+  status = lattn_state_draft(state, &state_call, q_rows, k_rows, v_rows, out_rows, NULL);
+  for (int i = 0; i < 4; i++) state_extra[i].n_tokens = STATE_ROWS;
+}
+static void state_commit(void) { status = lattn_state_commit(state, 7); }
+static void state_read(void) {
+  lattn_state_call maps;
+  memset(&maps, 0, sizeof maps);
+  maps.size = sizeof maps, maps.feature = state_feature;
+  status = lattn_state_read(state, &maps, STATE_Q, STATE_OUT, NULL);
+}
+static void state_copy(void) { status = lattn_state_copy(state_other, state); }
+static void state_merge(void) {
+  status = lattn_state_clear(state_other);
+  status = lattn_state_merge(state, state_other);
+}
+static void state_get(void) {
+  int wide = state_config.kind == LATTN_STATE_TITANS && state_config.hidden_dim;
+  status = lattn_state_get(
+      state, LATTN_MATRIX_STATE, 0,
+      rows_of(state_matrix,
+              state_config.feature_dim ? state_config.feature_dim : state_config.key_dim, 1,
+              wide ? state_config.hidden_dim : state_config.value_dim));
+}
+static void state_save(void) {
+  file_bytes = 0;
+  status = lattn_state_save(state, file_write, NULL, NULL);
+}
+static void state_load(void) {
+  file_at = 0;
+  status = lattn_state_clear(state_other);
+  status = lattn_state_load(state_other, file_read, NULL);
+}
+
+/* Two states of a kind, of the largest dims that are promised without scratch. */
+static void make_states(int kind) {
+  lattn_state_config *c = &state_config;
+  test_rng rng = rng_seed(7);
+  memset(c, 0, sizeof *c);
+  memset(&state_call, 0, sizeof state_call);
+  fill(state_q, STATE_ROWS * STATE_KEY, &rng), fill(state_k, STATE_ROWS * STATE_KEY, &rng);
+  fill(state_v, STATE_ROWS * VALUE_DIM, &rng), fill(state_query, STATE_KEY, &rng);
+  for (int i = 0; i < 4; i++) fill(state_more[i], STATE_ROWS * STATE_KEY, &rng);
+  for (int i = 0; i < STATE_ROWS * STATE_KEY; i++) {
+    state_more[0][i] = -fabsf(state_more[0][i]);
+    state_k[i] *= 0.03125f, state_more[2][i] *= 0.03125f, state_more[3][i] *= 0.03125f;
+    state_more[1][i] = 0.0625f;
+  }
+  c->size = sizeof *c, state_call.size = sizeof state_call;
+  c->n_heads = 1, c->key_dim = STATE_KEY, c->value_dim = VALUE_DIM, c->max_drafts = 16;
+  if (kind == 0) c->decay = LATTN_DECAY_STEP, c->delta = LATTN_DELTA_KEY, c->unit = LATTN_UNIT_L2;
+  if (kind == 1) c->decay = LATTN_DECAY_CHANNEL, c->delta = LATTN_DELTA_GENERAL, c->key_dim = 256;
+  if (kind == 2) c->feature = LATTN_FEATURE_SOFTMAX, c->normaliser = LATTN_NORMALISER_SUM;
+  if (kind == 3) c->flags = LATTN_STATE_COMPENSATED, c->reads = LATTN_READS_BEFORE;
+  if (kind == 4) c->key_dim = 256, c->feature = LATTN_FEATURE_CALLER, c->feature_dim = STATE_KEY;
+  if (kind == 5) c->kind = LATTN_STATE_FLOW, c->flags = LATTN_STATE_COMPENSATED, c->key_dim = 256;
+  if (kind == 6) c->kind = LATTN_STATE_AAREN, c->query = state_query, c->key_dim = 256;
+  if (kind == 7) c->kind = LATTN_STATE_TITANS, c->chunk = 4, c->key_dim = 256;
+  if (kind == 8)
+    c->kind = LATTN_STATE_TITANS, c->chunk = 4, c->hidden_dim = 512, c->key_dim = VALUE_DIM,
+    c->residual = 1;
+  for (int i = 0; i < 4; i++)
+    state_extra[i] =
+        rows_of(state_more[i], STATE_ROWS, 1, i == 1 || (i == 0 && kind == 0) ? 1 : c->key_dim);
+  if (c->decay) state_call.decay = &state_extra[0];
+  if (c->delta == LATTN_DELTA_KEY) state_call.beta = &state_extra[1];
+  if (c->delta == LATTN_DELTA_GENERAL)
+    state_call.predict = &state_extra[2], state_call.write = &state_extra[3];
+  if (c->kind == LATTN_STATE_TITANS)
+    state_call.rate = state_call.momentum = state_call.forget = &state_extra[1];
+  if (c->feature == LATTN_FEATURE_CALLER) state_call.feature = state_feature;
+  CHECK(lattn_state_bytes(c) <= sizeof state_memory[0]);
+  CHECK_STATUS(lattn_state_init(&state, state_memory[0], sizeof state_memory[0], c), LATTN_OK);
+  CHECK_STATUS(lattn_state_init(&state_other, state_memory[1], sizeof state_memory[1], c),
+               LATTN_OK);
+  state_list[0].state = state, state_list[1].state = state_other;
+  state_list[0].n_tokens = STATE_ROWS - 3, state_list[1].n_tokens = 3;
+}
+
+static void run_states(void (*each)(const char *name, void (*run)(void))) {
+  int kind = state_config.kind,
+      merges = kind == LATTN_STATE_AAREN || (kind == LATTN_STATE_LINEAR && !state_config.delta);
+  each("lattn_state_advance", state_advance);
+  each("lattn_batch_advance", state_batch);
+  each("lattn_state_draft", state_draft);
+  each("lattn_state_commit", state_commit);
+  if (kind != LATTN_STATE_FLOW) each("lattn_state_read", state_read);
+  if (kind != LATTN_STATE_AAREN) each("lattn_state_get", state_get);
+  each("lattn_state_copy", state_copy);
+  if (merges) each("lattn_state_merge", state_merge);
+  each("lattn_state_save", state_save);
+  each("lattn_state_load", state_load);
+}
+
 /* ---- measuring ---- */
 
 static size_t most; /* of all calls */
@@ -212,10 +346,6 @@ static void test_harness(void) {
 
 /* ---- setting up ---- */
 
-static void fill(float *x, int64_t n, test_rng *rng) {
-  for (int64_t i = 0; i < n; i++) x[i] = rng_normal(rng);
-}
-
 static void set_options(void) {
   rotary.size = sizeof rotary;
   rotary.n_dims = KEY_DIM;
@@ -261,9 +391,9 @@ static void set_arrays(void) {
 static void make_caches(test_guard *arena, int kind) {
   lattn_pool *pool = NULL;
   config.heads = kind ? &head : NULL;
-  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32}, {LATTN_F32, LATTN_F32},
+  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32},  {LATTN_F32, LATTN_F32},
                                      {LATTN_BF16, LATTN_F16}, {LATTN_I8, LATTN_I8},
-                                     {LATTN_I4, LATTN_I4}, {LATTN_I4, LATTN_I8}};
+                                     {LATTN_I4, LATTN_I4},    {LATTN_I4, LATTN_I8}};
   config.key_type = types[kind][0];
   config.value_type = types[kind][1];
   size_t bytes = lattn_pool_bytes(NULL, &config, 6);
@@ -320,6 +450,12 @@ int main(void) {
       make_caches(&arena, kind);
       run_all(measured ? measure : run_plainly);
       CHECK(guard_free(&arena));
+    }
+  for (int kind = 0; kind < STATE_KINDS; kind++)
+    for (int measured = 0; measured < 2; measured++) {
+      check_case("states of kind %d", kind);
+      make_states(kind);
+      run_states(measured ? measure : run_plainly);
     }
   printf("stack %s: the most is %zu bytes, of %s\n", lattn_simd_name(), most, most_name);
   return test_summary();
