@@ -215,7 +215,7 @@ bench_builds := $(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(c)_$(l)))
 
 # All that the two files export:
 bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_ours_set_inexact \
-  bench_limit_flops bench_limit_read bench_limits_free
+  bench_limit_flops bench_limit_read bench_limit_update bench_limits_free
 
 define build_rule
 $(BUILD)/bench/%_$(1)_$(2).o: bench/%.c $(BUILD)/flags

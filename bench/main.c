@@ -17,6 +17,8 @@ static int questions(const bench_options *options) {
   bench_inexact(options);
   bench_decode(options);
   bench_ratios(options);
+  bench_state(options);
+  bench_flow(options);
   bench_batch(options);
   bench_draft(options);
   bench_weights(options);
