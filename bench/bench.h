@@ -8,7 +8,8 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every
+   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; RECALL=1 all of
+   recall and its picture; SWEEP=1 every
    shape, for hours: see sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
@@ -182,6 +183,8 @@ void bench_report_capacity(const bench_options *options, const bench_shape *shap
 double bench_median(double *values, int32_t n); /* sorts them; NaN of none */
 /* A row that could not be measured. */
 void bench_report_failed(const bench_shape *shape);
+/* A row, printed elsewhere, that is not what it must be. */
+void bench_report_wrong(void);
 
 /* The shape and the number of threads as a row of JSON begins, by which it is known again. */
 void bench_shape_json(char *to, size_t bytes, const bench_shape *shape, int32_t n_threads);

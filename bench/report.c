@@ -312,6 +312,8 @@ void bench_report_begin(const bench_options *options) {
   printf(" %8s\n", "error");
 }
 
+void bench_report_wrong(void) { n_wrong++; }
+
 void bench_report_failed(const bench_shape *shape) {
   n_failed++;
   fprintf(stderr, "bench: %s failed\n", shape->bench);
