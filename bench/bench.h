@@ -9,8 +9,8 @@
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
    time it gets: for a machine that is busy with other work; LAYERS=n of capacity; RECALL=1 all of
-   recall and its picture; SWEEP=1 every
-   shape, for hours: see sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
+   recall, and its picture; SWEEP=1 every shape, for hours: see sweep.c; LONGATTN_PEERS=folder where
+   the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
 

@@ -167,6 +167,7 @@ bench_ggml_stream *bench_ggml_stream_make(const bench_stream *s, int64_t n) {
   size_t bytes = floats * sizeof(float) + 32 * (ggml.tensor_overhead() + 64) +
                  ggml.graph_overhead() + (size_t)s->sequences * sizeof(int32_t);
   g->memory = bench_buffer_make(bytes);
+  memset(g->memory.data, 0, bytes); /* its pages are there before the clock starts */
   g->context = ggml.init((struct ggml_init_params){bytes, g->memory.data, false});
   tensor *result = s->method == BENCH_SSD                               ? scan(g)
                    : s->method == BENCH_DELTA || s->method == BENCH_KDA ? delta(g)
@@ -175,7 +176,6 @@ bench_ggml_stream *bench_ggml_stream_make(const bench_stream *s, int64_t n) {
   ggml.build_forward_expand(g->graph, result);
   g->out = of(result);
   g->new_states = g->out + tokens * (size_t)s->heads * (size_t)s->value_dim;
-  memset(g->states, 0, (size_t)s->sequences * state_floats(s) * sizeof(float));
   return g;
 }
 
