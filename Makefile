@@ -203,6 +203,9 @@ bench: $(BUILD)/bench/bench ## speed and memory against this machine's limits; J
 capacity: $(BUILD)/bench/bench ## a million tokens of Llama-3-8B's caches: 18 GiB, some minutes
 	@LAYERS=32 ONLY=capacity $(RUN) $<
 
+recall: $(BUILD)/bench/bench ## what so many bytes of state remember, drawn into build/bench/recall.svg
+	@RECALL=1 ONLY=recall $(RUN) $<
+
 peers: ## fetches the rivals that bench compares with, from npm and apt, into build/peers
 	sh bench/peers.sh $(BUILD)/peers
 
@@ -215,7 +218,7 @@ bench_builds := $(foreach c,$(bench_ccs),$(foreach l,$(bench_levels),$(c)_$(l)))
 
 # All that the two files export:
 bench_names := bench_ours_attention bench_ours_cache bench_ours_attend bench_ours_set_inexact \
-  bench_limit_flops bench_limit_read bench_limits_free
+  bench_limit_flops bench_limit_read bench_limit_update bench_limits_free
 
 define build_rule
 $(BUILD)/bench/%_$(1)_$(2).o: bench/%.c $(BUILD)/flags
@@ -283,7 +286,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity peers \
+.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity recall peers \
   version install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

@@ -8,8 +8,9 @@
 
    Environment: JSON=1 one JSON object a line; QUICK=1 half a minute; ONLY=word only rows whose
    bench name contains word; THREADS=n instead of 2; CLOCK=cpu one thread, timed by the processor
-   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; SWEEP=1 every
-   shape, for hours: see sweep.c; LONGATTN_PEERS=folder where the rivals' libraries are. */
+   time it gets: for a machine that is busy with other work; LAYERS=n of capacity; RECALL=1 all of
+   recall, and its picture; SWEEP=1 every shape, for hours: see sweep.c; LONGATTN_PEERS=folder where
+   the rivals' libraries are. */
 #ifndef BENCH_H_INCLUDED
 #define BENCH_H_INCLUDED
 
@@ -53,6 +54,8 @@ const char *bench_threads_name(void);
 
 double bench_limit_flops(int32_t n_threads); /* float32 multiply-adds, 2 FLOP each, a second */
 double bench_limit_read(int32_t n_threads);  /* bytes a second, from 1 GiB on huge pages */
+/* Bytes read and written a second, of 512 MiB that are passed over in place. */
+double bench_limit_update(int32_t n_threads);
 void bench_limits_free(void);
 
 /* ---- shapes and inputs (shape.c) ---- */
@@ -130,14 +133,32 @@ typedef struct bench_pair {
   const char *other_name; /* printed is the other's time over ours */
   double (*ours)(void *state, int32_t n_threads);
   double (*other)(void *state, int32_t n_threads);
-  int (*same)(void *state); /* NULL, or whether both gave the same */
-  double bytes;             /* what ours reads or writes, to print GB/s; 0: print its FLOP */
-  int32_t one_thread;       /* the number of threads changes nothing */
-  double ideal;             /* 0, or what the ratio is at best: the goal is a fraction of it */
+  int (*same)(void *state);     /* NULL, or whether both gave the same */
+  double bytes;                 /* what ours reads or writes, to print GB/s; 0: print its FLOP */
+  int32_t one_thread;           /* the number of threads changes nothing */
+  double ideal;                 /* 0, or what the ratio is at best: the goal is a fraction of it */
   double (*error)(void *state); /* NULL, or what ours gives up; negative: failed */
 } bench_pair;
 void bench_report_pair(const bench_options *options, const bench_shape *shape,
                        const bench_pair *pair, void *state);
+
+/* Work of ours over the shape's `queries` tokens of each sequence, held against a limit of the
+   machine and against another who does the same. */
+enum { BENCH_LIMIT_NONE, BENCH_LIMIT_FMA, BENCH_LIMIT_UPDATE };
+typedef struct bench_work {
+  int32_t limit;
+  double amount; /* of that limit: FLOP, or bytes read and written; the goal is the shape's */
+  double (*ours)(void *state, int32_t n_threads); /* seconds, negative: failed */
+  const char *other_name;                         /* NULL: nobody else */
+  const char *other_missing;                      /* NULL, or why it is not run */
+  double other_goal;                              /* times as long as ours; 0 = none set */
+  double (*other)(void *state, int32_t n_threads);
+  double (*error)(void *state); /* NULL, or how far the two are apart; negative: failed */
+  double tolerance;             /* of that */
+  int32_t least;                /* repetitions; 0 = 3 */
+} bench_work;
+void bench_report_work(const bench_options *options, const bench_shape *shape,
+                       const bench_work *work, void *state);
 
 /* What one operation takes: time, and bytes where they are the question. */
 enum { BENCH_COST_TIMES = 25 };
@@ -162,6 +183,8 @@ void bench_report_capacity(const bench_options *options, const bench_shape *shap
 double bench_median(double *values, int32_t n); /* sorts them; NaN of none */
 /* A row that could not be measured. */
 void bench_report_failed(const bench_shape *shape);
+/* A row, printed elsewhere, that is not what it must be. */
+void bench_report_wrong(void);
 
 /* The shape and the number of threads as a row of JSON begins, by which it is known again. */
 void bench_shape_json(char *to, size_t bytes, const bench_shape *shape, int32_t n_threads);
@@ -183,6 +206,9 @@ void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
 void bench_capacity_of(const bench_options *options);
 void bench_ratios(const bench_options *options);
+void bench_state(const bench_options *options);
+void bench_flow(const bench_options *options);
+void bench_recall(const bench_options *options);
 void bench_contract(const bench_options *options);
 void bench_builds(const bench_options *options);
 

@@ -97,15 +97,19 @@ int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n) {
   return 1;
 }
 
-lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads) {
+lattn_exec bench_exec(const bench_buffer *scratch, int32_t n_threads) {
   lattn_exec exec = {0};
   exec.size = sizeof exec;
   exec.n_threads = n_threads;
-  exec.scratch = c->scratch.data;
-  exec.scratch_bytes = c->scratch.bytes;
+  exec.scratch = scratch->data;
+  exec.scratch_bytes = scratch->bytes;
   exec.parallel_for = bench_parallel_for;
   bench_threads_set(n_threads);
   return exec;
+}
+
+lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads) {
+  return bench_exec(&c->scratch, n_threads);
 }
 
 bench_tokens bench_tokens_make(const bench_shape *shape, int64_t n) {

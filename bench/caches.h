@@ -34,6 +34,8 @@ int bench_caches_append(bench_caches *c, lattn_cache *cache, int64_t n);
 /* Appends the same tokens over and over: many soon. */
 int bench_caches_grow(bench_caches *c, lattn_cache *cache, int64_t n);
 lattn_exec bench_caches_exec(const bench_caches *c, int32_t n_threads);
+/* So many of this program's threads, with that scratch. */
+lattn_exec bench_exec(const bench_buffer *scratch, int32_t n_threads);
 
 /* Prints what failed; 1 if anything did. Notes too are not what is to be timed. */
 int bench_failed(const char *what, lattn_status status);

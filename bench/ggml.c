@@ -7,65 +7,22 @@
    query gets no mask, a prompt the one of float16 that llama.cpp makes. The keys are in its cache
    before the clock starts, though ours appends in its time. Int8 and int4 of ours are held against
    its q8_0 and q4_0. */
+#include "ggml.h"
 #include "peer.h"
 
 #include <math.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30, PREC_F32 = 10 }; /* of ggml.h */
 enum { MASK_ROWS = 64 };               /* a mask's rows come in multiples of these */
 #define MOST_MASK ((int64_t)512 << 20) /* bytes: 16384 tokens */
 #define QUANTISED_FLOPS 2e10           /* see unsupported */
 enum { BLOCK = 32 };                   /* its quantised types are of as many dims */
 
-typedef struct ggml_context ggml_context;
-typedef struct ggml_tensor ggml_tensor;
-typedef struct ggml_cgraph ggml_cgraph;
-typedef struct ggml_backend ggml_backend;
-typedef struct ggml_threadpool ggml_threadpool;
-struct ggml_init_params {
-  size_t mem_size;
-  void *mem_buffer;
-  bool no_alloc;
-};
-/* Larger than ggml's own, which only ggml reads and writes. */
-typedef union pool_params {
-  max_align_t align;
-  unsigned char bytes[4096];
-} pool_params;
-
-/* What is called, by its name in ggml. */
-static struct {
-  int looked;
-  ggml_context *(*init)(struct ggml_init_params params);
-  void (*free)(ggml_context *ctx);
-  ggml_tensor *(*new_tensor_3d)(ggml_context *ctx, int type, int64_t n0, int64_t n1, int64_t n2);
-  ggml_tensor *(*permute)(ggml_context *ctx, ggml_tensor *a, int i0, int i1, int i2, int i3);
-  ggml_tensor *(*flash_attn_ext)(ggml_context *ctx, ggml_tensor *q, ggml_tensor *k, ggml_tensor *v,
-                                 ggml_tensor *mask, float scale, float max_bias, float softcap);
-  void (*flash_attn_ext_set_prec)(ggml_tensor *a, int precision);
-  ggml_cgraph *(*new_graph)(ggml_context *ctx);
-  void (*build_forward_expand)(ggml_cgraph *graph, ggml_tensor *tensor);
-  void *(*get_data)(const ggml_tensor *tensor);
-  size_t (*tensor_overhead)(void);
-  size_t (*graph_overhead)(void);
-  size_t (*row_size)(int type, int64_t n);
-  size_t (*quantize_chunk)(int type, const float *src, void *dst, int64_t start, int64_t n_rows,
-                           int64_t n_per_row, const float *imatrix);
-  void (*threadpool_params_init)(pool_params *params, int n_threads);
-  const char *(*version)(void);
-  int (*backend_graph_compute)(ggml_backend *backend, ggml_cgraph *graph);
-  ggml_backend *(*backend_cpu_init)(void);
-  void (*backend_cpu_set_n_threads)(ggml_backend *backend, int n_threads);
-  void (*backend_cpu_set_threadpool)(ggml_backend *backend, ggml_threadpool *pool);
-  ggml_threadpool *(*threadpool_new)(pool_params *params);
-  void (*threadpool_pause)(ggml_threadpool *pool);
-  void (*threadpool_resume)(ggml_threadpool *pool);
-} ggml;
-
+bench_ggml_functions ggml;
+static int looked;
+static void *base_library;
 static ggml_backend *backend;
 static char version_text[128];
 static ggml_threadpool *pools[65]; /* by number of threads, made once */
@@ -108,6 +65,7 @@ static int base_functions(void *base) {
   return bench_function(base, "ggml_init", &ggml.init) &&
          bench_function(base, "ggml_free", &ggml.free) &&
          bench_function(base, "ggml_new_tensor_3d", &ggml.new_tensor_3d) &&
+         bench_function(base, "ggml_new_tensor_4d", &ggml.new_tensor_4d) &&
          bench_function(base, "ggml_permute", &ggml.permute) &&
          bench_function(base, "ggml_flash_attn_ext", &ggml.flash_attn_ext) &&
          bench_function(base, "ggml_flash_attn_ext_set_prec", &ggml.flash_attn_ext_set_prec) &&
@@ -132,12 +90,13 @@ static int cpu_functions(void *cpu) {
          bench_function(cpu, "ggml_threadpool_resume", &ggml.threadpool_resume);
 }
 
-static const char *missing(void) {
+const char *bench_ggml_missing(void) {
   static const char *why = "missing";
-  if (ggml.looked++) return why;
+  if (looked++) return why;
   void *base = bench_library((const char *const[]){"libggml-base.so", "libggml-base.so.0", NULL});
   void *cpu = base ? cpu_library() : NULL;
   if (!cpu) return why;
+  base_library = base;
   if (!base_functions(base) || !cpu_functions(cpu)) return why = "found, but another version";
   size_t n = strlen(version_text);
   snprintf(version_text + n, sizeof version_text - n, " %s", ggml.version());
@@ -147,19 +106,23 @@ static const char *missing(void) {
 
 static const char *version(void) { return version_text; }
 
+int bench_ggml_function(const char *name, void *function) {
+  return base_library && bench_function(base_library, name, function);
+}
+
 /* ---- a shape ---- */
 
 static int type_of(int32_t type) {
-  static const int of[] = {[LATTN_F32] = F32,
-                           [LATTN_F16] = F16,
-                           [LATTN_BF16] = BF16,
-                           [LATTN_I8] = Q8_0,
-                           [LATTN_I4] = Q4_0};
+  static const int of[] = {[LATTN_F32] = GGML_F32,
+                           [LATTN_F16] = GGML_F16,
+                           [LATTN_BF16] = GGML_BF16,
+                           [LATTN_I8] = GGML_Q8_0,
+                           [LATTN_I4] = GGML_Q4_0};
   return of[type];
 }
 static int key_type(const bench_shape *s) { return type_of(s->type); }
 static int value_type(const bench_shape *s) { return type_of(bench_value_type(s)); }
-static int is_quantised(int type) { return type == Q8_0 || type == Q4_0; }
+static int is_quantised(int type) { return type == GGML_Q8_0 || type == GGML_Q4_0; }
 
 /* Its quantised types are for keys that are read once: a long prompt would take minutes. */
 static const char *unsupported(const bench_shape *s) {
@@ -175,7 +138,7 @@ static const char *unsupported(const bench_shape *s) {
 static size_t data_bytes(const bench_shape *s) {
   size_t rows = (size_t)(s->queries * s->heads), kv_rows = (size_t)(s->keys * s->kv_heads);
   size_t mask_rows = ((size_t)s->queries + MASK_ROWS - 1) / MASK_ROWS * MASK_ROWS;
-  return rows * (ggml.row_size(F32, s->key_dim) + ggml.row_size(F32, s->value_dim)) +
+  return rows * (ggml.row_size(GGML_F32, s->key_dim) + ggml.row_size(GGML_F32, s->value_dim)) +
          kv_rows *
              (ggml.row_size(key_type(s), s->key_dim) + ggml.row_size(value_type(s), s->value_dim)) +
          mask_rows * (size_t)s->keys * sizeof(uint16_t);
@@ -210,7 +173,7 @@ static ggml_tensor *mask_make(ggml_context *context, const bench_shape *s) {
   if (s->queries == 1) return NULL;
   int64_t rows = (s->queries + MASK_ROWS - 1) / MASK_ROWS * MASK_ROWS,
           before = s->keys - s->queries;
-  ggml_tensor *t = ggml.new_tensor_3d(context, F16, s->keys, rows, 1);
+  ggml_tensor *t = ggml.new_tensor_3d(context, GGML_F16, s->keys, rows, 1);
   uint16_t *mask = ggml.get_data(t);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t j = 0; j < s->keys; j++) mask[r * s->keys + j] = j <= before + r ? 0 : 0xfc00;
@@ -225,14 +188,14 @@ static void *prepare(const bench_shape *s, const bench_input *input) {
   state->memory = bench_buffer_make(bytes);
   ggml_context *c = state->context =
       ggml.init((struct ggml_init_params){bytes, state->memory.data, false});
-  ggml_tensor *q = ggml.new_tensor_3d(c, F32, s->key_dim, s->heads, s->queries);
+  ggml_tensor *q = ggml.new_tensor_3d(c, GGML_F32, s->key_dim, s->heads, s->queries);
   size_t n_q = (size_t)(s->queries * s->heads) * (size_t)s->key_dim;
   memcpy(ggml.get_data(q), input->q.data, n_q * sizeof(float));
   ggml_tensor *k = kv_make(c, s, key_type(s), s->key_dim, input->k.data);
   ggml_tensor *v = kv_make(c, s, value_type(s), s->value_dim, input->v.data);
   ggml_tensor *out = ggml.flash_attn_ext(c, ggml.permute(c, q, 0, 2, 1, 3), k, v, mask_make(c, s),
                                          1 / sqrtf((float)s->key_dim), 0, 0);
-  ggml.flash_attn_ext_set_prec(out, PREC_F32); /* as llama.cpp asks */
+  ggml.flash_attn_ext_set_prec(out, GGML_PREC_F32); /* as llama.cpp asks */
   state->graph = ggml.new_graph(c);
   ggml.build_forward_expand(state->graph, out);
   state->out = ggml.get_data(out);
@@ -244,25 +207,31 @@ static void *prepare(const bench_shape *s, const bench_input *input) {
 static ggml_threadpool *pool_of(int32_t n_threads) {
   if (n_threads < 1 || n_threads >= (int32_t)(sizeof pools / sizeof *pools)) return NULL;
   if (!pools[n_threads]) {
-    pool_params params;
+    ggml_pool_params params;
     ggml.threadpool_params_init(&params, n_threads);
     pools[n_threads] = ggml.threadpool_new(&params);
   }
   return pools[n_threads];
 }
 
-static double run(void *state, int32_t n_threads) {
-  ggml_state *s = state;
+double bench_ggml_compute(ggml_cgraph *graph, int32_t n_times, int32_t n_threads) {
   ggml_threadpool *pool = pool_of(n_threads);
   if (!pool) return -1;
   ggml.backend_cpu_set_n_threads(backend, n_threads);
   ggml.backend_cpu_set_threadpool(backend, pool);
   ggml.threadpool_resume(pool);
+  int status = 0;
   double start = bench_seconds();
-  int status = ggml.backend_graph_compute(backend, s->graph);
+  for (int32_t i = 0; i < n_times && !status; i++)
+    status = ggml.backend_graph_compute(backend, graph);
   double seconds = bench_seconds() - start;
   ggml.threadpool_pause(pool); /* else its threads spin into the time of whoever is next */
   return status ? -1 : seconds;
+}
+
+static double run(void *state, int32_t n_threads) {
+  const ggml_state *s = state;
+  return bench_ggml_compute(s->graph, 1, n_threads);
 }
 
 static const float *row(void *state, int64_t query, int32_t head) {
@@ -293,7 +262,7 @@ static double goal(const bench_shape *s) {
 
 const bench_peer bench_ggml = {
     .name = "ggml",
-    .missing = missing,
+    .missing = bench_ggml_missing,
     .unsupported = unsupported,
     .prepare = prepare,
     .run = run,

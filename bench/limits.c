@@ -1,4 +1,5 @@
-/* limits.c - what this machine can do at most: multiply-adds a second, and bytes read a second.
+/* limits.c - what this machine can do at most: multiply-adds a second, bytes read a second, and bytes
+ * read and written back a second.
  * SPDX-License-Identifier: MIT
 
    Measured on the widest vectors that the compiler targets, as ours are: a build for AVX2 is held
@@ -68,7 +69,7 @@ static volatile float sink; /* what is not used is not computed */
 
 typedef struct work {
   int64_t iterations;
-  const float *data; /* floats of each task, one after another */
+  float *data; /* floats of each task, one after another */
   size_t floats;
   float sums[MAX_TASKS];
 } work;
@@ -103,6 +104,18 @@ static void read_task(void *context, int32_t index) {
   w->sums[index] = lane_total(a);
 }
 
+/* Each value times 1, plus 0, back to where it was. */
+static void update_task(void *context, int32_t index) {
+  work *w = context;
+  float *p = w->data + (size_t)index * w->floats, *end = p + w->floats;
+  lane b = lane_set(1 + sink), c = lane_set(sink);
+  for (; p + CHAINS * LANES <= end; p += CHAINS * LANES) {
+    UNROLL for (int i = 0; i < CHAINS; i++)
+        lane_store(p + i * LANES, lane_fma(lane_load(p + i * LANES), b, c));
+  }
+  w->sums[index] = 1;
+}
+
 /* Seconds of n_threads tasks, side by side. */
 static double timed(void (*task)(void *, int32_t), work *w, int32_t n_threads) {
   bench_threads_set(n_threads);
@@ -128,7 +141,8 @@ double bench_limit_flops(int32_t n_threads) {
 
 static bench_buffer read_buffer;
 
-double bench_limit_read(int32_t n_threads) {
+/* Bytes of the buffer that a task on each thread passes over, a second. */
+static double passed(void (*task)(void *, int32_t), size_t bytes, int32_t n_threads) {
   if (!read_buffer.data) {
     read_buffer = bench_buffer_make(READ_BYTES);
     float *x = read_buffer.data;
@@ -138,8 +152,14 @@ double bench_limit_read(int32_t n_threads) {
   if (n_threads > MAX_TASKS) n_threads = MAX_TASKS;
   work w = {0};
   w.data = read_buffer.data;
-  w.floats = READ_BYTES / sizeof(float) / (size_t)n_threads;
-  return (double)(w.floats * sizeof(float)) * n_threads / timed(read_task, &w, n_threads);
+  w.floats = bytes / sizeof(float) / (size_t)n_threads;
+  return (double)(w.floats * sizeof(float)) * n_threads / timed(task, &w, n_threads);
+}
+
+double bench_limit_read(int32_t n_threads) { return passed(read_task, READ_BYTES, n_threads); }
+
+double bench_limit_update(int32_t n_threads) {
+  return 2 * passed(update_task, READ_BYTES / 2, n_threads);
 }
 
 void bench_limits_free(void) { bench_buffer_free(&read_buffer); }

@@ -17,6 +17,8 @@ static int questions(const bench_options *options) {
   bench_inexact(options);
   bench_decode(options);
   bench_ratios(options);
+  bench_state(options);
+  bench_flow(options);
   bench_batch(options);
   bench_draft(options);
   bench_weights(options);
@@ -24,6 +26,7 @@ static int questions(const bench_options *options) {
   bench_capacity_of(options);
   bench_cost_of_caches(options);
   bench_save(options);
+  bench_recall(options);
   bench_contract(options);
   bench_builds(options);
   return bench_report_end(options);

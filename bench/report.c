@@ -312,6 +312,8 @@ void bench_report_begin(const bench_options *options) {
   printf(" %8s\n", "error");
 }
 
+void bench_report_wrong(void) { n_wrong++; }
+
 void bench_report_failed(const bench_shape *shape) {
   n_failed++;
   fprintf(stderr, "bench: %s failed\n", shape->bench);
@@ -472,6 +474,104 @@ void bench_report_pair(const bench_options *options, const bench_shape *shape,
     }
     print_pair(options, shape, pair, &r, options->thread_counts[i]);
     if (!r.same) n_wrong++;
+    fflush(stdout);
+  }
+}
+
+/* ---- work ---- */
+
+typedef struct work_row {
+  series ours, other, limit;
+  double error;
+} work_row;
+
+/* The other rests the threads of ours first, and a short run is made twice, as peers are. */
+static int run_other(work_row *r, const bench_work *work, void *state, int32_t n_threads) {
+  bench_rest();
+  double seconds = work->other(state, n_threads);
+  if (seconds >= 0 && seconds < SHORT_RUN) seconds = work->other(state, n_threads);
+  add(&r->other, seconds);
+  return seconds >= 0;
+}
+
+static int measure_work(work_row *r, double budget, const bench_work *work, void *state,
+                        int32_t n_threads) {
+  int others = work->other_name && !work->other_missing;
+  int32_t least = work->least ? work->least : 3;
+  int32_t most = least > PEER_REPETITIONS ? least : PEER_REPETITIONS; /* of the other */
+  double spent = 0;
+  if (least > 1 && work->ours(state, n_threads) < 0) return 0; /* warms up */
+  double start = bench_seconds();
+  for (int32_t i = 0; i < MAX_REPETITIONS; i++) {
+    if (i >= least && bench_seconds() - start > budget) break;
+    if (work->limit == BENCH_LIMIT_FMA) add(&r->limit, bench_limit_flops(n_threads));
+    if (work->limit == BENCH_LIMIT_UPDATE) add(&r->limit, bench_limit_update(n_threads));
+    double seconds = work->ours(state, n_threads);
+    if (seconds < 0) return 0;
+    add(&r->ours, seconds);
+    if (!others || i >= most || spent > PEER_SECONDS) continue;
+    if (!run_other(r, work, state, n_threads)) return 0;
+    spent += r->other.value[r->other.n - 1];
+  }
+  if (work->limit == BENCH_LIMIT_FMA) add(&all_flops[n_threads > 1], median(&r->limit));
+  if (others && work->error) r->error = work->error(state);
+  return r->error >= 0;
+}
+
+static void print_work(const bench_options *options, const bench_shape *shape,
+                       const bench_work *work, const work_row *r, int32_t n_threads, int wrong) {
+  int flops = work->limit == BENCH_LIMIT_FMA, update = work->limit == BENCH_LIMIT_UPDATE;
+  double ours = median(&r->ours), other = median(&r->other), rate = work->amount / ours;
+  double tokens = (double)shape->queries * (shape->sequences ? shape->sequences : 1);
+  double fraction = rate / median(&r->limit);
+  if (options->json) {
+    print_json_shape(shape, n_threads);
+    printf(",\"ms\":%.4f,\"ms_best\":%.4f,\"noise\":%.4f,\"repetitions\":%d,\"us_a_token\":%.4f",
+           ours * 1e3, extreme(&r->ours, -1) * 1e3, noise(&r->ours), r->ours.n,
+           ours / tokens * 1e6);
+    if (work->limit)
+      printf(",\"%s\":%.3f,\"limit\":%.3f,\"limit_of\":\"%s\",\"fraction_of_limit\":%.4f",
+             flops ? "gflops" : "gbs", rate * 1e-9, median(&r->limit) * 1e-9,
+             flops ? "gflops" : "update", fraction);
+    if (shape->goal > 0) printf(",\"goal\":%.2f", shape->goal);
+    if (r->other.n)
+      printf(",\"vs_%s\":%.3f,\"ms_%s\":%.4f", work->other_name, other / ours, work->other_name,
+             other * 1e3);
+    else if (work->other_name)
+      printf(",\"vs_%s\":null,\"why_not_%s\":\"%s\"", work->other_name, work->other_name,
+             work->other_missing);
+    if (work->other_goal > 0) printf(",\"goal_vs_%s\":%.1f", work->other_name, work->other_goal);
+    if (r->other.n && work->error) printf(",\"error_%s\":%.3e", work->other_name, r->error);
+    printf("%s}\n", wrong ? ",\"wrong\":true" : "");
+    return;
+  }
+  print_table_shape(shape, n_threads);
+  printf(" %9.3f %3.0f%%", ours * 1e3, noise(&r->ours) * 100);
+  if (flops) printf(" %8.1f %7s %5.2f fma  ", rate * 1e-9, "", fraction);
+  else if (update) printf(" %8s %7.1f %5.2f write", "", rate * 1e-9, fraction);
+  else printf(" %8s %7s %11s", "", "", "");
+  if (shape->goal > 0) printf(" %.2f", shape->goal);
+  else printf("     ");
+  printf(" %9.3f us/token", ours / tokens * 1e6);
+  if (r->other.n) printf(" %6.2fx %s", other / ours, work->other_name);
+  else if (work->other_name) printf(" %s: %s", work->other_name, work->other_missing);
+  if (r->other.n && work->other_goal > 0) printf(" (goal %.1fx)", work->other_goal);
+  if (r->other.n && work->error) printf(" %.1e", r->error);
+  printf("%s\n", wrong ? "  WRONG" : "");
+}
+
+void bench_report_work(const bench_options *options, const bench_shape *shape,
+                       const bench_work *work, void *state) {
+  for (int32_t i = 0; i < options->n_thread_counts; i++) {
+    work_row r = {0};
+    int32_t n_threads = options->thread_counts[i];
+    if (!measure_work(&r, budget_of(options, shape), work, state, n_threads)) {
+      bench_report_failed(shape);
+      return;
+    }
+    int wrong = r.other.n && work->error && !(r.error <= work->tolerance);
+    print_work(options, shape, work, &r, n_threads, wrong);
+    n_wrong += wrong;
     fflush(stdout);
   }
 }
