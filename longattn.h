@@ -1,10 +1,11 @@
-/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.2.0
+/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.3.0
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. Licence text: end of file. */
 /* ==== §0 what this is, quick start, switches, contents ===========================================
 
    Full softmax attention over any shape, and KV caches with one policy per KV head: full, or
    streaming (attention sinks + recent window, constant memory for ever). Caches share pages: forks,
    checkpoints and rollback, draft trees, batches of many sequences, removal from the middle, files.
+   States of fixed size: linear, gated, delta-rule, flow and recurrent attention, neural memories.
    Partial results merge exactly across threads, machines and devices. No dependency; no malloc,
    libm or stdio.
 
@@ -39,7 +40,8 @@
    panel: 16 keys; block: 128; segment: 2048 (fixed for ever: they fix the order of summation).
    page: one block of one KV head, K and V together. pool: what pages come from. slot: where a token
    is stored; position: what you count; equal until tokens are removed, which leaves a hole. draft:
-   a token that is tried, and then accepted or dropped.
+   a token that is tried, and then accepted or dropped. state: all that a recurrent method keeps of
+   a sequence; decay: what multiplies it at each token.
 
    ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
    tokens into calls; prefill = decode; packed = alone. Three exceptions, each by name: a target
@@ -82,7 +84,7 @@
    - An int32_t field that names a kind holds one of the enumerators said. */
 
 #define LATTN_VERSION_MAJOR 0
-#define LATTN_VERSION_MINOR 2
+#define LATTN_VERSION_MINOR 3
 #define LATTN_VERSION_PATCH 0
 #define LATTN_VERSION_NUMBER \
   (LATTN_VERSION_MAJOR * 10000 + LATTN_VERSION_MINOR * 100 + LATTN_VERSION_PATCH)
@@ -10372,7 +10374,8 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   }
   LATTN_UNROLL_
   for (int j = 0; j < steps; j++) LATTN_UNROLL_
-  for (int c = 0; c < vectors; c++) lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
+  for (int c = 0; c < vectors; c++)
+      lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
   LATTN_UNROLL_
   for (int c = 0; c < vectors; c++)
     if (predicts) lattn_v_store_(w->p + 16 * c, p[c]);
