@@ -471,8 +471,8 @@ typedef struct lattn_attn {
    -infinity (or its learned sink logit). NaN reaches the rows that see it and no others; hidden
    keys and values are never in the arithmetic. out may be exactly q's array (same strides and
    element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all
-   defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows >=
-   *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
+   defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows
+   >= *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
    ALIAS, SCRATCH, CONFIG. Notes: CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                        lattn_tensor v, lattn_tensor out, float *lse,
@@ -10373,8 +10373,9 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
     }
   }
   LATTN_UNROLL_
-  for (int j = 0; j < steps; j++) LATTN_UNROLL_
-  for (int c = 0; c < vectors; c++)
+  for (int j = 0; j < steps; j++)
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++)
       lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
   LATTN_UNROLL_
   for (int c = 0; c < vectors; c++)
@@ -11926,7 +11927,9 @@ typedef struct lattn_plane_ {
   int64_t at, rows, columns, tile; /* in floats from the copy's first; columns padded; of a tile */
 } lattn_plane_;
 
-LATTN_FN_ int64_t lattn_hidden_(const lattn_state *s) { return ((int64_t)s->hidden + 15) / 16 * 16; }
+LATTN_FN_ int64_t lattn_hidden_(const lattn_state *s) {
+  return ((int64_t)s->hidden + 15) / 16 * 16;
+}
 
 /* Plane 0, or of a deep memory 1 and 2 (the gain: without residual, it has no rows). */
 LATTN_FN_ lattn_plane_ lattn_plane_of_(const lattn_state *s, int which) {
@@ -12102,8 +12105,8 @@ LATTN_FN_ void lattn_deep_(const lattn_state *s, const float *w, const float *x,
   lattn_through_(w + second.at, s->hidden, s->columns, s->columns, a, y);
 }
 
-/* The residual memory: of z = norm(y), `by` what normed it, and v in u: u becomes minus the gradient
-   of y, of out = z (1 + gain) + k (flow.md 3.4), g that of the gain. */
+/* The residual memory: of z = norm(y), `by` what normed it, and v in u: u becomes minus the
+   gradient of y, of out = z (1 + gain) + k (flow.md 3.4), g that of the gain. */
 LATTN_FN_ void lattn_unlearn_norm_(const lattn_state *s, const float *gain, float rate, float by,
                                    const float *z, const float *k, float *u, float *g) {
   lattn_v16_ one = lattn_v_set_(1), sum = lattn_v_set_(0), more = sum, mean;
