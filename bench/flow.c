@@ -184,7 +184,7 @@ static void length(const bench_options *options, const char *name, int32_t prese
 
 static void both_ways(const bench_options *options, int64_t n, const char *other) {
   stream s = {.config = {.n_heads = HEADS, .key_dim = DIM, .value_dim = DIM}};
-  bench_shape shape = shape_of("flow_both_ways", &s.config, n);
+  bench_shape shape = shape_of("state_flow_both", &s.config, n);
   bench_work work = {.ours = bidirectional, .other_name = other, .other = exact_full};
   if (!bench_wanted(options, shape.bench, shape.quick)) return;
   s.rows = n;

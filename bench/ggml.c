@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ENOUGH_SECONDS 0.25
 enum { MASK_ROWS = 64 };               /* a mask's rows come in multiples of these */
 #define MOST_MASK ((int64_t)512 << 20) /* bytes: 16384 tokens */
 #define QUANTISED_FLOPS 2e10           /* see unsupported */
@@ -221,12 +222,15 @@ double bench_ggml_compute(ggml_cgraph *graph, int32_t n_times, int32_t n_threads
   ggml.backend_cpu_set_threadpool(backend, pool);
   ggml.threadpool_resume(pool);
   int status = 0;
-  double start = bench_seconds();
-  for (int32_t i = 0; i < n_times && !status; i++)
+  int32_t n = 0;
+  double start = bench_seconds(), seconds = 0;
+  while (n < n_times && !status && seconds < ENOUGH_SECONDS) {
     status = ggml.backend_graph_compute(backend, graph);
-  double seconds = bench_seconds() - start;
+    seconds = bench_seconds() - start;
+    n++;
+  }
   ggml.threadpool_pause(pool); /* else its threads spin into the time of whoever is next */
-  return status ? -1 : seconds;
+  return status ? -1 : seconds / n;
 }
 
 static double run(void *state, int32_t n_threads) {

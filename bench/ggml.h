@@ -67,7 +67,8 @@ extern bench_ggml_functions ggml; /* set once bench_ggml_missing has said NULL *
 const char *bench_ggml_missing(void); /* as of bench_peer */
 /* Sets *function to what its base library calls `name`; 0 = this version lacks it. */
 int bench_ggml_function(const char *name, void *function);
-/* Seconds of so many runs of a graph; negative: failed. */
+/* Seconds a run, of up to n_times runs of a graph: as many as a quarter of a second takes, one at
+   least. Negative: failed. */
 double bench_ggml_compute(ggml_cgraph *graph, int32_t n_times, int32_t n_threads);
 
 #endif /* BENCH_GGML_H_INCLUDED */

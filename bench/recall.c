@@ -515,7 +515,7 @@ static void recall_row(const bench_options *options, const memory *m, int32_t va
 
 static bench_chart chart_of(result results[VARIANTS][MEMORIES], const char *title, int32_t variant,
                             int32_t load) {
-  bench_chart c = {.title = title, .least = 10, .most = 19, .top = 1};
+  bench_chart c = {.title = title, .least = 12, .most = 20, .top = 1};
   for (int i = 0; i < MEMORIES; i++) {
     bench_curve *curve = &c.curves[memories[i].curve];
     const result *r = &results[variant][i];

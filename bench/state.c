@@ -34,7 +34,7 @@ static double steps_ours(void *state, int32_t n_threads) {
 static double steps_ggml(void *state, int32_t n_threads) {
   subject *s = state;
   int32_t n = s->stream.sequences == 1 ? STEPS : 1;
-  return bench_ggml_stream_run(s->ggml, n, n_threads) / n;
+  return bench_ggml_stream_run(s->ggml, n, n_threads);
 }
 
 /* Relative to the largest: of a token's outputs, of a state. One head's outputs alone may all but

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define ENOUGH_SECONDS 0.25
 enum { THREADS = 64 };
 
 /* ---- streams ---- */
@@ -210,10 +211,13 @@ static lattn_status step(bench_ours_stream *o, int64_t token, const lattn_exec *
 static double steps(bench_ours_stream *o, int64_t n, int32_t n_threads) {
   lattn_exec exec = bench_exec(&o->scratch, n_threads);
   lattn_status status = 0;
-  double start = bench_seconds();
-  for (int64_t t = 0; t < n && !status; t++) status = step(o, t, &exec);
-  double seconds = bench_seconds() - start;
-  return bench_failed("lattn_state_advance", status) ? -1 : seconds / (double)n;
+  int64_t t = 0;
+  double start = bench_seconds(), seconds = 0;
+  while (t < n && !status && seconds < ENOUGH_SECONDS) {
+    status = step(o, t++, &exec);
+    seconds = bench_seconds() - start;
+  }
+  return bench_failed("lattn_state_advance", status) ? -1 : seconds / (double)t;
 }
 
 double bench_ours_stream_steps(bench_ours_stream *o, int32_t n_threads) {
