@@ -10119,7 +10119,7 @@ enum {
   LATTN_TILE_COLUMNS_ = 32,
   LATTN_CHUNK_TOKENS_ = 32, /* prepared at a time, with scratch */
   LATTN_STATE_DRAFTS_ = 16,
-  LATTN_MAX_HINTS_ = 64,     /* of one pass */
+  LATTN_MAX_HINTS_ = 128,     /* of one pass */
   LATTN_STACK_STATE_ = 17408 /* bytes of a task's workspace without scratch */
 };
 #define LATTN_FOLD_AT_ 24.0f /* a fold is due when L < -24 */
@@ -10315,8 +10315,8 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   lattn_v16_ r[J * V], p[V], x[J * V], s[V], low[V], zero = lattn_v_set_(0);
   const float *k[J + 1], *q[J], *by = w->p_by;
   float *at = w->s, *lost = w->low;
-  const int64_t rows = w->rows, stride = w->stride, between = w->n_hints ? rows / w->n_hints : 0;
-  int64_t hint = w->n_hints ? 0 : rows;
+  const int64_t rows = w->rows, stride = w->stride, pairs = (rows + 1) / 2, hints = w->n_hints;
+  int64_t due = 0;
   const void *const *ask = w->hints;
   LATTN_UNROLL_
   for (int j = 0; j < steps * ranks; j++) {
@@ -10331,10 +10331,7 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   LATTN_UNROLL_
   for (int c = 0; c < steps * vectors; c++) r[c] = zero;
   for (int64_t i = 0; i < rows; i += 2) {
-    if (i >= hint) {
-      LATTN_PREFETCH_(*ask++);
-      hint = ask == w->hints + w->n_hints ? rows : hint + between;
-    }
+    for (due += hints; due >= pairs; due -= pairs) LATTN_PREFETCH_(*ask++);
     LATTN_UNROLL_
     for (int u = 0; u < 2; u++) {
       if (u == 1 && i + u == rows) break;
@@ -10840,7 +10837,7 @@ typedef struct lattn_walk_ {
   int64_t n, row, done;
   int tokens;
   int first; /* this worker has the head's first columns: it also writes what is not of columns */
-  int64_t fetches, end;              /* number of the first strip; one past the last row */
+  int64_t strip, strips, end; /* the strip, of so many; one past the last row */
   int64_t queries, value_at, out_at; /* heads that read this one; where its v and its out begin */
 } lattn_walk_;
 
@@ -11070,7 +11067,6 @@ LATTN_FN_ void lattn_hint_token_(const lattn_walk_ *a, lattn_pass_ *pass, int64_
     lattn_hint_rows_(pass, &job->predict, token, h * job->predict.n_heads / n, s->features);
     lattn_hint_rows_(pass, &job->write, token, h * job->write.n_heads / n, s->features);
   }
-  if (pass->n_hints > s->features) pass->n_hints = s->features;
 }
 
 /* What is not of a pass but of a whole strip. */
@@ -11102,12 +11098,12 @@ LATTN_NOINLINE_ int lattn_run_strip_(const lattn_walk_ *a, int64_t c, int vector
     lattn_pass_list_(&pass, vectors);
   }
   n = lattn_pending_(a, updates, gates, c);
-  for (int64_t j = 0; !s->delta && j < a->tokens; j++) lattn_write_token_(a, j, c, vectors, 0);
+  for (int64_t j = 0; !s->delta && j < a->tokens; j++) lattn_write_token_(a, j, c, vectors, p);
   for (int64_t j = 0; j < a->tokens; j += shared) {
     shared = drafts || n != 1 || updates[0].fold ? 1 : lattn_shared_(a, j);
-    pass.n_hints = 0; /* strip after strip takes one of the tokens that share a pass */
-    if (c / 16 / vectors >= a->fetches && c / 16 / vectors - a->fetches < shared)
-      lattn_hint_token_(a, &pass, a->row + j + c / 16 / vectors - a->fetches + a->job->chunk);
+    pass.n_hints = 0; /* the strips share the tokens that share a pass */
+    for (int64_t i = a->strip; i < shared; i += a->strips)
+      lattn_hint_token_(a, &pass, a->row + j + i + a->job->chunk);
     pass.stores = !drafts;
     pass.n_updates = n;
     pass.p_by = !s->delta ? 0 : w->p ? w->p + j * s->rows : w->k + j * s->rows;
@@ -11146,12 +11142,14 @@ LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *
                                         int64_t n, int64_t row, int64_t tokens, int64_t tile,
                                         int64_t end) {
   lattn_walk_ a = lattn_walk_at_(job, w, s, n, row);
-  int64_t before = s->n_tokens + s->n_drafts + 1;
+  int64_t before = s->n_tokens + s->n_drafts + 1, from = tile * LATTN_TILE_COLUMNS_;
+  int64_t to = lattn_min_(s->columns, end * LATTN_TILE_COLUMNS_);
   int lost = 0;
   size_t sums = (size_t)s->small_doubles * sizeof(double);
   int drafted = job->drafts ? s->n_drafts : 0;
   a.first = tile == 0;
   a.end = row + tokens;
+  a.strips = lattn_max_(1, (to - from) / 16 / LATTN_SWEEP_VECTORS_);
   LATTN_MEMCPY_(w->sums, lattn_state_small_(s, n, drafted), sums);
   if (w->e) lattn_channel_exps_(w->e, w->sums, 0, 0, s->rows);
   for (; a.done < tokens; a.done += a.tokens, a.row += a.tokens) {
@@ -11161,13 +11159,12 @@ LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *
       if (job->drafts && a.first)
         LATTN_MEMCPY_(lattn_state_small_(s, n, (int32_t)(drafted + a.done + j + 1)), w->sums, sums);
     }
-    for (int64_t c = tile * LATTN_TILE_COLUMNS_;
-         c < lattn_min_(s->columns, end * LATTN_TILE_COLUMNS_);) {
+    a.strip = 0;
+    for (int64_t c = from; c < to; a.strip++) {
       int64_t stride, left;
       lattn_tile_at_(s, c, &stride);
       left = (c / LATTN_TILE_COLUMNS_ * LATTN_TILE_COLUMNS_ + stride - c) / 16;
       int vectors = left >= LATTN_SWEEP_VECTORS_ ? LATTN_SWEEP_VECTORS_ : 1;
-      if (c == tile * LATTN_TILE_COLUMNS_) a.fetches = c / 16 / vectors;
       lost |= lattn_run_strip_(&a, c, vectors);
       c += 16 * vectors;
     }
