@@ -118,7 +118,8 @@ def show_loss(model, text, opt):
     n, off = int(opt.number or 3072), opt.offset
     n = min(n, len(text) - off)
     x = tensor([np.concatenate([[BOS], text[off:off + n]])])
-    print('nats a byte by blocks of 256 bytes; window %d, %d sinks; %d bytes' % (opt.window, opt.sinks, n))
+    sizes = 'window %d, %d sinks; ' % (opt.window, opt.sinks) if model.llama() else ''
+    print('nats a byte by blocks of 256 bytes; %s%d bytes' % (sizes, n))
     for name in names(model, FULL, WINDOW, SINKS):
         logits = run(model, x[:, :-1], everywhere(name), opt.window, opt.sinks)
         ce = F.cross_entropy(logits[0], x[0, 1:], reduction='none')

@@ -3,7 +3,7 @@
 The Llama (a llama2.c checkpoint): RMSNorm, interleaved rotary positions, grouped-query attention, SwiGLU, tied embedding,
 BOS = 1 always first. The hybrid: the same, but some of its layers are gated delta nets, and the others attend to a window.
 
-    train.py TEXT OUT.bin STAGES [--layers KIND,KIND,KIND,KIND] [--start START.bin] [--teacher TEACHER.bin]
+    train.py TEXT OUT.bin STAGES [--layers KIND,KIND,KIND,KIND] [--start START.bin] [--processes N]
              [--seconds LIMIT] [--constant SHARE] [--seed SEED]
 
 TEXT     the first 95 % of this file is trained on, the rest is for validation
@@ -11,7 +11,7 @@ STAGES   JSON: [[steps, sequence length, batch, [share of each task], learning r
          the tasks are text, needle, repeat, kv, far (see `sample`); missing shares at the end are 0
 --layers delta, window or full (the default: a Llama)
 --start  a model to begin from: of layers of another kind only the feed-forward parts are taken
---teacher  a model whose probabilities count for half of what is to be predicted
+--processes  that share each batch (2)
 --seconds ends the run early, and the learning rate's schedule with it
 --constant  the share of the run before the learning rate begins to fall (0.5)
 
@@ -21,12 +21,13 @@ BLAS is ten times slower) and attention.c and delta.c, compiled, beside it:
     gcc -O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -shared -fPIC attention.c delta.c \\
         -o kernels.so -lm
 
-Set OMP_WAIT_POLICY=passive, or the threads of gcc and of OpenBLAS wait for each other at full speed. MODEL.md lists the
+Set OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1: it is the processes that work side by side. MODEL.md lists the
 runs that made model.bin and hybrid.bin, and what they learned."""
 import argparse
 import ctypes
 import json
 import math
+import multiprocessing
 import os
 import struct
 import time
@@ -420,6 +421,59 @@ class Muon:
             p.data.mul_(1 - lr * 0.01).add_(x, alpha=-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
+class Team:
+    """Computes the gradients of the steps of a schedule: this process and args.processes - 1 others take equal parts of
+    each batch, on one thread each. (Where other programs run too, threads spend much of their time waiting for each
+    other, operation by operation; processes wait once a step.)"""
+    def __init__(self, args, model, parameters, schedule, text):
+        self.model, self.parameters, self.schedule, self.text = model, parameters, schedule, text
+        self.n, self.at, self.seed = args.processes, 0, args.seed
+        model.share_memory()
+        self.grads = [[torch.zeros_like(p).share_memory_() for p in parameters] for _ in range(self.n)]
+        context = multiprocessing.get_context('fork')
+        self.go, self.ready = context.Barrier(self.n), context.Barrier(self.n)
+        self.others = [context.Process(target=self.work, args=(i,), daemon=True) for i in range(1, self.n)]
+
+    def __enter__(self):
+        for process in self.others:
+            process.start()
+        return self
+
+    def __exit__(self, *_):
+        for process in self.others:
+            process.terminate()
+
+    def work(self, i):
+        rng = np.random.default_rng([self.seed, i])
+        while True:
+            self.go.wait()
+            self.part(i, rng)
+            self.ready.wait()
+
+    def part(self, i, rng):
+        """the gradients of part i of the next step's batch; its loss"""
+        _, n, size, mix, _ = self.schedule[self.at]
+        self.at += 1
+        x, y, w = batch(rng, size // self.n, n, self.text, mix=mix + [0.0] * (len(TASKS) - len(mix)))
+        loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten(), reduction='none')
+        loss = (loss * w.flatten()).sum() / w.sum()
+        for p in self.parameters:
+            p.grad = None
+        loss.backward()
+        for g, p in zip(self.grads[i], self.parameters):
+            g.copy_(p.grad)
+        return loss.item()
+
+    def step(self, rng):
+        """one step; leaves the mean of the gradients in the parameters"""
+        self.go.wait()
+        loss = self.part(0, rng)
+        self.ready.wait()
+        for p, *grads in zip(self.parameters, *self.grads):
+            p.grad = sum(grads) / self.n
+        return loss
+
+
 def progress(rng, model, text, n):
     """loss on validation text; accuracy a byte on what each retrieval task lets the model know"""
     out = {}
@@ -439,55 +493,43 @@ def main():
     parser.add_argument('stages', type=json.loads)
     parser.add_argument('--start')
     parser.add_argument('--layers', default=','.join(['full'] * LAYERS))
-    parser.add_argument('--teacher')
+    parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--seconds', type=float, default=math.inf)
     parser.add_argument('--constant', type=float, default=0.5)
     parser.add_argument('--seed', type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     train_text, val_text = split(args.text)
     model = Model(args.layers.split(','))
     if args.start:
         model.take(Model.load(args.start))
-    teacher = Model.load(args.teacher) if args.teacher else None
     print(sum(p.numel() for p in model.parameters()), 'parameters')
     def matrix(name): return name.endswith('weight') and name.split('.')[-2] in MATRICES
     matrices = [p for name, p in model.named_parameters() if matrix(name)]
     others = [p for name, p in model.named_parameters() if not matrix(name)]
     muon, adam = Muon(matrices), torch.optim.Adam(others, betas=(0.9, 0.95))
 
-    total, done, start = sum(s[0] for s in args.stages), 0, time.time()
-    for steps, n, size, mix, lr in args.stages:
-        mix = mix + [0.0] * (len(TASKS) - len(mix))
-        for _ in range(steps):
-            x, y, w = batch(rng, size, n, train_text, mix=mix)
-            at = max(done / total, (time.time() - start) / args.seconds)
+    schedule = [stage for stage in args.stages for _ in range(stage[0])]
+    done, start = 0, time.time()
+    with Team(args, model, list(model.parameters()), schedule, train_text) as team:
+        for _, n, _, _, lr in schedule:
+            at = max(done / len(schedule), (time.time() - start) / args.seconds)
             if at >= 1:
                 break
             # the rate rises for 50 steps, is constant for a while, then falls to 2 %
             rate = 1 if at < args.constant else max(0.02, (1 - at) / (1 - args.constant))
             rate *= min(1, (done + 1) / 50)
-            logits = model(x).flatten(0, 1)
-            loss = F.cross_entropy(logits, y.flatten(), reduction='none')
-            if teacher:
-                with torch.no_grad():
-                    taught = teacher(x).flatten(0, 1).softmax(-1)
-                loss = 0.5 * loss + 0.5 * F.cross_entropy(logits, taught, reduction='none')
-            loss = (loss * w.flatten()).sum() / w.sum()
-            for p in model.parameters():
-                p.grad = None
-            loss.backward()
+            loss = team.step(rng)
             for group in adam.param_groups:
                 group['lr'] = 0.003 * rate
             muon.step(lr * rate)
             adam.step()
             done += 1
             if done % 50 == 0:
-                print(done, n, 'loss %.3f' % loss.item(), progress(rng, model, val_text, n),
+                print(done, n, 'loss %.3f' % loss, progress(rng, model, val_text, n),
                       '%.2f s/step' % ((time.time() - start) / done), flush=True)
-            if done % 50 == 0:
                 model.save(args.out)
     model.save(args.out)
     print(done, 'steps')
