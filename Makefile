@@ -84,7 +84,7 @@ lm_mains := $(if $(wildcard examples/lm/*.c),$(shell grep -l '^int main' example
 lm_parts := $(filter-out $(lm_mains),$(wildcard examples/lm/*.c))
 lm_programs := $(lm_mains:examples/lm/%.c=$(BUILD)/lm/%)
 
-run: $(BUILD)/lm/demo ## the demo: a small language model under four cache policies, in a minute
+run: $(BUILD)/lm/demo ## the demo: a small language model under four cache policies, one with a fixed state
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
 heads: $(BUILD)/lm/heads ## measures again which heads of the demo's model retrieve

@@ -10,7 +10,7 @@
 #include "examples/lm/tokenizer.c"
 
 static const char our_model[] = "examples/lm/model.bin", our_text[] = "examples/lm/text.txt";
-static const char our_heads[] = "examples/lm/heads.tsv";
+static const char our_heads[] = "examples/lm/heads.tsv", our_hybrid[] = "examples/lm/hybrid.bin";
 
 /* ---- help ---- */
 
@@ -117,20 +117,20 @@ static void plain_rotate(double *x, int64_t n_heads, int64_t head_dim, int64_t p
     }
 }
 
-/* One row of causal attention; keys and values are [position][kv_dim]. */
+/* One row of causal attention from key `first` on; keys and values are [position][kv_dim]. */
 static void plain_attend(const llama_model *m, double *out, const double *q, const double *keys,
-                         const double *values, int64_t position, double *weights) {
+                         const double *values, int64_t first, int64_t position, double *weights) {
   int64_t d = m->head_dim, kv = m->n_kv_heads * d, group = m->n_heads / m->n_kv_heads;
   for (int64_t h = 0; h < m->n_heads; h++) {
     double sum = 0;
-    for (int64_t j = 0; j <= position; j++) {
+    for (int64_t j = first; j <= position; j++) {
       double score = 0;
       for (int64_t i = 0; i < d; i++) score += q[h * d + i] * keys[j * kv + h / group * d + i];
       sum += weights[j] = exp(score / sqrt((double)d));
     }
     for (int64_t i = 0; i < d; i++) {
       out[h * d + i] = 0;
-      for (int64_t j = 0; j <= position; j++)
+      for (int64_t j = first; j <= position; j++)
         out[h * d + i] += weights[j] / sum * values[j * kv + h / group * d + i];
     }
   }
@@ -152,7 +152,7 @@ static void plain_forward(const llama_model *m, const plain_weights *w, const in
       plain_matmul(v + t * kv, w->wv + l * dim * kv, h, kv, dim);
       plain_rotate(q, m->n_heads, m->head_dim, t);
       plain_rotate(k + t * kv, m->n_kv_heads, m->head_dim, t);
-      plain_attend(m, a, q, k, v, t, weights);
+      plain_attend(m, a, q, k, v, 0, t, weights);
       plain_matmul(h, w->wo + l * dim * dim, a, dim, dim);
       for (int64_t i = 0; i < dim; i++) x[i] += h[i];
       plain_norm(h, x, w->feed_forward_norm + l * dim, dim);
@@ -313,6 +313,320 @@ static void test_ours(void) {
     test_policies(&m, tokens);
     test_bad_tokens(&m);
     test_streaming(&m, tokens);
+    llama_model_free(&m);
+  }
+  free(tokens);
+  free(text);
+}
+
+/* ---- our hybrid ---- */
+
+typedef struct plain_layer { /* pointers into the file's floats */
+  const float *attention_norm, *wq, *wk, *wv, *wz, *wa, *wb, *taps, *rate, *bias, *output_norm;
+  const float *wo, *feed_forward_norm, *w1, *w2, *w3;
+} plain_layer;
+
+static const float *skip(const float **p, int64_t n) {
+  const float *here = *p;
+  *p += n;
+  return here;
+}
+
+static plain_layer plain_map_layer(const llama_model *m, int32_t kind, const float **p) {
+  plain_layer w;
+  int64_t dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+  int64_t heads = m->delta_heads, keys = heads * m->delta_key_dim;
+  memset(&w, 0, sizeof w);
+  w.attention_norm = skip(p, dim);
+  if (kind == LLAMA_DELTA) {
+    w.wq = skip(p, dim * keys), w.wk = skip(p, dim * keys), w.wv = skip(p, dim * dim);
+    w.wz = skip(p, dim * dim), w.wa = skip(p, dim * heads), w.wb = skip(p, dim * heads);
+    w.taps = skip(p, (2 * keys + dim) * m->n_taps);
+    w.rate = skip(p, heads), w.bias = skip(p, heads), w.output_norm = skip(p, m->delta_value_dim);
+  } else {
+    w.wq = skip(p, dim * dim), w.wk = skip(p, dim * kv), w.wv = skip(p, dim * kv);
+  }
+  w.wo = skip(p, dim * dim);
+  w.feed_forward_norm = skip(p, dim);
+  w.w1 = skip(p, dim * hidden), w.w2 = skip(p, dim * hidden), w.w3 = skip(p, dim * hidden);
+  return w;
+}
+
+static double plain_silu(double x) { return x / (1 + exp(-x)); }
+
+static double plain_dot(const double *x, const double *y, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+/* One token of a gated delta net: out from h. past is [n_taps][channels], the newest last; states
+   [heads][key_dim][value_dim]; mixed [channels] is scratch. */
+static void plain_delta(const llama_model *m, const plain_layer *w, double *out, const double *h,
+                        double *past, double *states, double *mixed) {
+  int64_t dk = m->delta_key_dim, dv = m->delta_value_dim, heads = m->delta_heads, dim = m->dim;
+  int64_t keys = heads * dk, all = 2 * keys + dim, taps = m->n_taps;
+  memmove(past, past + all, (size_t)((taps - 1) * all) * sizeof *past);
+  double *now = past + (taps - 1) * all;
+  plain_matmul(now, w->wq, h, keys, dim);
+  plain_matmul(now + keys, w->wk, h, keys, dim);
+  plain_matmul(now + 2 * keys, w->wv, h, dim, dim);
+  for (int64_t c = 0; c < all; c++) {
+    double sum = 0;
+    for (int64_t i = 0; i < taps; i++) sum += (double)w->taps[c * taps + i] * past[i * all + c];
+    mixed[c] = plain_silu(sum);
+  }
+  for (int64_t j = 0; j < heads; j++) {
+    double *q = mixed + j * dk, *k = mixed + keys + j * dk, *v = mixed + 2 * keys + j * dv;
+    double *S = states + j * dk * dv, a, b, z, norm = 0;
+    plain_matmul(&a, w->wa + j * dim, h, 1, dim);
+    plain_matmul(&b, w->wb + j * dim, h, 1, dim);
+    double decay = exp(-exp((double)w->rate[j]) * log1p(exp(a + (double)w->bias[j])));
+    double beta = 1 / (1 + exp(-b));
+    double q_unit = 1 / sqrt(plain_dot(q, q, dk) + 1e-6),
+           k_unit = 1 / sqrt(plain_dot(k, k, dk) + 1e-6);
+    for (int64_t c = 0; c < dv; c++) {
+      double guess = 0, read = 0;
+      for (int64_t i = 0; i < dk; i++) guess += k[i] * k_unit * (S[i * dv + c] *= decay);
+      for (int64_t i = 0; i < dk; i++) {
+        S[i * dv + c] += k[i] * k_unit * beta * (v[c] - guess);
+        read += q[i] * q_unit * S[i * dv + c];
+      }
+      out[j * dv + c] = read / sqrt((double)dk);
+      norm += out[j * dv + c] * out[j * dv + c];
+    }
+    for (int64_t c = 0; c < dv; c++) {
+      plain_matmul(&z, w->wz + (j * dv + c) * dim, h, 1, dim);
+      out[j * dv + c] *= (double)w->output_norm[c] / sqrt(norm / (double)dv + 1e-5) * plain_silu(z);
+    }
+  }
+}
+
+enum { PLAIN_ROOM = 4096 }; /* doubles for one token's vectors, and more */
+
+/* Logits [n][vocab] of n tokens, from a file's floats. */
+static void plain_hybrid(const llama_model *m, const float *file, const int32_t *tokens, int64_t n,
+                         double *logits) {
+  int64_t dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+  int64_t all = 2 * (int64_t)m->delta_heads * m->delta_key_dim + dim;
+  int64_t of_state = dim * m->delta_key_dim, of_past = all * m->n_taps;
+  int64_t of_layer = n * 2 * kv > of_state + of_past ? n * 2 * kv : of_state + of_past;
+  const float *embedding = skip(&file, m->vocab_size * dim);
+  plain_layer layers[8];
+  for (int64_t l = 0; l < m->n_layers; l++)
+    layers[l] = plain_map_layer(m, m->layers[l].kind, &file);
+  double *room = (double *)calloc((size_t)(PLAIN_ROOM + n + m->n_layers * of_layer), sizeof *room);
+  double *x = room, *h = x + dim, *q = h + dim, *a = q + dim, *gate = a + dim, *up = gate + hidden;
+  double *mixed = up + hidden, *weights = room + PLAIN_ROOM, *kept = weights + n;
+  CHECK(4 * dim + 2 * hidden + all <= PLAIN_ROOM);
+  for (int64_t t = 0; t < n; t++) {
+    for (int64_t i = 0; i < dim; i++) x[i] = (double)embedding[tokens[t] * dim + i];
+    for (int64_t l = 0; l < m->n_layers; l++) {
+      const plain_layer *w = &layers[l];
+      double *mine = kept + l * of_layer, *k = mine, *v = mine + n * kv;
+      plain_norm(h, x, w->attention_norm, dim);
+      if (m->layers[l].kind == LLAMA_DELTA) {
+        plain_delta(m, w, a, h, mine, mine + of_past, mixed);
+      } else {
+        plain_matmul(q, w->wq, h, dim, dim);
+        plain_matmul(k + t * kv, w->wk, h, kv, dim);
+        plain_matmul(v + t * kv, w->wv, h, kv, dim);
+        plain_rotate(q, m->n_heads, m->head_dim, t);
+        plain_rotate(k + t * kv, m->n_kv_heads, m->head_dim, t);
+        plain_attend(m, a, q, k, v, t < m->window ? 0 : t + 1 - m->window, t, weights);
+      }
+      plain_matmul(h, w->wo, a, dim, dim);
+      for (int64_t i = 0; i < dim; i++) x[i] += h[i];
+      plain_norm(h, x, w->feed_forward_norm, dim);
+      plain_matmul(gate, w->w1, h, hidden, dim);
+      plain_matmul(up, w->w3, h, hidden, dim);
+      for (int64_t i = 0; i < hidden; i++) gate[i] = plain_silu(gate[i]) * up[i];
+      plain_matmul(h, w->w2, gate, dim, hidden);
+      for (int64_t i = 0; i < dim; i++) x[i] += h[i];
+    }
+    plain_norm(h, x, file, dim);
+    plain_matmul(logits + t * m->vocab_size, embedding, h, m->vocab_size, dim);
+  }
+  free(room);
+}
+
+static void test_hybrid_plain(const llama_model *m, const int32_t *tokens) {
+  enum { N = 300 }; /* more than the window, and than a block */
+  int64_t n_bytes, header = HYBRID_BYTES + 4 * m->n_layers, n = N * m->vocab_size;
+  char *file = slurp(our_hybrid, &n_bytes);
+  float *weights = (float *)malloc((size_t)n_bytes);
+  float *logits = (float *)malloc((size_t)n * sizeof *logits);
+  double *want = (double *)calloc((size_t)n, sizeof *want), worst = 0, largest = 0;
+  check_case("hybrid: forward pass against double precision, %d tokens", N);
+  memcpy(weights, file + header, (size_t)(n_bytes - header));
+  plain_hybrid(m, weights, tokens, N, want);
+  llama_session *s = open_session(m, NULL, 0, 1);
+  CHECK_STATUS(llama_extend(s, tokens, N, N, logits), LATTN_OK);
+  for (int64_t i = 0; i < n; i++) {
+    worst = fmax(worst, fabs((double)logits[i] - want[i]));
+    largest = fmax(largest, fabs(want[i]));
+  }
+  /* as above; the states forget slowly and add up the roundings of some hundred tokens, and a unit
+     vector of a small one magnifies them: about 1e-4 of the largest at most */
+  if (!(worst <= 1e-3 * largest)) FAIL("off by %g of %g", worst, largest);
+  llama_session_close(s);
+  free(file);
+  free(weights);
+  free(want);
+  free(logits);
+}
+
+/* Drafts have the bits of plain decoding, and leave none when they are dropped. */
+static void test_hybrid_drafts(const llama_model *m, const int32_t *tokens, const float *want) {
+  const int64_t at = 260, vocab = m->vocab_size;
+  const int32_t tree[2] = {-1, -1}, path[3] = {0, 1, 2}, other[2] = {0, 2};
+  int32_t wrong[LLAMA_STATE_DRAFTS] = {0};
+  float *got = (float *)malloc((size_t)(20 * vocab) * sizeof *got);
+  llama_session *s = open_session(m, NULL, 0, 2);
+  check_case("hybrid: drafts");
+  CHECK_STATUS(llama_extend(s, tokens, at, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_draft(s, tokens + at, tree, 2, got), LATTN_E_CONFIG);
+  CHECK_STATUS(llama_draft(s, tokens + at, NULL, LLAMA_STATE_DRAFTS + 1, got), LATTN_E_SHAPE);
+  CHECK_STATUS(llama_draft(s, tokens + at, NULL, 2, got), LATTN_OK);
+  CHECK_STATUS(llama_draft(s, tokens + at + 2, NULL, 4, got + 2 * vocab), LATTN_OK);
+  CHECK(!memcmp(got, want + at * vocab, (size_t)(6 * vocab) * sizeof *got));
+  CHECK_STATUS(llama_extend(s, tokens, 1, 0, NULL), LATTN_E_STATE);
+  CHECK_STATUS(llama_mark(s), LATTN_E_STATE);
+  CHECK_STATUS(llama_accept(s, 2, other), LATTN_E_VALUE);
+  CHECK_STATUS(llama_accept(s, 3, path), LATTN_OK);
+  CHECK_I64(llama_length(s), at + 3);
+  CHECK_STATUS(llama_draft(s, wrong, NULL, LLAMA_STATE_DRAFTS, got), LATTN_OK);
+  CHECK_STATUS(llama_accept(s, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens + at + 3, 17, 17, got), LATTN_OK);
+  CHECK(!memcmp(got, want + (at + 3) * vocab, (size_t)(17 * vocab) * sizeof *got));
+  llama_session_close(s);
+  free(got);
+}
+
+static void test_hybrid_marks(const llama_model *m, const int32_t *tokens, const float *want) {
+  const int64_t at = 150, n = 280, vocab = m->vocab_size;
+  float *got = (float *)malloc((size_t)(n * vocab) * sizeof *got);
+  llama_session *s = open_session(m, NULL, 0, 1);
+  check_case("hybrid: marks");
+  CHECK_STATUS(llama_extend(s, tokens, at, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_truncate(s, at - 1), LATTN_E_EVICTED);
+  CHECK_STATUS(llama_truncate(s, at + 1), LATTN_E_SHAPE);
+  CHECK_STATUS(llama_mark(s), LATTN_OK);
+  for (int i = 0; i < 2; i++) {
+    CHECK_STATUS(llama_extend(s, tokens + i, n - at, 0, NULL), LATTN_OK);
+    CHECK_STATUS(llama_truncate(s, at + 1), LATTN_E_EVICTED);
+    CHECK_STATUS(llama_truncate(s, at), LATTN_OK);
+  }
+  CHECK_STATUS(llama_extend(s, tokens + at, n - at, n - at, got), LATTN_OK);
+  CHECK(!memcmp(got, want + at * vocab, (size_t)((n - at) * vocab) * sizeof *got));
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens, n, n, got), LATTN_OK);
+  CHECK(!memcmp(got, want, (size_t)(n * vocab) * sizeof *got));
+  CHECK_STATUS(llama_truncate(s, at), LATTN_E_EVICTED); /* the mark was of another sequence */
+  llama_session_close(s);
+  free(got);
+}
+
+typedef struct tape {
+  unsigned char bytes[1 << 20];
+  size_t n, at;
+} tape;
+
+static int tape_write(void *user, const void *bytes, uint64_t n) {
+  tape *t = (tape *)user;
+  if (n > sizeof t->bytes - t->n) return -1;
+  memcpy(t->bytes + t->n, bytes, (size_t)n);
+  t->n += (size_t)n;
+  return 0;
+}
+
+static int tape_read(void *user, void *bytes, uint64_t n) {
+  tape *t = (tape *)user;
+  if (n > t->n - t->at) return -1;
+  memcpy(bytes, t->bytes + t->at, (size_t)n);
+  t->at += (size_t)n;
+  return 0;
+}
+
+static void test_hybrid_saved(const llama_model *m, const int32_t *tokens, const float *want) {
+  static tape t;
+  const int64_t at = 200, n = 280, vocab = m->vocab_size;
+  float *got = (float *)malloc((size_t)(n * vocab) * sizeof *got);
+  llama_session *s = open_session(m, NULL, 0, 1), *other = open_session(m, NULL, 0, 1);
+  check_case("hybrid: saved and loaded");
+  CHECK_STATUS(llama_extend(s, tokens, at, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_save(s, tape_write, &t), LATTN_OK);
+  CHECK_STATUS(llama_extend(other, tokens + 9, 40, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_load(other, tape_read, &t), LATTN_OK);
+  CHECK_I64(llama_length(other), at);
+  CHECK_STATUS(llama_extend(other, tokens + at, n - at, n - at, got), LATTN_OK);
+  CHECK(!memcmp(got, want + at * vocab, (size_t)((n - at) * vocab) * sizeof *got));
+  check_case("hybrid: a damaged file is refused and leaves nothing");
+  const size_t places[] = {0, 9, 13, t.n / 5, t.n / 3, t.n / 2, t.n - 5, t.n - 9000};
+  for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    t.bytes[places[i]] ^= 4;
+    t.at = 0;
+    if (!CHECK(llama_load(other, tape_read, &t))) FAIL("byte %d", (int)places[i]);
+    CHECK_I64(llama_length(other), 0);
+    t.bytes[places[i]] ^= 4;
+  }
+  t.at = 0;
+  t.n--;
+  CHECK_STATUS(llama_load(other, tape_read, &t), LATTN_E_IO);
+  CHECK_STATUS(llama_extend(other, tokens, n, n, got), LATTN_OK);
+  CHECK(!memcmp(got, want, (size_t)(n * vocab) * sizeof *got));
+  llama_session_close(s);
+  llama_session_close(other);
+  free(got);
+}
+
+/* What the demo shows, with room for chance: the same loss and the same bytes at any length. */
+static void test_hybrid_flat(const llama_model *m, const int32_t *tokens) {
+  const int64_t n = test_is_quick() ? 400 : 4000;
+  double near = perplexity(m, NULL, tokens, 128, test_is_quick() ? 400 : 1024);
+  double all = perplexity(m, NULL, tokens, 128, n);
+  llama_session *s = open_session(m, NULL, 0, 2);
+  check_case("hybrid: perplexity and bytes, %d tokens", (int)n);
+  if (!(near < 8 && all < 1.1 * near)) FAIL("%g, then %g", near, all);
+  CHECK_STATUS(llama_extend(s, tokens, 300, 0, NULL), LATTN_OK);
+  int64_t states = llama_state_bytes(s), cache = llama_stats(s).streaming_bytes;
+  CHECK_STATUS(llama_extend(s, tokens, n, 0, NULL), LATTN_OK);
+  CHECK_I64(llama_state_bytes(s), states);
+  CHECK(llama_stats(s).streaming_bytes <= cache);
+  CHECK(!llama_stats(s).full_bytes && states > 0);
+  llama_session_close(s);
+}
+
+static void test_hybrid(void) {
+  llama_model m;
+  tokenizer words;
+  char error[LLAMA_ERROR] = "";
+  int64_t n_bytes;
+  char *text = slurp(our_text, &n_bytes);
+  int32_t *tokens = (int32_t *)malloc(((size_t)n_bytes + 2) * sizeof *tokens);
+  check_case("%s", our_hybrid);
+  if (!CHECK(text) || llama_model_load(&m, our_hybrid, error)) {
+    FAIL("%s", error);
+  } else {
+    CHECK(!tokenizer_load(&words, NULL, m.vocab_size, error));
+    tokenizer_encode(&words, text, n_bytes, tokens);
+    test_hybrid_plain(&m, tokens);
+    const int64_t n = 300, cuts[] = {300, 1, 0, 7};
+    size_t bytes = (size_t)(n * m.vocab_size) * sizeof(float);
+    float *want = (float *)malloc(bytes), *got = (float *)malloc(bytes);
+    for (int c = 0; c < 4; c++) {
+      check_case("hybrid, cut into %d tokens", (int)cuts[c]);
+      llama_session *s = open_session(&m, NULL, 0, c == 2 ? 3 : 1);
+      extend_cut(s, &m, tokens, n, cuts[c], c ? got : want);
+      if (c) CHECK(!memcmp(want, got, bytes));
+      llama_session_close(s);
+    }
+    test_hybrid_drafts(&m, tokens, want);
+    test_hybrid_marks(&m, tokens, want);
+    test_hybrid_saved(&m, tokens, want);
+    test_hybrid_flat(&m, tokens);
+    free(want);
+    free(got);
     llama_model_free(&m);
   }
   free(tokens);
@@ -481,6 +795,56 @@ static void test_checkpoints(void) {
   expect_refused("a version 1 export", copy, n);
 }
 
+/* A tiny hybrid of three layers, one of each kind; the bytes of its file. */
+static size_t tiny_hybrid(unsigned char *file) {
+  const int32_t header[1 + HYBRID_INTS + 3] = {
+      1, TINY_DIM, TINY_HIDDEN, 3, TINY_HEADS, 1,           TINY_VOCAB,   TINY_LENGTH,
+      2, 2,        3,           4, 2,          LLAMA_DELTA, LLAMA_WINDOW, LLAMA_FULL};
+  const int kv = TINY_DIM / TINY_HEADS, rest = TINY_DIM * (2 + TINY_DIM + 3 * TINY_HIDDEN);
+  const int attention = TINY_DIM * (TINY_DIM + 2 * kv), keys = 2 * 3, all = 2 * keys + TINY_DIM;
+  const int delta = TINY_DIM * (all + TINY_DIM + 2 * 2) + 2 * all + 2 * 2 + 4;
+  int n = TINY_VOCAB * TINY_DIM + TINY_DIM + 3 * rest + 2 * attention + delta;
+  test_rng rng = rng_seed(6);
+  memcpy(file, hybrid_name, NAME_BYTES);
+  memcpy(file + NAME_BYTES, header, sizeof header);
+  for (int i = 0; i < n; i++) {
+    float x = rng_uniform(&rng);
+    memcpy(file + NAME_BYTES + sizeof header + 4 * (size_t)i, &x, 4);
+  }
+  return NAME_BYTES + sizeof header + 4 * (size_t)n;
+}
+
+static void test_hybrid_files(void) {
+  static const int32_t bad[] = {0, -1, INT32_MIN, INT32_MAX, 7, 1 << 20};
+  unsigned char file[8192], copy[8192];
+  float logits[3 * TINY_VOCAB], nan = NAN;
+  char name[64];
+  size_t n = tiny_hybrid(file);
+  check_case("a hybrid with a layer of each kind");
+  CHECK(n <= sizeof file);
+  tiny_logits(file, n, logits);
+  for (int i = 0; i < 3 * TINY_VOCAB; i++) CHECK(isfinite(logits[i]));
+  const size_t lengths[] = {NAME_BYTES,        NAME_BYTES + 4, HYBRID_BYTES,
+                            HYBRID_BYTES + 12, n - 4,          n - 1};
+  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+    expect_refused("a hybrid cut short", file, lengths[i]);
+  memset(file + n, 0, 4);
+  expect_refused("a hybrid with four bytes too many", file, n + 4);
+  for (int field = 0; field < 1 + HYBRID_INTS + 3; field++)
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+      int any = field == 7 || field == 8; /* context and window: any number above 0 */
+      if (any && bad[i] > 0 && bad[i] < 1 << 30) continue;
+      if (field > HYBRID_INTS && bad[i] == 0) continue; /* full instead: another length */
+      memcpy(copy, file, n);
+      memcpy(copy + NAME_BYTES + 4 * field, &bad[i], 4);
+      snprintf(name, sizeof name, "hybrid: number %d is %d", field, (int)bad[i]);
+      expect_refused(name, copy, n);
+    }
+  memcpy(copy, file, n);
+  memcpy(copy + n - 40, &nan, 4);
+  expect_refused("a hybrid's weight is not finite", copy, n);
+}
+
 /* ---- head tables ---- */
 
 typedef struct table_case {
@@ -602,10 +966,12 @@ static void test_our_table(void) {
 
 int main(int argc, char **argv) {
   test_checkpoints();
+  test_hybrid_files();
   test_table_syntax();
   test_table_split();
   test_our_table();
   test_ours();
+  test_hybrid();
   test_stories(argc > 1 ? argv[1] : "../shared/models/stories260K");
   test_published("../shared/heads/duo");
   return test_summary();

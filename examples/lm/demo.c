@@ -1,10 +1,11 @@
-/* demo.c - a real model under four cache policies, side by side.
+/* demo.c - a real model under four cache policies, and one with a fixed state, side by side.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   Perplexity as the text outgrows the window, needles in a haystack, KV bytes, tokens per second.
+   Perplexity as the text outgrows the window, needles in a haystack, bytes kept, tokens per second.
    Prints tables and draws two pictures, into build/run/.
 
-   demo [FOLDER [THREADS]]: FOLDER (examples/lm) has model.bin, text.txt and heads.tsv. */
+   demo [FOLDER [THREADS]]: FOLDER (examples/lm) has model.bin, hybrid.bin, text.txt and
+   heads.tsv. */
 #define _POSIX_C_SOURCE 200809L
 #include "demo.h"
 #include "needle.h"
@@ -20,7 +21,9 @@
 
 enum {
   SEED = 1,
-  POLICIES = 4,
+  POLICIES = 5, /* the last is the hybrid */
+  HYBRID = 4,
+  SPLIT = 3,
   LENGTHS = 4, /* of the needle grid, from twice the streaming window on */
   SAMPLES = 8, /* of each cell */
   RANDOM_SPLITS = 20,
@@ -34,14 +37,15 @@ static const int64_t lengths[LENGTHS] = {256, 448, 640, 896};
 static const double split_sparsity = 0.75; /* three of four heads stream */
 static const char out_folder[] = "build/run";
 
-/* One way to keep the cache, and what came of it. */
+/* A model, one way to keep its past, and what came of it. */
 typedef struct policy {
   const char *name, *color;
+  const llama_model *model;
   lattn_head *heads; /* [n_layers][n_kv_heads], or NULL = all full */
   double *losses;    /* [n_bytes] nats of each token of the text */
   needle_result needles[LENGTHS * SAMPLES * NEEDLE_DEPTHS];
   double cells[LENGTHS * NEEDLE_DEPTHS], found;
-  int64_t kv_bytes;       /* at the end of the text */
+  int64_t bytes_kept;     /* at the end of the text: caches and states */
   double prefill, decode; /* tokens a second */
 } policy;
 
@@ -62,11 +66,13 @@ static void set_all(lattn_head *heads, int32_t n, lattn_head head) {
 }
 
 /* Full; window only, of as many tokens as sinks + window have together; sinks + window; the
-   measured split. Returns the number of full heads of the split, or -1. */
-static int32_t make_policies(const demo_input *in, const head_table *table, policy *p) {
+   measured split; the hybrid. Returns the number of full heads of the split, or -1. */
+static int32_t make_policies(const demo_input *in, const llama_model *hybrid,
+                             const head_table *table, policy *p) {
   static const char *const names[POLICIES] = {"full cache", "window only", "sinks + window",
-                                              "head split"};
-  static const char *const colors[POLICIES] = {"#808080", "#d95f02", "#1b9e77", "#7570b3"};
+                                              "head split", "gated delta net"};
+  static const char *const colors[POLICIES] = {"#808080", "#d95f02", "#1b9e77", "#7570b3",
+                                               "#c51b7d"};
   int32_t n = in->model.n_layers * in->model.n_kv_heads;
   lattn_head window = demo_streaming();
   window.sinks = 0;
@@ -75,12 +81,14 @@ static int32_t make_policies(const demo_input *in, const head_table *table, poli
     p[i].name = names[i];
     p[i].color = colors[i];
     p[i].losses = (double *)calloc((size_t)length_read(in), sizeof(double));
-    if (i) p[i].heads = (lattn_head *)calloc((size_t)n, sizeof(lattn_head));
-    if (!p[i].losses || (i && !p[i].heads)) return fail("not enough memory");
+    p[i].model = i == HYBRID ? hybrid : &in->model;
+    int streams = i && i != HYBRID;
+    if (streams) p[i].heads = (lattn_head *)calloc((size_t)n, sizeof(lattn_head));
+    if (!p[i].losses || (streams && !p[i].heads)) return fail("not enough memory");
   }
   set_all(p[1].heads, n, window);
   set_all(p[2].heads, n, demo_streaming());
-  return head_table_split(table, split_sparsity, demo_streaming(), p[3].heads);
+  return head_table_split(table, split_sparsity, demo_streaming(), p[SPLIT].heads);
 }
 
 /* As many full heads as the measured split has, at random. */
@@ -96,13 +104,13 @@ static void random_split(lattn_head *heads, int32_t n, int32_t n_full, uint64_t 
 
 /* ---- measuring ---- */
 
-/* The loss of each byte of the text given those before, the cache's bytes, and the speed. */
+/* The loss of each byte of the text given those before, the bytes kept, and the speed. */
 static int read_text(const demo_input *in, policy *p) {
   int64_t n = length_read(in);
-  int32_t vocab = in->model.vocab_size;
+  int32_t vocab = p->model->vocab_size;
   llama_options options = {p->heads, n + 1 + DECODED, LATTN_F32, in->n_threads, NULL, NULL};
   char error[LLAMA_ERROR];
-  llama_session *session = llama_session_open(&in->model, &options, error);
+  llama_session *session = llama_session_open(p->model, &options, error);
   int32_t *tokens = (int32_t *)malloc(((size_t)n + 1) * sizeof *tokens), token;
   float *logits = (float *)malloc((size_t)(n + 1) * (size_t)vocab * sizeof *logits);
   if (!session || !tokens || !logits) return fail("not enough memory");
@@ -114,7 +122,7 @@ static int read_text(const demo_input *in, policy *p) {
   for (int64_t i = 0; i < n; i++)
     p->losses[i] = llama_loss(logits + i * vocab, vocab, tokens[i + 1]);
   lattn_cache_stats stats = llama_stats(session);
-  p->kv_bytes = stats.full_bytes + stats.streaming_bytes;
+  p->bytes_kept = stats.full_bytes + stats.streaming_bytes + llama_state_bytes(session);
   start = llama_seconds();
   token = tokens[n];
   for (int32_t i = 0; i < DECODED && !status; i++) {
@@ -130,8 +138,7 @@ static int read_text(const demo_input *in, policy *p) {
 
 static int find_needles(const demo_input *in, policy *p) {
   needle_grid grid = {lengths, LENGTHS, SAMPLES, SEED};
-  if (needle_grid_run(&grid, &in->model, p->heads, in->text, in->n_bytes, in->n_threads,
-                      p->needles))
+  if (needle_grid_run(&grid, p->model, p->heads, in->text, in->n_bytes, in->n_threads, p->needles))
     return fail("the needles cannot be run");
   for (int32_t l = 0; l < LENGTHS; l++)
     for (int32_t d = 0; d < NEEDLE_DEPTHS; d++)
@@ -228,7 +235,7 @@ static void show_split(const head_table *table, const policy *split, int32_t n_f
 static void show_summary(const demo_input *in, const policy *p) {
   int64_t n = length_read(in), trained = in->model.max_length < n ? in->model.max_length : n;
   printf(
-      "\n                 perplexity at positions          needles     KV cache   prefill    "
+      "\n                 perplexity at positions          needles   bytes kept   prefill    "
       "decode\n");
   printf(
       "                  0-%-4d  %4d-%-5lld  %5lld-%-5lld    found   after %lld  tokens/s  "
@@ -239,7 +246,7 @@ static void show_summary(const demo_input *in, const policy *p) {
     printf("%-16s %7.2f %11.2f %12.2f %8.2f %8.0f KiB %9.0f %9.0f\n", p[i].name,
            exp(mean(p[i].losses, 0, DEMO_SINKS + DEMO_WINDOW)),
            exp(mean(p[i].losses, DEMO_SINKS + DEMO_WINDOW, trained)),
-           exp(mean(p[i].losses, trained, n)), p[i].found, (double)p[i].kv_bytes / 1024,
+           exp(mean(p[i].losses, trained, n)), p[i].found, (double)p[i].bytes_kept / 1024,
            p[i].prefill, p[i].decode);
   if (p[0].found < 0.9)
     printf(
@@ -274,17 +281,21 @@ static int draw(const demo_input *in, const policy *p, double measured, const do
 
 /* ---- all of it ---- */
 
-static int run(const demo_input *in, const head_table *table, policy *p) {
+static int run(const demo_input *in, const llama_model *hybrid, const head_table *table,
+               policy *p) {
   double found[RANDOM_SPLITS], measured, start = llama_seconds();
-  int32_t n_full = make_policies(in, table, p);
+  int32_t n_full = make_policies(in, hybrid, table, p);
   if (n_full < 0) return -1;
   printf(
       "A Llama of %lld parameters over bytes, trained on %d tokens; %s, %d threads, seed %d.\n"
       "Streaming heads keep %d sinks and a window of %d; window only keeps %d. The text has %lld "
-      "bytes.\n",
+      "bytes.\n"
+      "The gated delta net is a second model: %lld parameters; %d of its %d layers have a state of "
+      "fixed size,\nthe other attends to a window of %d.\n",
       (long long)in->model.n_parameters, (int)in->model.max_length, lattn_simd_name(),
       (int)in->n_threads, SEED, DEMO_SINKS, DEMO_WINDOW, DEMO_SINKS + DEMO_WINDOW,
-      (long long)length_read(in));
+      (long long)length_read(in), (long long)hybrid->n_parameters, (int)hybrid->n_deltas,
+      (int)hybrid->n_layers, (int)hybrid->window);
   for (int32_t i = 0; i < POLICIES; i++)
     if (read_text(in, &p[i])) return -1;
   show_losses(in, p);
@@ -294,9 +305,9 @@ static int run(const demo_input *in, const head_table *table, policy *p) {
   show_needles(p);
   fflush(stdout);
   if (try_random_splits(in, n_full, found)) return -1;
-  measured = needle_share(p[3].needles + SPLIT_LENGTH * SAMPLES * NEEDLE_DEPTHS,
+  measured = needle_share(p[SPLIT].needles + SPLIT_LENGTH * SAMPLES * NEEDLE_DEPTHS,
                           SAMPLES * NEEDLE_DEPTHS, 1, DEMO_EXACT);
-  show_split(table, &p[3], n_full, measured, found);
+  show_split(table, &p[SPLIT], n_full, measured, found);
   if (draw(in, p, measured, found)) return -1;
   show_summary(in, p);
   printf("%.1f seconds\n", llama_seconds() - start);
@@ -305,6 +316,7 @@ static int run(const demo_input *in, const head_table *table, policy *p) {
 
 int main(int argc, char **argv) {
   demo_input in;
+  llama_model hybrid;
   head_table table;
   static policy policies[POLICIES];
   char error[DEMO_ERROR], path[DEMO_PATH];
@@ -313,8 +325,14 @@ int main(int argc, char **argv) {
   int bad = head_table_load(&table, path, error);
   if (bad) fail(error);
   else {
-    int fits = table.n_layers == in.model.n_layers && table.n_kv_heads == in.model.n_kv_heads;
-    bad = fits ? run(&in, &table, policies) : fail("heads.tsv is not for this model: make heads");
+    demo_file(path, &in, "hybrid.bin");
+    bad = llama_model_load(&hybrid, path, error);
+    if (bad) fail(error);
+    else if (hybrid.vocab_size != in.model.vocab_size) bad = fail("hybrid.bin has other tokens");
+    else if (table.n_layers != in.model.n_layers || table.n_kv_heads != in.model.n_kv_heads)
+      bad = fail("heads.tsv is not for this model: make heads");
+    else bad = run(&in, &hybrid, &table, policies);
+    llama_model_free(&hybrid);
     head_table_free(&table);
   }
   for (int32_t i = 0; i < POLICIES; i++) {

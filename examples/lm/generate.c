@@ -1,4 +1,5 @@
-/* generate.c - prompt in, text out, on a llama2.c checkpoint, with a KV cache of your choice.
+/* generate.c - prompt in, text out, on a llama2.c checkpoint, with a KV cache of your choice, or on
+ * a hybrid, which keeps what it keeps.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    cd examples/lm && cc -O3 -march=native -fopenmp -I../.. generate.c llama.c tokenizer.c policy.c
@@ -17,7 +18,8 @@
 
 static const char usage[] =
     "usage: generate [options] [PROMPT]\n"
-    "  --model FILE       llama2.c checkpoint (examples/lm/model.bin)\n"
+    "  --model FILE       llama2.c checkpoint (examples/lm/model.bin), or a hybrid (hybrid.bin "
+    "there)\n"
     "  --tokenizer FILE   tokenizer.bin of llama2.c (none: tokens are bytes)\n"
     "  --file FILE        take the prompt from a file\n"
     "  -n N               tokens to generate (256; 0 = without end, if every head streams)\n"
@@ -140,12 +142,13 @@ static char *read_prompt(const settings *s, int64_t *n_bytes) {
 /* Sets the policy of each head: NULL heads on return 0 = all full. */
 static int choose_heads(const settings *s, const llama_model *m, lattn_head **heads) {
   int64_t sink_size, recent_size, n = (int64_t)m->n_layers * m->n_kv_heads;
-  lattn_head streaming = {LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, s->sinks, s->window,
-                          0, 0, 0};
+  lattn_head streaming = {
+      LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, s->sinks, s->window, 0, 0, 0};
   head_table table;
   char error[POLICY_ERROR];
   *heads = NULL;
   if (s->window < 0 && !s->heads) return 0;
+  if (m->n_deltas) return fail("--window and --heads are not for a hybrid", NULL);
   if (s->heads && !head_table_config(s->heads, &sink_size, &recent_size)) {
     streaming.positions = LATTN_POSITIONS_ABSOLUTE;
     if (s->sinks < 0) streaming.sinks = sink_size;
@@ -220,6 +223,8 @@ static void report(const llama_session *session, int64_t n_prompt, double prefil
           "KV cache: %lld tokens seen, %.1f KiB in full heads, %.1f KiB in streaming heads\n",
           (long long)stats.n_tokens, (double)stats.full_bytes / 1024,
           (double)stats.streaming_bytes / 1024);
+  if (llama_state_bytes(session))
+    fprintf(stderr, "states of fixed size: %.1f KiB\n", (double)llama_state_bytes(session) / 1024);
 }
 
 /* Prompt, then answer, on an open session. */

@@ -66,16 +66,17 @@ lattn_status needle_run(llama_session *session, const llama_model *model, const 
   float *logits = (float *)malloc(rows * sizeof *logits);
   lattn_status status = tokens && logits ? LATTN_OK : LATTN_E_MEMORY;
   if (!status) status = llama_truncate(session, 0);
-  if (!status) {
+  int64_t read = 0; /* bytes of the text that the session has, after BOS */
+  for (int i = 0; i < NEEDLE_DEPTHS && !status; i++) {
     tokens[0] = LLAMA_BOS;
-    int64_t n = put(tokens, 1, c->text, c->at[NEEDLE_DEPTHS - 1]);
+    int64_t n = put(tokens, i ? 0 : 1, c->text + read, c->at[i] - read);
+    read = c->at[i];
     status = llama_extend(session, tokens, n, 0, NULL);
-  }
-  for (int i = NEEDLE_DEPTHS - 1; i >= 0 && !status; i--) {
-    status = llama_truncate(session, 1 + c->at[i]);
+    if (!status) status = llama_mark(session);
     if (!status)
       status = llama_extend(session, tokens, put_tail(c, i, tokens), NEEDLE_ASKED, logits);
     if (!status) results[i] = judge(logits, model->vocab_size, c->phrases[i]);
+    if (!status) status = llama_truncate(session, 1 + read);
   }
   free(tokens);
   free(logits);

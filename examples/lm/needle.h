@@ -39,7 +39,7 @@ int64_t random_below(uint64_t *state, int64_t n);
 /* Takes the text from a random place. 0, or -1: the text or the length is too short. */
 int needle_make(needle_case *c, const char *text, int64_t n_bytes, int64_t length, uint64_t *state);
 
-/* Runs the prompts of a case on a session, the deepest needle first, truncating in between:
+/* Runs the prompts of a case on a session, the shallowest needle first, going back in between:
    streaming heads need a slack of c->length (what a row attends to does not depend on it), the
    session a capacity of c->length + NEEDLE_ASKED. */
 lattn_status needle_run(llama_session *session, const llama_model *model, const needle_case *c,

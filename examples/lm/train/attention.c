@@ -1,6 +1,6 @@
 /* Causal grouped-query attention, forward and backward, for training tiny models on a CPU (see train.py).
    q and out are [B][T][H][D], k and v [B][T][G][D], lse (log-sum-exp of the scores) [B][H][T]; query head h uses KV
-   head h / (H / G). One task is one KV head of one sequence; its keys and values are transposed to [D][T] first, so that
+   head h / (H / G), and a query the last W tokens, its own included. One task is one KV head of one sequence; its keys and values are transposed to [D][T] first, so that
    the inner loops run over tokens and the compiler vectorises them. */
 #include <math.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@ static void transpose_back(const float *y, float *x, long T, long stride) {
 }
 
 void forward(const float *q, const float *k, const float *v, float *out, float *lse,
-             long B, long T, long H, long G, float scale) {
+             long B, long T, long H, long G, long W, float scale) {
 #pragma omp parallel for schedule(dynamic)
   for (long task = 0; task < B * G; task++) {
     long b = task / G, g = task % G, group = H / G;
@@ -30,19 +30,19 @@ void forward(const float *q, const float *k, const float *v, float *out, float *
     transpose(v + (b * T * G + g) * D, vt, T, G * D);
     for (long h = g * group; h < (g + 1) * group; h++)
       for (long i = 0; i < T; i++) {
-        long at = ((b * T + i) * H + h) * D, n = i + 1;
+        long at = ((b * T + i) * H + h) * D, first = i < W ? 0 : i + 1 - W, n = i + 1;
         const float *qi = q + at;
         float *oi = out + at, m = -1e30f, z = 0;
-        for (long j = 0; j < n; j++) {
+        for (long j = first; j < n; j++) {
           float a = 0;
           for (int d = 0; d < D; d++) a += qi[d] * kt[d * T + j];
           s[j] = a * scale;
         }
-        for (long j = 0; j < n; j++) m = s[j] > m ? s[j] : m;
-        for (long j = 0; j < n; j++) { s[j] = expf(s[j] - m); z += s[j]; }
+        for (long j = first; j < n; j++) m = s[j] > m ? s[j] : m;
+        for (long j = first; j < n; j++) { s[j] = expf(s[j] - m); z += s[j]; }
         for (int d = 0; d < D; d++) {
           float a = 0;
-          for (long j = 0; j < n; j++) a += s[j] * vt[d * T + j];
+          for (long j = first; j < n; j++) a += s[j] * vt[d * T + j];
           oi[d] = a / z;
         }
         lse[(b * H + h) * T + i] = m + logf(z);
@@ -52,7 +52,7 @@ void forward(const float *q, const float *k, const float *v, float *out, float *
 }
 
 void backward(const float *q, const float *k, const float *v, const float *out, const float *lse, const float *gout,
-              float *gq, float *gk, float *gv, long B, long T, long H, long G, float scale) {
+              float *gq, float *gk, float *gv, long B, long T, long H, long G, long W, float scale) {
 #pragma omp parallel for schedule(dynamic)
   for (long task = 0; task < B * G; task++) {
     long b = task / G, g = task % G, group = H / G;
@@ -63,11 +63,11 @@ void backward(const float *q, const float *k, const float *v, const float *out, 
     memset(dv, 0, (size_t)(4 * D * T));
     for (long h = g * group; h < (g + 1) * group; h++)
       for (long i = 0; i < T; i++) {
-        long at = ((b * T + i) * H + h) * D, n = i + 1;
+        long at = ((b * T + i) * H + h) * D, first = i < W ? 0 : i + 1 - W, n = i + 1;
         const float *qi = q + at, *gi = gout + at;
         float l = lse[(b * H + h) * T + i], dot = 0;
         for (int d = 0; d < D; d++) dot += out[at + d] * gi[d];
-        for (long j = 0; j < n; j++) {                          /* weights p, gradients of the scores s */
+        for (long j = first; j < n; j++) {                          /* weights p, gradients of the scores s */
           float a = 0, c = 0;
           for (int d = 0; d < D; d++) { a += qi[d] * kt[d * T + j]; c += gi[d] * vt[d * T + j]; }
           p[j] = expf(a * scale - l);
@@ -75,7 +75,7 @@ void backward(const float *q, const float *k, const float *v, const float *out, 
         }
         for (int d = 0; d < D; d++) {
           float a = 0, qd = qi[d], gd = gi[d];
-          for (long j = 0; j < n; j++) {
+          for (long j = first; j < n; j++) {
             a += s[j] * kt[d * T + j];
             dk[d * T + j] += s[j] * qd;
             dv[d * T + j] += p[j] * gd;

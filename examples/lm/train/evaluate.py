@@ -7,7 +7,7 @@
     evaluate.py MODEL.bin TEXT heads [CASES]            retrieval with some KV heads streaming, the others full
 
 TEXT is what the losses are measured on, and what needles are planted in. --tail 0.05 uses only its last twentieth: the
-part of the training file that train.py keeps for validation. --window 128 --sinks 4 are the streaming policy's sizes.
+part of the training file that train.py keeps for validation. --window 128 --sinks 4 are the streaming policy's sizes. --far adds lengths up to 7,000 to the grid.
 
 Policies, for each KV head:
     full      every token before
@@ -19,7 +19,10 @@ A needle is <abcdefghijkl>, twelve different random letters (with --repeats, not
 <abc is asked at the end. `exact n`: the share of
 cases in which the next n bytes, greedily continued, are all right; `byte`: the share of right ones among the nine
 letters, given those before. Depth 0 % plants at the beginning, 100 % just before the question; the length is that of
-everything the model has read, BOS and question included. Needs train.py beside it, not attention.c."""
+everything the model has read, BOS and question included.
+
+A hybrid has no policies: `loss`, `needle` and `grid` show it as it is, also far beyond the length it was trained at.
+Needs train.py beside it, and for hybrids its kernels, compiled."""
 import argparse
 import math
 
@@ -30,10 +33,11 @@ import torch.nn.functional as F
 from train import BOS, CUE, HEAD_DIM, HEADS, KV_HEADS, LAYERS, LETTERS, Model, framed, rotate
 
 GROUP = HEADS // KV_HEADS
-FULL, WINDOW, SINKS = 'full', 'window', 'sinks'
+FULL, WINDOW, SINKS, HYBRID = 'full', 'window', 'sinks', 'hybrid'
 LETTERS_IN_PHRASE = 12
 ASKED = LETTERS_IN_PHRASE - CUE
 EXACT = (4, 6, 8, 9)
+FAR = (1500, 2000, 4000, 7000)     # distances and lengths beyond what a model was trained at
 
 
 def everywhere(policy):
@@ -44,6 +48,8 @@ def everywhere(policy):
 def run(model, tokens, policies, window, sinks, first_token=None):
     """Logits [B,T,256] with policies[layer][kv head]. Adds to first_token [LAYERS,HEADS] the mean attention weight that
     positions from 64 on give to token 0."""
+    if not model.llama():
+        return model(tokens)
     B, T = tokens.shape
     positions = torch.arange(T)
     x = model.emb(tokens)
@@ -70,6 +76,10 @@ def run(model, tokens, policies, window, sinks, first_token=None):
                 out[:, heads, rows] = p @ v[:, g, None, :a + 512]
         x = block.rest(x, out.transpose(1, 2))
     return model.norm(x) @ model.emb.weight.t()
+
+
+def names(model, *of_llama):
+    return of_llama if model.llama() else (HYBRID,)
 
 
 def tensor(rows):
@@ -108,8 +118,9 @@ def show_loss(model, text, opt):
     n, off = int(opt.number or 3072), opt.offset
     n = min(n, len(text) - off)
     x = tensor([np.concatenate([[BOS], text[off:off + n]])])
-    print('nats a byte by blocks of 256 bytes; window %d, %d sinks; %d bytes' % (opt.window, opt.sinks, n))
-    for name in (FULL, WINDOW, SINKS):
+    sizes = 'window %d, %d sinks; ' % (opt.window, opt.sinks) if model.llama() else ''
+    print('nats a byte by blocks of 256 bytes; %s%d bytes' % (sizes, n))
+    for name in names(model, FULL, WINDOW, SINKS):
         logits = run(model, x[:, :-1], everywhere(name), opt.window, opt.sinks)
         ce = F.cross_entropy(logits[0], x[0, 1:], reduction='none')
         blocks = ' '.join('%.2f' % ce[a:a + 256].mean() for a in range(0, n, 256))
@@ -120,8 +131,8 @@ def show_loss(model, text, opt):
 def show_needle(model, text, opt):
     cases = int(opt.number or 40)
     print('distance from needle to question; %d cases each' % cases)
-    for name in (FULL, WINDOW, SINKS):
-        for distance in (60, 120, 200, 350, 500, 650, 800, 900, 980):
+    for name in names(model, FULL, WINDOW, SINKS):
+        for distance in (60, 120, 200, 350, 500, 650, 800, 900, 980) + FAR * (name == HYBRID):
             prompts = needle_prompts(text, opt, cases, max(300, distance + 24), distance=distance)
             r = retrieval(model, opt, prompts, everywhere(name))
             print('%-7s %4d  byte %.3f  ' % (name, distance, r['byte']),
@@ -130,13 +141,13 @@ def show_needle(model, text, opt):
 
 def show_grid(model, text, opt):
     cases = int(opt.number or 40)
-    lengths, depths = (256, 448, 640, 896), (0, 0.25, 0.5, 0.75, 1)
-    for name in (FULL, SINKS):
+    lengths, depths = (256, 448, 640, 896) + FAR * opt.far, (0, 0.25, 0.5, 0.75, 1)
+    for name in names(model, FULL, SINKS):
         cells = [[retrieval(model, opt, needle_prompts(text, opt, cases, n, depth=d), everywhere(name)) for d in depths]
                  for n in lengths]
         for count in EXACT:
             mean = np.mean([[r[count] for r in row] for row in cells])
-            print('%s cache, exact %d, %d cases a cell: mean %.3f' % (name, count, cases, mean))
+            print('%s, exact %d, %d cases a cell: mean %.3f' % (name, count, cases, mean))
             print('  length ' + ''.join('%6d %%' % (100 * d) for d in depths))
             for n, row in zip(lengths, cells):
                 print('  %6d ' % n + ''.join('%8.3f' % r[count] for r in row))
@@ -194,9 +205,11 @@ def main():
     parser.add_argument('--window', type=int, default=128)
     parser.add_argument('--sinks', type=int, default=4)
     parser.add_argument('--repeats', action='store_true')
+    parser.add_argument('--far', action='store_true')
     opt = parser.parse_args()
-    model = Model()
-    model.load(opt.model)
+    model = Model.load(opt.model)
+    if opt.what in ('sinks', 'heads') and not model.llama():
+        parser.error(opt.what + ' is of a Llama')
     with open(opt.text, 'rb') as f:
         text = np.frombuffer(f.read(), dtype=np.uint8)
     text = text[len(text) - int(len(text) * opt.tail):]

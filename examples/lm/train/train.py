@@ -1,25 +1,33 @@
-"""Train the tiny byte-level Llama of this folder on text mixed with retrieval tasks; write a llama2.c checkpoint.
+"""Train the tiny byte-level models of this folder on text mixed with retrieval tasks; write their files.
 
-The model: RMSNorm, interleaved rotary positions, grouped-query attention, SwiGLU, tied embedding, BOS = 1 always first.
+The Llama (a llama2.c checkpoint): RMSNorm, interleaved rotary positions, grouped-query attention, SwiGLU, tied embedding,
+BOS = 1 always first. The hybrid: the same, but some of its layers are gated delta nets, and the others attend to a window.
 
-    train.py TEXT OUT.bin STAGES [--start START.bin] [--seconds LIMIT] [--constant SHARE] [--seed SEED]
+    train.py TEXT OUT.bin STAGES [--layers KIND,KIND,KIND,KIND] [--start START.bin] [--processes N]
+             [--seconds LIMIT] [--constant SHARE] [--seed SEED]
 
 TEXT     the first 95 % of this file is trained on, the rest is for validation
 STAGES   JSON: [[steps, sequence length, batch, [share of each task], learning rate], ...]
          the tasks are text, needle, repeat, kv, far (see `sample`); missing shares at the end are 0
---start  a checkpoint to begin from; --seconds ends the run early, and the learning rate's schedule with it
+--layers delta, window or full (the default: a Llama)
+--start  a model to begin from: of layers of another kind only the feed-forward parts are taken
+--processes  that share each batch (2)
+--seconds ends the run early, and the learning rate's schedule with it
 --constant  the share of the run before the learning rate begins to fall (0.5)
 
 It needs Python, NumPy and PyTorch (1.13 is enough; on Debian python3-torch, with libopenblas0-pthread, because the default
-BLAS is ten times slower) and attention.c, compiled, beside it:
+BLAS is ten times slower) and attention.c and delta.c, compiled, beside it:
 
-    gcc -O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -shared -fPIC attention.c -o attention.so -lm
+    gcc -O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -shared -fPIC attention.c delta.c \\
+        -o kernels.so -lm
 
-MODEL.md lists the runs that made model.bin, and what it learned."""
+Set OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1: it is the processes that work side by side. MODEL.md lists the
+runs that made model.bin and hybrid.bin, and what they learned."""
 import argparse
 import ctypes
 import json
 import math
+import multiprocessing
 import os
 import struct
 import time
@@ -33,6 +41,11 @@ DIM, LAYERS, HEADS, KV_HEADS, HIDDEN, VOCAB, CONTEXT = 128, 4, 8, 4, 344, 256, 1
 HEAD_DIM = DIM // HEADS
 THETA = 10000.0
 BOS = 1
+SHAPE = (DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT)      # the header of a llama2.c checkpoint
+# of hybrids: tokens an attention layer sees, heads of a delta layer and their dim, width of its convolutions
+WINDOW, DELTA_HEADS, DELTA_DIM, TAPS = 128, 2, 64, 4
+HYBRID = b'lattn-hybrid' + struct.pack('i', 1)                      # what such a file begins with: a name, a version
+KINDS = ['full', 'window', 'delta']
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -149,25 +162,28 @@ def batch(rng, size, n, text, kind=None, mix=None, min_distance=None):
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
+def kernel(name, tensors, sizes, dim):
+    """calls a function of attention.c or delta.c"""
+    if kernel.lib is None:
+        kernel.lib = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'kernels.so'))
+    getattr(kernel.lib, name)(*[ctypes.c_void_p(t.data_ptr()) for t in tensors], *[ctypes.c_long(s) for s in sizes],
+                              ctypes.c_float(1 / math.sqrt(dim)))
+
+
+kernel.lib = None
+
+
 class Attention(torch.autograd.Function):
-    """Causal attention by attention.c: q [B,T,H,D], k and v [B,T,G,D]. (Torch's own bmm is slow for 16-wide heads.)"""
-    lib = None
-
+    """Causal attention by attention.c over the last `window` tokens: q [B,T,H,D], k and v [B,T,G,D]. (Torch's own bmm is
+    slow for 16-wide heads.)"""
     @staticmethod
-    def call(name, tensors, sizes):
-        if Attention.lib is None:
-            Attention.lib = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'attention.so'))
-        getattr(Attention.lib, name)(*[ctypes.c_void_p(t.data_ptr()) for t in tensors],
-                                     *[ctypes.c_long(s) for s in sizes], ctypes.c_float(1 / math.sqrt(HEAD_DIM)))
-
-    @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx, q, k, v, window):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         B, T, H, D = q.shape
         assert D == 16, 'attention.c is written for head dim 16'
-        ctx.sizes = (B, T, H, k.shape[2])
+        ctx.sizes = (B, T, H, k.shape[2], window)
         out, lse = torch.empty_like(q), torch.empty(B, H, T)
-        Attention.call('forward', (q, k, v, out, lse), ctx.sizes)
+        kernel('forward', (q, k, v, out, lse), ctx.sizes, D)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -175,14 +191,34 @@ class Attention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, out, lse = ctx.saved_tensors
         gq, gk, gv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        Attention.call('backward', (q, k, v, out, lse, grad.contiguous(), gq, gk, gv), ctx.sizes)
-        return gq, gk, gv
+        kernel('backward', (q, k, v, out, lse, grad.contiguous(), gq, gk, gv), ctx.sizes, q.shape[3])
+        return gq, gk, gv, None
+
+
+class DeltaRule(torch.autograd.Function):
+    """The gated delta rule by delta.c: q, k, v [B,T,H,D], log decay g and write strength beta [B,T,H]."""
+    @staticmethod
+    def forward(ctx, *inputs):
+        inputs = [x.contiguous() for x in inputs]
+        B, T, H, D = inputs[0].shape
+        out, kept = torch.empty_like(inputs[0]), torch.empty(B * H, (T + 31) // 32, D, D)
+        kernel('delta_forward', (*inputs, out, kept), (B, T, H), D)
+        ctx.save_for_backward(*inputs, kept)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        *inputs, kept = ctx.saved_tensors
+        B, T, H, D = inputs[0].shape
+        grads = [torch.empty_like(x) for x in inputs]
+        kernel('delta_backward', (*inputs, kept, grad.contiguous(), *grads), (B, T, H), D)
+        return tuple(grads)
 
 
 class RMSNorm(nn.Module):
-    def __init__(self):
+    def __init__(self, dim=DIM):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(DIM))
+        self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
@@ -196,14 +232,39 @@ def rotate(x, positions):
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
+def unit(x):
+    """x / |x| along the last axis"""
+    return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
+
+
+def linear(i, o):
+    return nn.Linear(i, o, bias=False)
+
+
 class Block(nn.Module):
+    """A layer without its mixer of tokens, which adds wo and what comes before."""
     def __init__(self):
         super().__init__()
-        def linear(i, o): return nn.Linear(i, o, bias=False)
-        self.wq, self.wk = linear(DIM, DIM), linear(DIM, KV_HEADS * HEAD_DIM)
-        self.wv, self.wo = linear(DIM, KV_HEADS * HEAD_DIM), linear(DIM, DIM)
+        self.wo = linear(DIM, DIM)
         self.w1, self.w2, self.w3 = linear(DIM, HIDDEN), linear(HIDDEN, DIM), linear(DIM, HIDDEN)
         self.n1, self.n2 = RMSNorm(), RMSNorm()
+
+    def rest(self, x, out):
+        """what follows the mixer"""
+        x = x + self.wo(out.reshape(x.shape))
+        h = self.n2(x)
+        return x + self.w2(F.silu(self.w1(h)) * self.w3(h))
+
+
+class AttentionBlock(Block):
+    """Attention, over all tokens or over the last WINDOW."""
+    in_file = ['n1.weight', 'wq.weight', 'wk.weight', 'wv.weight', 'wo.weight']
+
+    def __init__(self, window):
+        super().__init__()
+        self.window = window
+        self.wq, self.wk = linear(DIM, DIM), linear(DIM, KV_HEADS * HEAD_DIM)
+        self.wv = linear(DIM, KV_HEADS * HEAD_DIM)
 
     def qkv(self, x):
         """queries, keys (neither rotated yet) and values"""
@@ -212,57 +273,131 @@ class Block(nn.Module):
         return (self.wq(h).view(B, T, HEADS, HEAD_DIM), self.wk(h).view(B, T, KV_HEADS, HEAD_DIM),
                 self.wv(h).view(B, T, KV_HEADS, HEAD_DIM))
 
-    def rest(self, x, out):
-        """what follows the attention"""
-        x = x + self.wo(out.reshape(x.shape))
-        h = self.n2(x)
-        return x + self.w2(F.silu(self.w1(h)) * self.w3(h))
+    def forward(self, x):
+        positions = torch.arange(x.shape[1])
+        q, k, v = self.qkv(x)
+        return self.rest(x, Attention.apply(rotate(q, positions), rotate(k, positions), v, self.window))
+
+
+class DeltaBlock(Block):
+    """A gated delta net, as Qwen3-Next has it."""
+    in_file = ['n1.weight', 'wq.weight', 'wk.weight', 'wv.weight', 'wz.weight', 'wa.weight', 'wb.weight', 'conv',
+               'log_rate', 'bias', 'norm.weight', 'wo.weight']
+
+    def __init__(self):
+        super().__init__()
+        self.wq, self.wk, self.wv, self.wz = (linear(DIM, DIM) for _ in range(4))
+        self.wa, self.wb = linear(DIM, DELTA_HEADS), linear(DIM, DELTA_HEADS)
+        # It begins as what looks up the present token among those before and says what followed it (induction): the last
+        # tap, of the token itself, for queries and values, the one before it for keys, and one matrix for both.
+        self.conv = nn.Parameter(torch.randn(3 * DIM, TAPS) / 10)
+        with torch.no_grad():
+            for part, tap in enumerate((3, 2, 3)):
+                self.conv[part * DIM:(part + 1) * DIM, tap] += 1
+        self.log_rate = nn.Parameter(torch.zeros(DELTA_HEADS))
+        # the decay a token starts at about 0.01 for the first head, and slower for the others
+        start = torch.logspace(-2, -3, DELTA_HEADS)
+        self.bias = nn.Parameter(torch.log(torch.expm1(start)))
+        self.norm = RMSNorm(DELTA_DIM)
+
+    def forward(self, x):
+        B, T, _ = x.shape
+        h = self.n1(x)
+        y = F.pad(torch.cat((self.wq(h), self.wk(h), self.wv(h)), -1), (0, 0, TAPS - 1, 0))
+        y = F.silu(sum(y[:, i:i + T] * self.conv[:, i] for i in range(TAPS)))
+        q, k, v = y.view(B, T, 3, DELTA_HEADS, DELTA_DIM).unbind(2)
+        g = -self.log_rate.exp() * F.softplus(self.wa(h) + self.bias)
+        out = self.norm(DeltaRule.apply(unit(q), unit(k), v, g, torch.sigmoid(self.wb(h))))
+        return self.rest(x, out.reshape(x.shape) * F.silu(self.wz(h)))
 
 
 class Model(nn.Module):
-    def __init__(self):
+    """layers: of each layer 'full' (attention), 'window' (attention) or 'delta'. Without any of the last two it is a
+    Llama."""
+    def __init__(self, layers=None):
         super().__init__()
+        self.layers = layers or ['full'] * LAYERS
         self.emb = nn.Embedding(VOCAB, DIM)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        kinds = {'full': lambda: AttentionBlock(1 << 30), 'window': lambda: AttentionBlock(WINDOW), 'delta': DeltaBlock}
+        self.blocks = nn.ModuleList(kinds[kind]() for kind in self.layers)
         self.norm = RMSNorm()
         for name, p in self.named_parameters():
-            if p.dim() == 2:
+            if p.dim() == 2 and 'conv' not in name:
                 nn.init.normal_(p, std=0.02 if 'emb' in name else 1 / math.sqrt(p.shape[1]))
             if name.endswith('wo.weight') or name.endswith('w2.weight'):
                 nn.init.normal_(p, std=1 / math.sqrt(p.shape[1] * 2 * LAYERS))
+        for b in self.blocks:
+            if isinstance(b, DeltaBlock):
+                b.wk.weight.data.copy_(b.wq.weight.data)
 
     def forward(self, tokens):
-        positions = torch.arange(tokens.shape[1])
         x = self.emb(tokens)
         for b in self.blocks:
-            q, k, v = b.qkv(x)
-            x = b.rest(x, Attention.apply(rotate(q, positions), rotate(k, positions), v))
+            x = b(x)
         return self.norm(x) @ self.emb.weight.t()
 
+    def llama(self):
+        return self.layers == ['full'] * LAYERS
+
     def in_file_order(self):
-        """the parameters in the order of a llama2.c checkpoint"""
+        """the parameters in the order of a llama2.c checkpoint, or of a hybrid (MODEL.md)"""
+        feed_forward = ['n2.weight', 'w1.weight', 'w2.weight', 'w3.weight']
         yield self.emb.weight
-        for name in ('n1', 'wq', 'wk', 'wv', 'wo', 'n2', 'w1', 'w2', 'w3'):
+        if self.llama():
+            for name in AttentionBlock.in_file + feed_forward:
+                for b in self.blocks:
+                    yield b.get_parameter(name)
+        else:
             for b in self.blocks:
-                yield getattr(b, name).weight
+                for name in b.in_file + feed_forward:
+                    yield b.get_parameter(name)
         yield self.norm.weight
 
     def save(self, path):
         with open(path, 'wb') as f:
-            f.write(struct.pack('7i', DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT))
+            if self.llama():
+                f.write(struct.pack('7i', *SHAPE))
+            else:
+                f.write(HYBRID + struct.pack('12i', *SHAPE, WINDOW, DELTA_HEADS, DELTA_DIM, DELTA_DIM, TAPS))
+                f.write(struct.pack('%di' % LAYERS, *[KINDS.index(kind) for kind in self.layers]))
             for p in self.in_file_order():
                 f.write(p.detach().float().numpy().tobytes())
-            f.write(np.zeros(CONTEXT * HEAD_DIM, np.float32).tobytes())     # the format's unused rotary tables
+            if self.llama():
+                f.write(np.zeros(CONTEXT * HEAD_DIM, np.float32).tobytes())     # the format's unused rotary tables
 
-    def load(self, path):
+    @staticmethod
+    def load(path):
         with open(path, 'rb') as f:
-            if struct.unpack('7i', f.read(28)) != (DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT):
-                raise SystemExit(path + ': a model of another shape')
-            for p in self.in_file_order():
-                p.data = torch.from_numpy(np.frombuffer(f.read(4 * p.numel()), np.float32).copy()).view(p.shape)
+            data = f.read()
+        at, model = 28, None
+        if struct.unpack('7i', data[:28]) == SHAPE:
+            model = Model()
+        elif data.startswith(HYBRID):
+            at = len(HYBRID) + 48
+            if struct.unpack('12i', data[len(HYBRID):at]) == (*SHAPE, WINDOW, DELTA_HEADS, DELTA_DIM, DELTA_DIM, TAPS):
+                model = Model([KINDS[kind] for kind in struct.unpack('%di' % LAYERS, data[at:at + 4 * LAYERS])])
+                at += 4 * LAYERS
+        if not model:
+            raise SystemExit(path + ': a model of another shape')
+        for p in model.in_file_order():
+            p.data = torch.from_numpy(np.frombuffer(data, np.float32, p.numel(), at).copy()).view(p.shape)
+            at += 4 * p.numel()
+        return model
+
+    def take(self, other):
+        """takes over from another model what both have: layers of one kind wholly, of others the feed-forward part"""
+        mine, theirs = dict(self.named_parameters()), dict(other.named_parameters())
+        for name in mine.keys() & theirs.keys():
+            layer = int(name.split('.')[1]) if name.startswith('blocks') else None
+            same = layer is None or type(self.blocks[layer]) is type(other.blocks[layer])
+            if same or name.split('.')[2] in ('n2', 'w1', 'w2', 'w3'):
+                mine[name].data = theirs[name].data.clone()
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
+
+MATRICES = ['wq', 'wk', 'wv', 'wz', 'wo', 'w1', 'w2', 'w3']
+
 
 class Muon:
     """momentum whose update is made orthogonal by five Newton-Schulz steps; for the matrices"""
@@ -286,6 +421,59 @@ class Muon:
             p.data.mul_(1 - lr * 0.01).add_(x, alpha=-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
+class Team:
+    """Computes the gradients of the steps of a schedule: this process and args.processes - 1 others take equal parts of
+    each batch, on one thread each. (Where other programs run too, threads spend much of their time waiting for each
+    other, operation by operation; processes wait once a step.)"""
+    def __init__(self, args, model, parameters, schedule, text):
+        self.model, self.parameters, self.schedule, self.text = model, parameters, schedule, text
+        self.n, self.at, self.seed = args.processes, 0, args.seed
+        model.share_memory()
+        self.grads = [[torch.zeros_like(p).share_memory_() for p in parameters] for _ in range(self.n)]
+        context = multiprocessing.get_context('fork')
+        self.go, self.ready = context.Barrier(self.n), context.Barrier(self.n)
+        self.others = [context.Process(target=self.work, args=(i,), daemon=True) for i in range(1, self.n)]
+
+    def __enter__(self):
+        for process in self.others:
+            process.start()
+        return self
+
+    def __exit__(self, *_):
+        for process in self.others:
+            process.terminate()
+
+    def work(self, i):
+        rng = np.random.default_rng([self.seed, i])
+        while True:
+            self.go.wait()
+            self.part(i, rng)
+            self.ready.wait()
+
+    def part(self, i, rng):
+        """the gradients of part i of the next step's batch; its loss"""
+        _, n, size, mix, _ = self.schedule[self.at]
+        self.at += 1
+        x, y, w = batch(rng, size // self.n, n, self.text, mix=mix + [0.0] * (len(TASKS) - len(mix)))
+        loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten(), reduction='none')
+        loss = (loss * w.flatten()).sum() / w.sum()
+        for p in self.parameters:
+            p.grad = None
+        loss.backward()
+        for g, p in zip(self.grads[i], self.parameters):
+            g.copy_(p.grad)
+        return loss.item()
+
+    def step(self, rng):
+        """one step; leaves the mean of the gradients in the parameters"""
+        self.go.wait()
+        loss = self.part(0, rng)
+        self.ready.wait()
+        for p, *grads in zip(self.parameters, *self.grads):
+            p.grad = sum(grads) / self.n
+        return loss
+
+
 def progress(rng, model, text, n):
     """loss on validation text; accuracy a byte on what each retrieval task lets the model know"""
     out = {}
@@ -304,47 +492,44 @@ def main():
     parser.add_argument('out')
     parser.add_argument('stages', type=json.loads)
     parser.add_argument('--start')
+    parser.add_argument('--layers', default=','.join(['full'] * LAYERS))
+    parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--seconds', type=float, default=math.inf)
     parser.add_argument('--constant', type=float, default=0.5)
     parser.add_argument('--seed', type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     train_text, val_text = split(args.text)
-    model = Model()
+    model = Model(args.layers.split(','))
     if args.start:
-        model.load(args.start)
+        model.take(Model.load(args.start))
     print(sum(p.numel() for p in model.parameters()), 'parameters')
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and 'emb' not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() != 2 or 'emb' in name]
+    def matrix(name): return name.endswith('weight') and name.split('.')[-2] in MATRICES
+    matrices = [p for name, p in model.named_parameters() if matrix(name)]
+    others = [p for name, p in model.named_parameters() if not matrix(name)]
     muon, adam = Muon(matrices), torch.optim.Adam(others, betas=(0.9, 0.95))
 
-    total, done, start = sum(s[0] for s in args.stages), 0, time.time()
-    for steps, n, size, mix, lr in args.stages:
-        mix = mix + [0.0] * (len(TASKS) - len(mix))
-        for _ in range(steps):
-            x, y, w = batch(rng, size, n, train_text, mix=mix)
-            at = max(done / total, (time.time() - start) / args.seconds)
+    schedule = [stage for stage in args.stages for _ in range(stage[0])]
+    done, start = 0, time.time()
+    with Team(args, model, list(model.parameters()), schedule, train_text) as team:
+        for _, n, _, _, lr in schedule:
+            at = max(done / len(schedule), (time.time() - start) / args.seconds)
             if at >= 1:
                 break
             # the rate rises for 50 steps, is constant for a while, then falls to 2 %
             rate = 1 if at < args.constant else max(0.02, (1 - at) / (1 - args.constant))
             rate *= min(1, (done + 1) / 50)
-            loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction='none')
-            loss = (loss * w.flatten()).sum() / w.sum()
-            for p in model.parameters():
-                p.grad = None
-            loss.backward()
+            loss = team.step(rng)
             for group in adam.param_groups:
                 group['lr'] = 0.003 * rate
             muon.step(lr * rate)
             adam.step()
             done += 1
             if done % 50 == 0:
-                print(done, n, 'loss %.3f' % loss.item(), progress(rng, model, val_text, n),
+                print(done, n, 'loss %.3f' % loss, progress(rng, model, val_text, n),
                       '%.2f s/step' % ((time.time() - start) / done), flush=True)
-            if done % 100 == 0:
                 model.save(args.out)
     model.save(args.out)
     print(done, 'steps')
