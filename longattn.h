@@ -1164,15 +1164,17 @@ typedef struct lattn_state_call {
   void *feature_user;
   lattn_partial *partial;        /* NULL, or gets (maximum, sum, output) of each row, so that
                                     lattn_merge joins it with a cache's: LINEAR with
-                                    NORMALISER_SUM (0, denominator, numerator), AAREN; then
+                                    NORMALISER_SUM (0, denominator, numerator), AAREN (exact to
+                                    rounding: it comes outside of the order of segments); then
                                     out.data may be NULL. One state, not drafts */
 } lattn_state_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
    number of threads. Without scratch everything works, on <= 24 KiB of stack and the caller's
    thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; a
-   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say). Long prompts
-   are faster with it. 0: impossible. */
+   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say); AAREN with
+   drafts for key dims <= 256 and value dims <= 160. Long prompts are faster with it. 0:
+   impossible. */
 LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
@@ -1225,9 +1227,10 @@ LATTN_API lattn_status lattn_batch_advance(int64_t n, const lattn_state_sequence
 LATTN_API lattn_status lattn_state_copy(lattn_state *to, const lattn_state *from);
 
 /* Appends the tokens of `later`, which began empty, to those of `state`: prompts cut into segments
-   that several threads or machines have absorbed. Exact to rounding (AAREN: to the bit, if `state`
-   ends at a multiple of 2048 tokens). Errors: NULL, CONFIG (another config; DELTA, FLOW and TITANS
-   cannot), STATE, OVERFLOW. */
+   that several threads or machines have absorbed. Exact to rounding. AAREN: to the bit
+   below 2^31 tokens, if `state` ends at a multiple of 2048 p tokens, p the largest power of two
+   within the number of whole segments, of 2048 tokens, of `later` (1 if it has none). Errors: NULL,
+   CONFIG (another config; DELTA, FLOW and TITANS cannot), STATE, OVERFLOW. */
 LATTN_API lattn_status lattn_state_merge(lattn_state *state, const lattn_state *later);
 
 /* Saves and loads: little-endian, checksummed, the same bytes for the same tokens on every machine.
@@ -13260,7 +13263,9 @@ LATTN_API lattn_status lattn_state_set(lattn_state *state, int32_t matrix, int32
          caches, of lattn_state_fingerprint_); u64 n_tokens; u64 bytes of the whole
      40  for each head of a linear or flow state: its small sums, as double; then S, row by row, as
          stored with all updates in it (to be multiplied by exp(L)), and after each row what sums
-         lost, if compensated
+         lost, if compensated; of an Aaren state: of each place that may hold something (of the
+         segment being filled, if it has tokens; of those of bits set in the number of full ones),
+         its maximum, sum and values
          a checksum of all before, as of caches */
 
 enum { LATTN_SAVED_STATE_ = 40 };
