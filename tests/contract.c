@@ -12,17 +12,22 @@
 
 #include "cases.h"
 #include "ref_cache.h"
+#include "ref_state.h"
+#include "state_cases.h"
 #include "golden.h"
 
 enum {
   N_ATTEND = sizeof golden_attend / sizeof *golden_attend,
   N_CACHE = sizeof golden_cache / sizeof *golden_cache,
   N_SIGMOID = sizeof golden_sigmoid / sizeof *golden_sigmoid,
-  N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache
+  N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache,
+  N_STATE = sizeof golden_state / sizeof *golden_state,
+  N_FLOW = sizeof golden_flow / sizeof *golden_flow
 };
 
 static uint64_t hashes_attend[N_ATTEND], hashes_cache[N_CACHE];
 static uint64_t hashes_sigmoid[N_SIGMOID], hashes_sigmoid_cache[N_SIGMOID_CACHE];
+static uint64_t hashes_state[N_STATE], hashes_flow[N_FLOW];
 
 /* How much of a check runs for golden case i: in the quick tier, only a few are cut up. */
 static int thorough(uint64_t i) { return !test_is_quick() || i % 8 == 0; }
@@ -410,6 +415,119 @@ static void golden_cache_case(uint64_t i, int sigmoid, uint64_t *kept, uint64_t 
   tokens_free(&tokens);
 }
 
+/* ---- golden cases of states ---- */
+
+/* Saved bytes are the same everywhere. */
+static int32_t hash_write(void *user, const void *data, size_t bytes) {
+  uint64_t *hash = (uint64_t *)user;
+  *hash = hash_bytes(*hash, data, bytes);
+  return 0;
+}
+
+enum state_feed { STATE_WHOLE, STATE_CUTS, STATE_DRAFTED, STATE_FEEDS };
+
+static const char *const state_feed_names[STATE_FEEDS] = {"one call", "random cuts", "drafts"};
+
+/* Hash of out and of the saved state, of all tokens fed in that way. */
+static uint64_t state_hash(const state_case *c, enum state_feed how, int exec_kind) {
+  int64_t row = c->config.n_heads * state_value_dim(c);
+  float *out = (float *)ref_memory(c->n * row, sizeof *out);
+  state_box b = state_open(c);
+  test_rng r = rng_seed((uint64_t)how + 99);
+  uint64_t hash = HASH_SEED;
+  for (int64_t first = 0, n; first < c->n; first += n) {
+    state_part part;
+    state_exec x;
+    const lattn_exec *exec;
+    lattn_tensor to;
+    n = rng_range(&r, 1, 6);
+    if (how == STATE_WHOLE) n = c->n;
+    if (how == STATE_DRAFTED && n > c->config.max_drafts) n = c->config.max_drafts;
+    if (n > c->n - first) n = c->n - first;
+    exec = state_exec_open(&x, &c->config, n, exec_kind);
+    state_part_of(&part, c, first, n);
+    to = tensor_of(out + first * row, LATTN_F32, n, c->config.n_heads, state_value_dim(c));
+    if (how == STATE_DRAFTED) {
+      int64_t keep = rng_range(&r, 1, n);
+      CHECK_STATUS(lattn_state_draft(b.state, &part.call, part.q, part.k, part.v, to, exec),
+                   LATTN_OK);
+      CHECK_STATUS(lattn_state_commit(b.state, (int32_t)keep), LATTN_OK);
+      n = keep;
+    } else {
+      CHECK_STATUS(lattn_state_advance(b.state, &part.call, part.q, part.k, part.v, to, exec),
+                   LATTN_OK);
+    }
+    state_exec_close(&x);
+  }
+  hash = hash_f32(hash, out, c->n * row);
+  CHECK_STATUS(lattn_state_save(b.state, hash_write, &hash, NULL), LATTN_OK);
+  box_close(&b);
+  free(out);
+  return hash;
+}
+
+static void golden_state_case(uint64_t i) {
+  state_case c;
+  uint64_t hash;
+  state_case_make(&c, i + 50000, -1, 1 + (int64_t)(i * 5 % 37));
+  check_case("golden state, %s", c.name);
+  hash = hashes_state[i] = state_hash(&c, STATE_WHOLE, STATE_ONE);
+  check_golden(hash, golden_state[i]);
+  for (int how = 0; how < STATE_FEEDS && thorough(i); how++) {
+    int exec = (int)(i + (uint64_t)how) % STATE_EXECS;
+    if (exec == STATE_NONE && !state_small(&c.config)) exec = STATE_TWO;
+    if (how == STATE_DRAFTED && !c.config.max_drafts) continue;
+    if (state_hash(&c, (enum state_feed)how, exec) != hash)
+      FAIL("%s, exec %d: other bits", state_feed_names[how], exec);
+  }
+  state_case_free(&c);
+}
+
+/* Bidirectional flow: for any number of threads. */
+static uint64_t flow_hash(const state_case *c, const lattn_flow *o, int32_t n_threads) {
+  int64_t H = c->q.n_heads, n = c->q.n_tokens, dv = c->v.dim;
+  float *out = (float *)ref_memory(n * H * dv, sizeof *out);
+  lattn_exec exec;
+  uint64_t hash;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.n_threads = n_threads;
+  exec.parallel_for = n_threads > 2 ? test_parallel_threads : test_parallel_scrambled;
+  exec.scratch_bytes = lattn_flow_scratch(c->q.dim, dv, o->flags, n_threads);
+  exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
+  CHECK_STATUS(
+      lattn_flow_attention(o, c->q, c->k, c->v, tensor_of(out, LATTN_F32, n, H, dv), &exec),
+      LATTN_OK);
+  hash = hash_f32(HASH_SEED, out, n * H * dv);
+  free(exec.scratch);
+  free(out);
+  return hash;
+}
+
+static void golden_flow_case(uint64_t i) {
+  state_case c;
+  lattn_flow o;
+  uint64_t hash;
+  memset(&c, 0, sizeof c);
+  memset(&o, 0, sizeof o);
+  c.rng = rng_seed(i + 60000);
+  check_case("golden flow %" PRIu64, i);
+  o.size = sizeof o;
+  o.flags = i % 3 == 1;
+  o.feature = i % 4 == 2 ? LATTN_FEATURE_RELU : 0;
+  if (i % 5 == 3) o.clamp_low = -INFINITY, o.clamp_high = INFINITY;
+  c.n = 1 + (int64_t)(i * 11 % 140);
+  c.q = state_tensor(&c, 1 + (int64_t)(i % 2) * 3, 1 + (int64_t)(i * 7 % 40), fill_normal, 1);
+  c.n = 1 + (int64_t)(i * 17 % 150);
+  c.k = state_tensor(&c, 1, c.q.dim, fill_normal, 1);
+  c.v = state_tensor(&c, 1, 1 + (int64_t)(i * 13 % 50), fill_normal, 1);
+  hash = hashes_flow[i] = flow_hash(&c, &o, 1);
+  check_golden(hash, golden_flow[i]);
+  for (int32_t threads = 2; threads < 5 && thorough(i); threads++)
+    if (flow_hash(&c, &o, threads) != hash) FAIL("%d threads: other bits", (int)threads);
+  state_case_free(&c);
+}
+
 /* ---- what equals what ---- */
 
 /* A text for s; the same for every s of equal shape. */
@@ -586,6 +704,8 @@ static int print_golden(void) {
   print_hashes("golden_cache", hashes_cache, N_CACHE);
   print_hashes("golden_sigmoid", hashes_sigmoid, N_SIGMOID);
   print_hashes("golden_sigmoid_cache", hashes_sigmoid_cache, N_SIGMOID_CACHE);
+  print_hashes("golden_state", hashes_state, N_STATE);
+  print_hashes("golden_flow", hashes_flow, N_FLOW);
   return 0;
 }
 
@@ -599,6 +719,8 @@ int main(int argc, char **argv) {
     golden_attention(i, 1, &hashes_sigmoid[i], golden_sigmoid[i]);
   for (uint64_t i = 0; i < N_SIGMOID_CACHE; i++)
     golden_cache_case(i, 1, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
+  for (uint64_t i = 0; i < N_STATE; i++) golden_state_case(i);
+  for (uint64_t i = 0; i < N_FLOW; i++) golden_flow_case(i);
   if (argc > 1 && strcmp(argv[1], "--print") == 0) return print_golden();
   window_beyond_text();
   cache_is_attention();

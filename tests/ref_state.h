@@ -37,9 +37,9 @@
    well be 0.
 
    Flow. Every sum but the last has positive terms only, so relative errors add: features f = 10u, a
-   prefix sum of t terms tu (compensated: 2u), a dot product of D (D + 4)u, a division u. The chain A
-   -> in, out -> A' -> s is followed in that order; exp(s) then has the absolute error of s, and 6u;
-   c twice that. The output's relative error stands on r in sum Q K c |v|.
+   prefix sum of t terms tu (compensated: 2u), a dot product of D (D + 4)u, a division u. The chain
+   A -> in, out -> A' -> s is followed in that order; exp(s) then has the absolute error of s, and
+   6u; c twice that. The output's relative error stands on r in sum Q K c |v|.
 
    Aaren. As in ref.h, with one chain of the t tokens in place of blocks.
 
@@ -608,8 +608,8 @@ static inline void ref_flow_advance(ref_state *r, const ref_input *in, double *o
              in->v.heads * dv, in->k.n, d, dv, out + h * dv, bound + h * dv, H * dv);
 }
 
-/* ---- Aaren: each prefix by direct softmax; from the first token. lse: NULL, or [n][heads], and the
-   same again of their bounds ---- */
+/* ---- Aaren: each prefix by direct softmax; from the first token. lse: NULL, or [n][heads], and
+   the same again of their bounds ---- */
 
 static inline void ref_aaren_row(const ref_state *r, const ref_input *in, int64_t t, int64_t h,
                                  double *out, double *bound, double *lse, double *lse_bound) {
