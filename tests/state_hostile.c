@@ -712,9 +712,9 @@ static void random_configs(void) {
     if (rng_chance(&rng, 80)) c.key_dim = (int32_t)rng_range(&rng, 1, 20);
     if (rng_chance(&rng, 30)) c.kind = (int32_t)rng_below(&rng, 4);
     if (c.n_heads <= HEADS && rng_chance(&rng, 50)) c.log_decay = world.log_decay;
-    bytes = lattn_state_bytes(&c);
     if (c.kind == LATTN_STATE_AAREN && (int64_t)c.n_heads * c.key_dim < HEADS * KEY_DIM)
       c.query = world.query;
+    bytes = lattn_state_bytes(&c);
     status = lattn_state_init(&s, memory, sizeof memory, &c);
     if (status == LATTN_OK) {
       CHECK(bytes > 0 && bytes <= sizeof memory && s);
