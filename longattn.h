@@ -1019,7 +1019,7 @@ enum lattn_feature {
 enum lattn_unit {
   LATTN_UNIT_NONE = 0,
   LATTN_UNIT_L2 = 1,    /* q and k times 1 / sqrt(sum of squares + unit_epsilon) */
-  LATTN_UNIT_L2_MAX = 2 /* q and k / max(length, unit_epsilon) */
+  LATTN_UNIT_L2_MAX = 2 /* q and k / max(length, unit_epsilon); below 2^-60 that counts as 2^-60 */
 };
 
 enum lattn_decay {
@@ -10178,8 +10178,7 @@ LATTN_FN_ double lattn_reduce64_(double x[16]) {
   return x[0];
 }
 
-/* sum_i (x_i + more) (z_i + more), i < n, a multiple of 16; x padded with 0 beyond `count`, where
-   nothing is added. */
+/* sum_i (x_i + more) (z_i + more), i < count, in 16 lanes. */
 LATTN_NOINLINE_ double lattn_dot64_(const float *x, const double *z, int64_t count, double more) {
   double sum[16] = {0};
   int64_t i = 0;
@@ -10219,7 +10218,7 @@ struct lattn_state {
   int32_t kind, n_heads, n_query, n_key, n_value, n_states;
   int32_t dk, dv, features, feature, unit, decay, delta, reads, normaliser, flags;
   int32_t max_drafts, chunk, hidden, activation, residual;
-  float unit_epsilon, scale, root_scale, epsilon, clamp_low, clamp_high, loss_factor;
+  float unit_epsilon, scale, epsilon, clamp_low, clamp_high, loss_factor;
   int32_t n_drafts, n_pending, list, side; /* pending updates, in which list; the small sums now */
   int32_t listed, zero;                    /* during a batched call: it was met */
   int64_t rows, columns;                   /* features and dv, up to multiples of 16 */
@@ -10481,7 +10480,7 @@ LATTN_FN_ void lattn_unit_row_(float *x, int64_t n, int32_t unit, float epsilon)
     by = lattn_rsqrt_(sum + epsilon);
   } else {
     by = lattn_rsqrt_(sum);
-    if (sum * by < epsilon || sum < 7.52316385e-37f) by = 1.0f / epsilon;
+    if (epsilon > 8.67361738e-19f && sum * by < epsilon) by = 1.0f / epsilon;
   }
   lattn_scale_(x, n, by);
 }
@@ -10551,7 +10550,7 @@ LATTN_NOINLINE_ void lattn_features_(const lattn_advance_ *job, const lattn_stat
   lattn_load_row_(x, t, at, dim);
   if (s->unit) lattn_unit_row_(x, (dim + 15) / 16 * 16, s->unit, s->unit_epsilon);
   if (s->feature == LATTN_FEATURE_TAYLOR) {
-    lattn_scale_(x, (dim + 15) / 16 * 16, s->root_scale);
+    lattn_scale_(x, (dim + 15) / 16 * 16, s->scale * lattn_rsqrt_(s->scale));
     lattn_taylor_(to, x, dim);
   } else if (s->feature == LATTN_FEATURE_CALLER) {
     job->o.feature(job->o.feature_user, (int32_t)head, is_query, x, dim, to, m);
@@ -10629,7 +10628,7 @@ LATTN_FN_ size_t lattn_carve_prep_(lattn_prep_ *w, char *p, const lattn_state *s
     if (p && i == 20) w->gate = (lattn_gate_ *)(void *)((float *)(void *)p + at);
     at += (part[i] + 15) / 16 * 16;
   }
-  return (size_t)at * sizeof(float);
+  return (uint64_t)at > SIZE_MAX / 8 ? SIZE_MAX : (size_t)at * sizeof(float);
 }
 
 /* The log decay of a token, clamped; NaN stays. */
@@ -12246,6 +12245,7 @@ LATTN_FN_ int lattn_memory_read_(const lattn_advance_ *job, const lattn_state *s
       if (s->residual)
         x = lattn_v_fma_(x, lattn_v_add_(lattn_v_set_(1), lattn_v_load_(gain + i)),
                          lattn_v_load_(q + i));
+      x = lattn_v_if_equal_(x, lattn_v_set_(0), lattn_v_set_(0), x); /* -0 becomes +0 */
       lost |= lattn_v_put_n_((void *)(uintptr_t)job->out.data, job->out.type, to + i, x,
                              (int)lattn_min_(16, s->dv - c - i));
     }
@@ -12355,8 +12355,10 @@ LATTN_FN_ int64_t lattn_saved_titans_(const lattn_state *s) {
     if (lattn_titans_shape_(s, 2 * which, &rows, &columns)) floats += rows * columns;
   return (s->chunk > 1 ? 3 : 2) * 4 * floats;
 }
+
 /* ---- both: drafts are replayed ---- */
-LATTN_FN_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
+
+LATTN_NOINLINE_ void lattn_replay_commit_(lattn_state *s, int32_t n) {
   if (n > 0 && s->kind == LATTN_STATE_TITANS) lattn_commit_titans_(s, n);
   else if (s->kind == LATTN_STATE_AAREN) lattn_commit_aaren_(s, n);
 }
@@ -12419,10 +12421,8 @@ LATTN_FN_ lattn_status lattn_check_state_numbers_(lattn_state *s, const lattn_st
   if (!lattn_is_finite_(c->scale)) return lattn_fail_(f, LATTN_E_VALUE, "config.scale");
   if (!has_scale && (lattn_bits_(c->scale) & 0x7fffffffu))
     return lattn_fail_(f, LATTN_E_CONFIG, "config.scale");
-  if (c->feature == LATTN_FEATURE_TAYLOR) {
-    if (s->scale < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.scale");
-    s->root_scale = s->scale * lattn_rsqrt_(s->scale);
-  }
+  if (c->feature == LATTN_FEATURE_TAYLOR && s->scale < 0)
+    return lattn_fail_(f, LATTN_E_VALUE, "config.scale");
   s->epsilon = lattn_bits_(c->epsilon) ? c->epsilon : 1e-6f;
   if (!lattn_is_finite_(s->epsilon) || !(s->epsilon > 0))
     return lattn_fail_(f, LATTN_E_VALUE, "config.epsilon");
@@ -12471,6 +12471,7 @@ LATTN_FN_ lattn_status lattn_check_state_heads_(lattn_state *s, const lattn_stat
 }
 
 enum { LATTN_MAX_FEATURES_ = 1 << 24 };
+#define LATTN_MAX_COUNT_ (INT64_MAX / 2) /* tokens of a state: sums with it do not overflow */
 
 LATTN_FN_ lattn_status lattn_check_state_dims_(lattn_state *s, const lattn_state_config *c,
                                                lattn_fault *f) {
@@ -12641,7 +12642,9 @@ LATTN_API lattn_status lattn_state_clear(lattn_state *state) {
 LATTN_API lattn_status lattn_state_copy(lattn_state *to, const lattn_state *from) {
   if (!to || !from) return LATTN_E_NULL;
   if (to == from) return LATTN_OK;
-  if (to->fingerprint != from->fingerprint || to->bytes != from->bytes) return LATTN_E_CONFIG;
+  if (to->fingerprint != from->fingerprint || to->max_drafts != from->max_drafts ||
+      to->bytes != from->bytes)
+    return LATTN_E_CONFIG;
   LATTN_MEMCPY_(to, from, (size_t)from->bytes);
   return LATTN_OK;
 }
@@ -12725,13 +12728,15 @@ LATTN_FN_ lattn_status lattn_check_state_outputs_(lattn_advance_ *job, const lat
   lattn_partial *p = job->o.partial;
   lattn_tensor in[10] = {job->q,       job->k,     job->v,    job->decay,    job->beta,
                          job->predict, job->write, job->rate, job->momentum, job->forget};
-  if (job->out.data || job->reads_only) {
-    e = lattn_view_(&job->out, 1, !p, &out, f);
+  if (job->out.data || (job->reads_only && !p)) {
+    e = lattn_view_(&job->out, 1, 1, &out, f);
     if (e) return e;
     if (job->out.n_tokens != tokens) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_tokens");
     if (job->out.n_heads != s->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "out.n_heads");
     if (job->out.dim != s->dv) return lattn_fail_(f, LATTN_E_SHAPE, "out.dim");
     made[n_made++] = job->out;
+  } else {
+    LATTN_MEMSET_(&job->out, 0, sizeof job->out);
   }
   if (p) {
     int64_t rows = lattn_times_(tokens, s->n_heads);
@@ -12793,6 +12798,8 @@ LATTN_FN_ lattn_status lattn_check_states_(const lattn_advance_ *job, int64_t *t
     *tokens = lattn_plus_(*tokens, l[i].n_tokens);
     if (*tokens < 0 || *tokens >= LATTN_MAX_POSITION_)
       return lattn_fail_(f, LATTN_E_OVERFLOW, "sequences.n_tokens");
+    if (!job->reads_only && s->n_tokens > LATTN_MAX_COUNT_ - LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_OVERFLOW, "state");
     if (s->fingerprint != l[0].state->fingerprint || s->max_drafts != l[0].state->max_drafts)
       return lattn_fail_(f, LATTN_E_CONFIG, "sequences.state");
     if (!job->drafts && s->n_drafts) return lattn_fail_(f, LATTN_E_STATE, "state");
@@ -12814,29 +12821,28 @@ LATTN_FN_ int64_t lattn_tiles_(const lattn_state *s) {
 
 /* Bytes of a worker. */
 LATTN_FN_ size_t lattn_state_worker_(const lattn_state *s, int64_t chunk) {
+  lattn_prep_ unused;
   if (s->kind == LATTN_STATE_AAREN) return lattn_aaren_worker_(s, chunk);
   if (s->kind == LATTN_STATE_TITANS) return lattn_titans_worker_(s, chunk);
-  return lattn_carve_prep_(0, 0, s, chunk, s->n_heads / s->n_states);
+  return lattn_carve_prep_(&unused, 0, s, chunk, s->n_heads / s->n_states);
 }
 
 /* Tokens prepared at a time: as many as a worker of half a MiB has room for. */
 LATTN_FN_ int64_t lattn_state_chunk_(const lattn_state *s, int64_t tokens) {
-  int64_t chunk = lattn_max_(1, lattn_min_(tokens, LATTN_CHUNK_TOKENS_));
-  while (chunk > LATTN_STATE_DRAFTS_ && lattn_state_worker_(s, chunk) > ((size_t)1 << 19))
-    chunk /= 2;
-  return chunk;
+  int64_t most = LATTN_CHUNK_TOKENS_; /* of any call: fewer tokens never need more scratch */
+  while (most > LATTN_STATE_DRAFTS_ && lattn_state_worker_(s, most) > ((size_t)1 << 19)) most /= 2;
+  return lattn_max_(1, lattn_min_(tokens, most));
 }
 
 LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
                                      int32_t n_threads) {
   lattn_state s;
   lattn_state_config c;
-  size_t worker;
+  size_t worker, threads = n_threads > 0 ? (size_t)n_threads : 1;
   if (n_tokens < 0 || n_threads < 0 || n_threads > 1024 || lattn_plan_state_(&s, &c, config))
     return 0;
   worker = lattn_state_worker_(&s, lattn_state_chunk_(&s, n_tokens));
-  if (worker > SIZE_MAX / 2048) return 0;
-  return worker * (size_t)(n_threads > 0 ? n_threads : 1) + 63;
+  return worker > (SIZE_MAX - 63) / threads ? 0 : worker * threads + 63;
 }
 
 /* Scratch or the stack; how many pieces a head is cut into. */
@@ -13158,7 +13164,7 @@ LATTN_API lattn_status lattn_state_merge(lattn_state *state, const lattn_state *
       state->kind == LATTN_STATE_FLOW || state->kind == LATTN_STATE_TITANS)
     return LATTN_E_CONFIG;
   if (state->n_drafts || later->n_drafts) return LATTN_E_STATE;
-  if (state->n_tokens > INT64_MAX - later->n_tokens) return LATTN_E_OVERFLOW;
+  if (state->n_tokens > LATTN_MAX_COUNT_ - later->n_tokens) return LATTN_E_OVERFLOW;
   if (!later->n_tokens) return LATTN_OK;
   lattn_fpenv_enter_(&saved);
   if (state->kind == LATTN_STATE_AAREN) lattn_merge_aaren_(state, later);
@@ -13261,11 +13267,12 @@ LATTN_API lattn_status lattn_state_set(lattn_state *state, int32_t matrix, int32
 /* ---- save, load: little-endian ----
      0   the characters LATTNSTA; u32 version = 1; u32 kind; u64 fingerprint of the config (as of
          caches, of lattn_state_fingerprint_); u64 n_tokens; u64 bytes of the whole
-     40  for each head of a linear or flow state: its small sums, as double; then S, row by row, as
-         stored with all updates in it (to be multiplied by exp(L)), and after each row what sums
-         lost, if compensated; of an Aaren state: of each place that may hold something (of the
-         segment being filled, if it has tokens; of those of bits set in the number of full ones),
-         its maximum, sum and values
+     40  for each head, of a linear or flow state: its small sums, as double; then S, row by row, in
+         runs of 16 columns, as stored with all updates in it (to be multiplied by exp(L)), and
+         after each run what sums lost, if compensated; of an Aaren state: of each place that may
+         hold something (of the segment being filled, if it has tokens; of those of bits set in the
+         number of full ones), its maximum, sum and values; of Titans: the memory, the momentum
+         and, if chunk > 1, the memory at the chunk's beginning, of each its planes, row by row
          a checksum of all before, as of caches */
 
 enum { LATTN_SAVED_STATE_ = 40 };
@@ -13360,7 +13367,7 @@ LATTN_FN_ lattn_status lattn_load_state_(lattn_stream_ *st, lattn_state *s) {
   tokens = lattn_stream_get_(st, 8);
   bytes = lattn_stream_get_(st, 8);
   if (st->failed) return LATTN_E_IO;
-  if (!known || tokens > (uint64_t)INT64_MAX) return LATTN_E_FORMAT;
+  if (!known || tokens > (uint64_t)LATTN_MAX_COUNT_) return LATTN_E_FORMAT;
   if (kind != (uint64_t)s->kind || fingerprint != s->fingerprint) return LATTN_E_CONFIG;
   s->n_tokens = (int64_t)tokens;
   if (bytes != lattn_saved_state_bytes_(s)) return LATTN_E_FORMAT;
@@ -13874,14 +13881,14 @@ LATTN_API lattn_status lattn_state_preset(lattn_state_config *config, int32_t pr
 }
 
 /* 2^(-8 (h + 1) / n), n a power of two. */
-LATTN_FN_ float lattn_alibi_slope_(int32_t h, int32_t n) {
+LATTN_FN_ float lattn_alibi_slope_(int64_t h, int64_t n) {
   float x = 8.0f * (float)(h + 1) / (float)n, whole = (float)(int32_t)x;
   return lattn_exp_((whole - x) * 0.693147182f) * lattn_float_((uint32_t)(127 - (int32_t)x) << 23);
 }
 
 LATTN_NOINLINE_ void lattn_slopes_(float *log_decay, int32_t retnet, int32_t n_heads, int32_t layer,
                                    int32_t n_layers) {
-  int32_t power = 1;
+  int64_t power = 1;
   double factor = 1;
   while (power <= n_heads / 2) power *= 2;
   if (n_layers > 1) factor = 1.0 - (double)layer / (double)(n_layers - 1) + 1e-5;
@@ -14665,6 +14672,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
 #undef LATTN_SWEEP_VECTORS_
 #undef LATTN_SHARED_TOKENS_
 #undef LATTN_FOLD_AT_
+#undef LATTN_MAX_COUNT_
 #undef LATTN_LEAST_DECAY_
 #undef LATTN_HAS_MXCSR_
 #undef LATTN_HAS_ATOMIC_
