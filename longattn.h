@@ -1172,9 +1172,8 @@ typedef struct lattn_state_call {
 /* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
    number of threads. Without scratch everything works, on <= 24 KiB of stack and the caller's
    thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; a
-   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say); AAREN with
-   drafts for key dims <= 256 and value dims <= 160. Long prompts are faster with it. 0:
-   impossible. */
+   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say), AAREN while
+   key_dim + 3 * value_dim <= 3700. Long prompts are faster with it. 0: impossible. */
 LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
@@ -11312,14 +11311,20 @@ enum {
 /* How A and B merge: A is kept, B taken, or one of them leads. */
 enum { LATTN_KEEPS_A_ = 0, LATTN_TAKES_B_ = 1, LATTN_A_LEADS_ = 2, LATTN_B_LEADS_ = 3 };
 
-/* Partials of a head: in the state, or a copy. */
+/* Partials of a head. spare: rows that what changes goes to, instead of where it was: drafts leave
+   the state as it is. */
 typedef struct lattn_parts_ {
-  float *m, *l, *acc; /* acc: rows of `columns` */
+  float *m, *l, *row[LATTN_AAREN_PARTS_], *spare[2];
   int64_t columns;
 } lattn_parts_;
 
 LATTN_FN_ lattn_parts_ lattn_parts_at_(float *p, int64_t columns) {
-  lattn_parts_ parts = {p, p + LATTN_AAREN_HEAD_ / 2, p + LATTN_AAREN_HEAD_, columns};
+  lattn_parts_ parts;
+  parts.m = p;
+  parts.l = p + LATTN_AAREN_HEAD_ / 2;
+  parts.columns = columns;
+  parts.spare[0] = parts.spare[1] = 0;
+  for (int i = 0; i < LATTN_AAREN_PARTS_; i++) parts.row[i] = p + LATTN_AAREN_HEAD_ + i * columns;
   return parts;
 }
 LATTN_FN_ lattn_parts_ lattn_parts_of_(const lattn_state *s, int64_t n) {
@@ -11331,22 +11336,41 @@ LATTN_FN_ float lattn_parts_maximum_(const lattn_parts_ *p, int i) {
 
 LATTN_FN_ void lattn_parts_drop_(lattn_parts_ *p, int i) {
   p->m[i] = p->l[i] = 0;
-  LATTN_MEMSET_(p->acc + i * p->columns, 0, (size_t)p->columns * sizeof(float));
+  if (i == 0 || !p->spare[0])
+    LATTN_MEMSET_(p->row[i], 0, (size_t)p->columns * sizeof(float));
 }
 
 LATTN_FN_ void lattn_parts_copy_(lattn_parts_ *to, const lattn_parts_ *from) {
+  size_t bytes = (size_t)to->columns * sizeof(float);
   LATTN_MEMCPY_(to->m, from->m, LATTN_AAREN_HEAD_ * sizeof(float));
   for (int i = 0; i < LATTN_AAREN_PARTS_; i++)
-    if (from->l[i] != 0)
-      LATTN_MEMCPY_(to->acc + i * to->columns, from->acc + i * to->columns,
-                    (size_t)to->columns * sizeof(float));
+    if (from->l[i] != 0) LATTN_MEMCPY_(to->row[i], from->row[i], bytes);
+}
+
+/* The same to a memory of three rows, enough for drafts: they fill one segment at most, whose carry
+   needs two rows in turn. */
+LATTN_FN_ void lattn_parts_draft_(lattn_parts_ *p, float *to) {
+  float *row = to + LATTN_AAREN_HEAD_;
+  LATTN_MEMCPY_(to, p->m, LATTN_AAREN_HEAD_ * sizeof *to);
+  LATTN_MEMCPY_(row, p->row[0], (size_t)p->columns * sizeof *row);
+  p->m = to;
+  p->l = to + LATTN_AAREN_HEAD_ / 2;
+  p->row[0] = row;
+  p->spare[0] = row + p->columns;
+  p->spare[1] = row + 2 * p->columns;
 }
 
 /* Place i, the older, merges with a later partial. */
 LATTN_FN_ void lattn_parts_join_(lattn_parts_ *p, int i, float m, float l, const float *acc) {
-  float own = lattn_parts_maximum_(p, i);
+  float own = lattn_parts_maximum_(p, i), *to = p->spare[0];
   if (l == 0) return;
-  lattn_merge_row_(&own, p->l + i, p->acc + i * p->columns, m, l, acc, p->columns);
+  if (to) {
+    p->spare[0] = p->spare[1];
+    p->spare[1] = to;
+    LATTN_MEMCPY_(to, p->row[i], (size_t)p->columns * sizeof *to);
+    p->row[i] = to;
+  }
+  lattn_merge_row_(&own, p->l + i, p->row[i], m, l, acc, p->columns);
   p->m[i] = own;
 }
 
@@ -11356,14 +11380,14 @@ LATTN_FN_ void lattn_parts_add_(lattn_parts_ *p, int height, int64_t segments, f
   int i = 1 + height;
   lattn_parts_join_(p, i, m, l, acc);
   for (; i < LATTN_AAREN_PARTS_ - 1 && (segments >> (i - 1) & 1); i++) {
-    lattn_parts_join_(p, i + 1, p->m[i], p->l[i], p->acc + i * p->columns);
+    lattn_parts_join_(p, i + 1, p->m[i], p->l[i], p->row[i]);
     lattn_parts_drop_(p, i);
   }
 }
 
 /* The segment that was being filled, number `segments`, is full. */
 LATTN_FN_ void lattn_parts_finish_(lattn_parts_ *p, int64_t segments) {
-  lattn_parts_add_(p, 0, segments, p->m[0], p->l[0], p->acc);
+  lattn_parts_add_(p, 0, segments, p->m[0], p->l[0], p->row[0]);
   lattn_parts_drop_(p, 0);
 }
 
@@ -11374,7 +11398,7 @@ typedef struct lattn_aaren_space_ {
   float *e;           /* [parts][chunk]: factors of merges ... */
   unsigned char *how; /* ... likewise */
   int64_t step;       /* from one part's to the next's */
-  float *own;         /* a copy of a head's parts */
+  float *own;         /* a copy of a head's parts, or what drafts change of them */
   float *totals;      /* of a scan: partials, one row each */
 } lattn_aaren_space_;
 
@@ -11384,8 +11408,7 @@ LATTN_FN_ int64_t lattn_aaren_total_(const lattn_state *s) { return 16 + s->colu
 LATTN_FN_ size_t lattn_carve_aaren_(lattn_aaren_space_ *w, char *p, const lattn_state *s,
                                     int64_t chunk) {
   int64_t step = (chunk + 15) / 16 * 16, dk = ((int64_t)s->dk + 15) / 16 * 16;
-  int64_t parts = LATTN_AAREN_HEAD_ + LATTN_AAREN_PARTS_ * s->columns;
-  int64_t own = chunk > 1 || s->max_drafts ? parts : 0;
+  int64_t own = LATTN_AAREN_HEAD_ + (chunk > 1 ? LATTN_AAREN_PARTS_ : 3) * s->columns;
   int64_t totals = chunk > 1 ? LATTN_AAREN_PIECES_ * lattn_aaren_total_(s) : 0;
   int64_t how = (LATTN_AAREN_PARTS_ * step / 4 + 15) / 16 * 16;
   if (p) {
@@ -11558,7 +11581,7 @@ LATTN_INLINE_ int lattn_aaren_strip_(int vectors, lattn_aaren_ *a, const lattn_t
                                      const int *places, int n_places) {
   const lattn_aaren_space_ *w = a->w;
   lattn_v16_ acc[LATTN_AAREN_VECTORS_], x[LATTN_AAREN_VECTORS_], y[LATTN_AAREN_VECTORS_];
-  float *own = a->parts.acc + c;
+  float *own = a->parts.row[0] + c;
   int lost = 0;
   LATTN_UNROLL_
   for (int i = 0; i < vectors; i++) acc[i] = lattn_v_load_(own + 16 * i);
@@ -11578,7 +11601,7 @@ LATTN_INLINE_ int lattn_aaren_strip_(int vectors, lattn_aaren_ *a, const lattn_t
     for (int i = 0; i < vectors; i++) x[i] = acc[i];
     for (int p = 0; p < n_places; p++) {
       int64_t at = places[p] * w->step + j;
-      const float *from = own + places[p] * a->parts.columns;
+      const float *from = a->parts.row[places[p]] + c;
       LATTN_UNROLL_
       for (int i = 0; i < vectors; i++) y[i] = lattn_v_load_(from + 16 * i);
       lattn_aaren_join_(vectors, w->how[at], w->e[at], y, x);
@@ -11659,14 +11682,12 @@ LATTN_FN_ void lattn_aaren_replay_(lattn_aaren_ *a, int64_t n) {
   }
 }
 
-/* Keeps rows [row, row + tokens) as drafts; the tokens before are in a copy of the parts. */
+/* Keeps rows [row, row + tokens) as drafts; what changes of the parts is a copy. */
 LATTN_FN_ int lattn_aaren_draft_(lattn_aaren_ *a, int64_t row, int64_t tokens) {
   const lattn_state *s = a->s;
   const lattn_tensor *v = &a->job->v;
   float *drafts = lattn_aaren_drafts_(s, a->n);
-  lattn_parts_ from = a->parts;
-  a->parts = lattn_parts_at_(a->w->own, s->columns);
-  lattn_parts_copy_(&a->parts, &from);
+  lattn_parts_draft_(&a->parts, a->w->own);
   a->reads = 0;
   lattn_aaren_replay_(a, s->n_drafts);
   lattn_aaren_query_(a);
@@ -11685,10 +11706,9 @@ LATTN_FN_ int lattn_aaren_draft_(lattn_aaren_ *a, int64_t row, int64_t tokens) {
 LATTN_FN_ int lattn_aaren_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
                                  int64_t row, int64_t tokens) {
   lattn_aaren_space_ w;
-  lattn_aaren_ a = {job, s, &w, {0, 0, 0, 0}, n, s->n_tokens, 1, 1, 1};
+  lattn_aaren_ a = {job, s, &w, lattn_parts_of_(s, n), n, s->n_tokens, 1, 1, 1};
   int lost = 0;
   lattn_carve_aaren_(&w, space, s, job->chunk);
-  a.parts = lattn_parts_of_(s, n);
   a.reads = job->out.data || job->partial;
   if (job->drafts) return lattn_aaren_draft_(&a, row, tokens);
   if (!job->reads_only) return lattn_aaren_rows_(&a, row, tokens);
@@ -11705,8 +11725,7 @@ LATTN_FN_ void lattn_commit_aaren_(lattn_state *s, int32_t n) {
   unsigned char how[16];
   lattn_aaren_space_ w = {0, rows, rows + 16, rows + 32, rows + 48, how, 16, 0, 0};
   for (int64_t i = 0; i < s->n_states; i++) {
-    lattn_aaren_ a = {0, s, &w, {0, 0, 0, 0}, i, s->n_tokens, 0, 1, 1};
-    a.parts = lattn_parts_of_(s, i);
+    lattn_aaren_ a = {0, s, &w, lattn_parts_of_(s, i), i, s->n_tokens, 0, 1, 1};
     lattn_aaren_replay_(&a, n);
   }
 }
@@ -11727,24 +11746,24 @@ LATTN_NOINLINE_ void lattn_merge_aaren_(lattn_state *s, const lattn_state *b) {
       for (int i = LATTN_AAREN_PARTS_ - 1; i >= 1; i--) {
         int64_t size = i < LATTN_AAREN_PARTS_ - 1 ? more & (int64_t)1 << (i - 1)
                                                   : more >> (i - 1) << (i - 1);
-        if (size) lattn_parts_add_(&to, i - 1, at, from.m[i], from.l[i], from.acc + i * to.columns);
+        if (size) lattn_parts_add_(&to, i - 1, at, from.m[i], from.l[i], from.row[i]);
         at += size;
       }
-      lattn_parts_join_(&to, 0, from.m[0], from.l[0], from.acc);
+      lattn_parts_join_(&to, 0, from.m[0], from.l[0], from.row[0]);
       continue;
     }
     for (int i = 1; i < LATTN_AAREN_PARTS_; i++) { /* newest first, each joins the older */
       if (to.l[i] == 0) continue;
-      lattn_parts_join_(&to, i, to.m[place], to.l[place], to.acc + place * to.columns);
+      lattn_parts_join_(&to, i, to.m[place], to.l[place], to.row[place]);
       lattn_parts_drop_(&to, place);
       place = i;
     }
     for (int i = LATTN_AAREN_PARTS_ - 1; i >= 0; i--)
-      lattn_parts_join_(&to, place, from.m[i], from.l[i], from.acc + i * to.columns);
+      lattn_parts_join_(&to, place, from.m[i], from.l[i], from.row[i]);
     top = 0; /* where the whole's largest subtree is */
     while (top < LATTN_AAREN_PARTS_ - 1 && count >> top) top++;
     if (top == place) continue;
-    lattn_parts_join_(&to, top, to.m[place], to.l[place], to.acc + place * to.columns);
+    lattn_parts_join_(&to, top, to.m[place], to.l[place], to.row[place]);
     lattn_parts_drop_(&to, place);
   }
   s->n_tokens = all;
@@ -11763,7 +11782,7 @@ LATTN_FN_ void lattn_stream_aaren_(lattn_stream_ *st, lattn_state *s, int64_t n)
     if (!lattn_aaren_filled_(s, i)) continue;
     lattn_stream_row_(st, (char *)(p.m + i), 4, 1, 1);
     lattn_stream_row_(st, (char *)(p.l + i), 4, 1, 1);
-    lattn_stream_row_(st, (char *)(p.acc + i * p.columns), 4, s->dv, 1);
+    lattn_stream_row_(st, (char *)p.row[i], 4, s->dv, 1);
   }
 }
 LATTN_FN_ int64_t lattn_saved_aaren_(const lattn_state *s) {
@@ -11799,8 +11818,8 @@ LATTN_FN_ int lattn_scan_piece_(const lattn_scan_ *scan, char *space, int64_t n,
   int64_t from = piece ? (first + piece) * LATTN_SEGMENT_ : scan->count;
   float *total = lattn_scan_total_(scan, n, piece);
   lattn_aaren_space_ w;
-  lattn_aaren_ a = {scan->job, s, &w, {0, 0, 0, 0}, n, from, 1, 1, 0};
   lattn_parts_ before = lattn_parts_of_(s, n);
+  lattn_aaren_ a = {scan->job, s, &w, before, n, from, 1, 1, 0};
   int lost;
   lattn_carve_aaren_(&w, space, s, scan->job->chunk);
   end = lattn_min_(end, (first + piece + 1) * LATTN_SEGMENT_);
@@ -11816,7 +11835,7 @@ LATTN_FN_ int lattn_scan_piece_(const lattn_scan_ *scan, char *space, int64_t n,
   if (scan->outputs && piece < scan->last) return lost; /* others may be reading it */
   total[0] = a.parts.m[0];
   total[1] = a.parts.l[0];
-  LATTN_MEMCPY_(total + 16, a.parts.acc, (size_t)s->columns * sizeof(float));
+  LATTN_MEMCPY_(total + 16, a.parts.row[0], (size_t)s->columns * sizeof(float));
   return lost;
 }
 
