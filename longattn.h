@@ -992,8 +992,9 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
    A state lives in memory of the caller and holds no pointer. It may be copied by
    lattn_state_copy, which also serves as snapshot, fork and return, or moved with its memory, by a
    multiple of 64 bytes. Calls on different states may run beside each other, and calls that take a
-   const state beside each other on one. Results are a function of the tokens alone: one call for all, or one a
-   token, any number of threads, absorbed or advanced, drafted and committed: the same bits. */
+   const state beside each other on one. Results are a function of the tokens alone: one call for
+   all, or one a token, any number of threads, absorbed or advanced, drafted and committed: the same
+   bits. */
 typedef struct lattn_state lattn_state;
 
 enum lattn_state_kind {
@@ -10116,8 +10117,8 @@ LATTN_API lattn_status lattn_partial_import(lattn_partial *partial, lattn_tensor
    multiplies S by exp(L), and L begins at 0. When that is depends on the tokens alone. No exponent
    is above 0.
 
-   Cost of a token and head: features * columns * 2 multiply-adds (3 with a correction), one load and
-   store of the tile by as many tokens as share a pass; of the rest, (5 ... 12) * features
+   Cost of a token and head: features * columns * 2 multiply-adds (3 with a correction), one load
+   and store of the tile by as many tokens as share a pass; of the rest, (5 ... 12) * features
    operations. On a Zen 4, delta rule, 128 x 128: 0.65 of the multiply-adds; without, 0.66 ... 0.70
    (bench: state_delta, state_linear). */
 
@@ -13210,7 +13211,7 @@ LATTN_FN_ int lattn_matrix_shape_(const lattn_state *s, int32_t matrix, int64_t 
   return matrix == LATTN_MATRIX_NORMALISER && linear && s->normaliser;
 }
 
-/* Elements of row i of a matrix, from column c on, a multiple of 16: as many as there are, or 16. */
+/* Elements of row i of a matrix, from column c on, a multiple of 16: up to 16. */
 LATTN_FN_ void lattn_matrix_get_(const lattn_state *s, int64_t n, int32_t matrix, int64_t i,
                                  int64_t c, int64_t columns, float x[16]) {
   const double *z = lattn_state_small_(s, n, 0) + 2 * lattn_small_decays_(s);
