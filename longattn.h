@@ -1565,6 +1565,48 @@ LATTN_INLINE_ float lattn_fma_(float a, float b, float c) {
 }
 #endif
 
+/* The same in double. */
+#if LATTN_HAS_FMA64_ && defined(__GNUC__)
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#elif LATTN_HAS_FMA64_
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) {
+  return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+}
+#elif LONGATTN_STRICT || LATTN_HAS_FMA_
+/* *low gets what a + b lost. */
+LATTN_FN_ double lattn_sum64_(double a, double b, double *low) {
+  double sum = a + b, back = sum - a;
+  *low = (a - (sum - back)) + (b - back);
+  return sum;
+}
+/* By exact products of halves and a sum rounded to odd (Boldo and Melquiond 2008). */
+LATTN_NOINLINE_ double lattn_fma64_(double a, double b, double c) {
+  const double split = 134217729.0; /* 2^27 + 1 */
+  double product = a * b, ah, al, bh, bl, low, t, t_low, high, h_low, rest, lost;
+  uint64_t u;
+  LATTN_MEMCPY_(&u, &product, sizeof u);
+  if ((u >> 52 & 0x7ff) == 0x7ff || (u >> 52 & 0x7ff) == 0) return product + c;
+  ah = a * split;
+  ah = ah - (ah - a);
+  al = a - ah;
+  bh = b * split;
+  bh = bh - (bh - b);
+  bl = b - bh;
+  low = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
+  t = lattn_sum64_(c, low, &t_low);
+  high = lattn_sum64_(product, t, &h_low);
+  rest = lattn_sum64_(t_low, h_low, &lost);
+  LATTN_MEMCPY_(&u, &rest, sizeof u);
+  if (lost != 0 && !(u & 1)) {
+    u += (lost > 0) == (rest > 0) ? 1u : (uint64_t)0 - 1u;
+    LATTN_MEMCPY_(&rest, &u, sizeof rest);
+  }
+  return high + rest;
+}
+#else
+LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return a * b + c; }
+#endif
+
 /* ==== §3 vector layer ============================================================================
    One logical vector of 16 floats, the lanes of one panel, on every ISA: the same lanes, the
    same order, the same reductions, so the same bits by construction. What each function must do
@@ -10134,47 +10176,6 @@ enum {
 
 /* ---- arithmetic in double: where sums of a million tokens must keep their last digits ---- */
 
-#if LATTN_HAS_FMA64_ && defined(__GNUC__)
-LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#elif LATTN_HAS_FMA64_
-LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) {
-  return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
-}
-#elif LONGATTN_STRICT || LATTN_HAS_FMA_
-/* *low gets what a + b lost. */
-LATTN_FN_ double lattn_sum64_(double a, double b, double *low) {
-  double sum = a + b, back = sum - a;
-  *low = (a - (sum - back)) + (b - back);
-  return sum;
-}
-/* By exact products of halves and a sum rounded to odd (Boldo and Melquiond 2008). */
-LATTN_NOINLINE_ double lattn_fma64_(double a, double b, double c) {
-  const double split = 134217729.0; /* 2^27 + 1 */
-  double product = a * b, ah, al, bh, bl, low, t, t_low, high, h_low, rest, lost;
-  uint64_t u;
-  LATTN_MEMCPY_(&u, &product, sizeof u);
-  if ((u >> 52 & 0x7ff) == 0x7ff || (u >> 52 & 0x7ff) == 0) return product + c;
-  ah = a * split;
-  ah = ah - (ah - a);
-  al = a - ah;
-  bh = b * split;
-  bh = bh - (bh - b);
-  bl = b - bh;
-  low = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
-  t = lattn_sum64_(c, low, &t_low);
-  high = lattn_sum64_(product, t, &h_low);
-  rest = lattn_sum64_(t_low, h_low, &lost);
-  LATTN_MEMCPY_(&u, &rest, sizeof u);
-  if (lost != 0 && !(u & 1)) {
-    u += (lost > 0) == (rest > 0) ? 1u : (uint64_t)0 - 1u;
-    LATTN_MEMCPY_(&rest, &u, sizeof rest);
-  }
-  return high + rest;
-}
-#else
-LATTN_INLINE_ double lattn_fma64_(double a, double b, double c) { return a * b + c; }
-#endif
-
 /* The fixed tree of lattn_v_reduce_add_. */
 LATTN_FN_ double lattn_reduce64_(double x[16]) {
   for (int w = 8; w > 0; w /= 2)
@@ -10315,6 +10316,7 @@ LATTN_INLINE_ lattn_v16_ lattn_v_write_(int compensated, lattn_v16_ k, lattn_v16
    vectors, broadcasts 3 numbers and makes 6 multiply-adds, in 4 sums, 2 of x, 2 of S (two chains a
    sum, or 4 vectors, are slower by a seventh on a Zen 4); four tokens: 2 loads, 2 stores, 8
    broadcasts, 16 multiply-adds, in 8 sums, 8 of x, 2 of S. */
+#define LATTN_EACH_C_ LATTN_UNROLL_ for (int c = 0; c < vectors; c++)
 LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predicts,
                                     int compensated, lattn_pass_ *w) {
   enum { V = LATTN_SWEEP_VECTORS_, J = LATTN_SHARED_TOKENS_ };
@@ -10327,13 +10329,11 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   LATTN_UNROLL_
   for (int j = 0; j < steps * ranks; j++) {
     k[j] = w->updates[j].k;
-    LATTN_UNROLL_
-    for (int c = 0; c < vectors; c++) x[j * vectors + c] = lattn_v_load_(w->updates[j].x + 16 * c);
+    LATTN_EACH_C_ x[j * vectors + c] = lattn_v_load_(w->updates[j].x + 16 * c);
   }
   LATTN_UNROLL_
   for (int j = 0; j < steps; j++) q[j] = w->q[j];
-  LATTN_UNROLL_
-  for (int c = 0; c < vectors; c++) p[c] = low[c] = zero;
+  LATTN_EACH_C_ p[c] = low[c] = zero;
   LATTN_UNROLL_
   for (int c = 0; c < steps * vectors; c++) r[c] = zero;
   for (int64_t i = 0; i < rows; i += 2) {
@@ -10341,8 +10341,7 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
     LATTN_UNROLL_
     for (int u = 0; u < 2; u++) {
       if (u == 1 && i + u == rows) break;
-      LATTN_UNROLL_
-      for (int c = 0; c < vectors; c++) {
+      LATTN_EACH_C_ {
         s[c] = lattn_v_load_(at + 16 * c);
         if (compensated) low[c] = lattn_v_load_(lost + 16 * c);
       }
@@ -10352,22 +10351,16 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
         LATTN_UNROLL_
         for (int a = j * ranks; a < (j + 1) * ranks; a++) {
           b = lattn_v_set_(k[a][i + u]);
-          LATTN_UNROLL_
-          for (int c = 0; c < vectors; c++)
-            s[c] = lattn_v_write_(compensated, b, x[a * vectors + c], s[c], low + c);
+          LATTN_EACH_C_ s[c] = lattn_v_write_(compensated, b, x[a * vectors + c], s[c], low + c);
         }
         if (predicts) {
           b = lattn_v_set_(by[i + u]);
-          LATTN_UNROLL_
-          for (int c = 0; c < vectors; c++) p[c] = lattn_v_fma_(b, s[c], p[c]);
+          LATTN_EACH_C_ p[c] = lattn_v_fma_(b, s[c], p[c]);
         }
         b = lattn_v_set_(q[j][i + u]);
-        LATTN_UNROLL_
-        for (int c = 0; c < vectors; c++)
-          r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
+        LATTN_EACH_C_ r[j * vectors + c] = lattn_v_fma_(b, s[c], r[j * vectors + c]);
       }
-      LATTN_UNROLL_
-      for (int c = 0; c < vectors; c++) {
+      LATTN_EACH_C_ {
         if (ranks) lattn_v_store_(at + 16 * c, s[c]);
         if (ranks && compensated) lattn_v_store_(lost + 16 * c, low[c]);
       }
@@ -10377,13 +10370,10 @@ LATTN_INLINE_ void lattn_pass_body_(int vectors, int steps, int ranks, int predi
   }
   LATTN_UNROLL_
   for (int j = 0; j < steps; j++)
-    LATTN_UNROLL_
-    for (int c = 0; c < vectors; c++)
-      lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
-  LATTN_UNROLL_
-  for (int c = 0; c < vectors; c++)
-    if (predicts) lattn_v_store_(w->p + 16 * c, p[c]);
+    LATTN_EACH_C_ lattn_v_store_(w->r + j * LATTN_TILE_COLUMNS_ + 16 * c, r[j * vectors + c]);
+  LATTN_EACH_C_ if (predicts) lattn_v_store_(w->p + 16 * c, p[c]);
 }
+#undef LATTN_EACH_C_
 
 /* Denormal numbers become 0: some processors take a hundred cycles for one. */
 LATTN_INLINE_ lattn_v16_ lattn_v_flush_(lattn_v16_ x) {
