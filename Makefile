@@ -84,7 +84,7 @@ lm_mains := $(if $(wildcard examples/lm/*.c),$(shell grep -l '^int main' example
 lm_parts := $(filter-out $(lm_mains),$(wildcard examples/lm/*.c))
 lm_programs := $(lm_mains:examples/lm/%.c=$(BUILD)/lm/%)
 
-run: $(BUILD)/lm/demo ## the demo: a small language model under four cache policies, one with a fixed state
+run: $(BUILD)/lm/demo ## the demo: a small language model, four cache policies, a fixed state
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
 heads: $(BUILD)/lm/heads ## measures again which heads of the demo's model retrieve
@@ -203,7 +203,7 @@ bench: $(BUILD)/bench/bench ## speed and memory against this machine's limits; J
 capacity: $(BUILD)/bench/bench ## a million tokens of Llama-3-8B's caches: 18 GiB, some minutes
 	@LAYERS=32 ONLY=capacity $(RUN) $<
 
-recall: $(BUILD)/bench/bench ## what so many bytes of state remember, drawn into build/bench/recall.svg
+recall: $(BUILD)/bench/bench ## what so many bytes of state remember; draws build/bench/recall.svg
 	@RECALL=1 ONLY=recall $(RUN) $<
 
 peers: ## fetches the rivals that bench compares with, from npm and apt, into build/peers
@@ -286,7 +286,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity recall peers \
-  version install uninstall clean format help FORCE
+.PHONY: run heads speculate resume storage errors soak test fuzz examples bench capacity recall \
+  peers version install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

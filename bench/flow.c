@@ -7,7 +7,8 @@
 
 enum { HEADS = 8, DIM = 64, THREADS = 64 };
 enum { MOST_ROWS = 16384 }; /* tokens in a call; longer streams have them again and again */
-/* While a stream grows to OLD tokens, the first YOUNG of another are timed after each EVERY calls. */
+/* While a stream grows to OLD tokens, the first YOUNG of another are timed after each EVERY
+   calls. */
 enum { YOUNG = 4096, OLD = 1 << 20, EVERY = 4 };
 
 /* One state, and the tokens that it is fed with. */

@@ -1,5 +1,5 @@
-/* limits.c - what this machine can do at most: multiply-adds a second, bytes read a second, and bytes
- * read and written back a second.
+/* limits.c - what this machine can do at most: multiply-adds a second, bytes read a second, and
+ * bytes read and written back a second.
  * SPDX-License-Identifier: MIT
 
    Measured on the widest vectors that the compiler targets, as ours are: a build for AVX2 is held

@@ -6,11 +6,11 @@
    share for which the nearest of the N values is the right one. The figures to expect were made by
    another program, from as many draws.
 
-   recall: MQAR as Zoology makes it (Arora et al. 2023): pairs of key and value tokens, then the keys
-   again, early ones likelier, among random tokens. Each token writes its code as value, under the
-   code of the one before as key, and reads with its own as query; the nearest of all tokens' value
-   codes is the answer. "again": the pairs come twice; "changed": the second time with other values,
-   which count.
+   recall: MQAR as Zoology makes it (Arora et al. 2023): pairs of key and value tokens, then the
+   keys again, early ones likelier, among random tokens. Each token writes its code as value, under
+   the code of the one before as key, and reads with its own as query; the nearest of all tokens'
+   value codes is the answer. "again": the pairs come twice; "changed": the second time with other
+   values, which count.
 
    `make recall` takes all sizes, and draws them into build/bench/recall.svg. */
 #include "caches.h"
@@ -275,8 +275,8 @@ static int32_t answers_right(answer *answers, int32_t n_answers, const float *co
 enum { SIZES = 7, DRAWS = 5, LEAST_PAIRS = 8192 };
 static const int32_t sizes[SIZES] = {16, 32, 64, 128, 256, 512, 1024};
 
-/* What is to be expected has two digits and is the mean of DRAWS draws; a draw of n answers moves as
-   n coins do: three sigma of the two together, 0.04 at worst. */
+/* What is to be expected has two digits and is the mean of DRAWS draws; a draw of n answers moves
+   as n coins do: three sigma of the two together, 0.04 at worst. */
 static double within(double p, int32_t n, int32_t draws) {
   double sigma = sqrt(p * (1 - p) / n * (1.0 / DRAWS + 1.0 / draws));
   return 0.01 + 3 * sigma;

@@ -43,8 +43,8 @@ bench_ours_stream *bench_ours_stream_make(const bench_stream *s); /* NULL = fail
 void bench_ours_stream_free(bench_ours_stream *o);
 /* Seconds of all tokens in one call, from empty states on. */
 double bench_ours_stream_all(bench_ours_stream *o, int32_t n_threads);
-/* Seconds a token, one in a call: of one sequence all its tokens, one after another, or as many as a
-   quarter of a second takes; of many the first of each, in one call. */
+/* Seconds a token, one in a call: of one sequence all its tokens, one after another, or as many as
+   a quarter of a second takes; of many the first of each, in one call. */
 double bench_ours_stream_steps(bench_ours_stream *o, int32_t n_threads);
 /* The first step again, or the first of each sequence. */
 double bench_ours_stream_step(bench_ours_stream *o, int32_t n_threads);

@@ -515,7 +515,7 @@ void llama_model_free(llama_model *model) {
 /* What a gated delta net keeps. */
 typedef struct recurrence {
   lattn_state *state;
-  /* [n_taps - 1 + LLAMA_DRAFTS][channels] what the convolution saw last, oldest first, then drafts */
+  /* [n_taps - 1 + LLAMA_DRAFTS][channels] what the convolution saw last, oldest first; drafts */
   float *history;
 } recurrence;
 
