@@ -40,12 +40,9 @@ static double direct(const float *q, const float *k, const float *v, int t, int 
   return sum / mass;
 }
 
-int main(void) {
-  static float q[TOKENS * DIM], k[TOKENS * DIM], v[TOKENS * VALUE_DIM];
-  for (int i = 0; i < TOKENS * DIM; i++) q[i] = random_float(), k[i] = random_float();
-  for (int i = 0; i < TOKENS * VALUE_DIM; i++) v[i] = random_float();
+/* A cache that keeps the window, in *arena. */
+static lattn_cache *window_cache(void **arena, size_t *bytes) {
   lattn_fault fault = {0};
-
   lattn_head window = {.policy = LATTN_HEAD_STREAMING, .window = WINDOW};
   lattn_cache_config config = {.size = sizeof config,
                                .head_size = sizeof window,
@@ -55,23 +52,40 @@ int main(void) {
                                .heads = &window,
                                .max_append = 1,
                                .fault = &fault};
-  size_t pool_bytes = lattn_pool_bytes(NULL, &config, 1);
-  void *arena = malloc(pool_bytes);
   lattn_pool *pool;
   lattn_cache *cache;
-  need(lattn_pool_init(&pool, arena, pool_bytes, NULL), "pool", &fault);
+  *bytes = lattn_pool_bytes(NULL, &config, 1);
+  *arena = malloc(*bytes);
+  need(lattn_pool_init(&pool, *arena, *bytes, NULL), "pool", &fault);
   need(lattn_cache_init(&cache, pool, &config), "cache", &fault);
+  return cache;
+}
 
+/* The state of all tokens before it, in *memory. */
+static lattn_state *based_state(void **memory, size_t *bytes) {
+  lattn_fault fault = {0};
   lattn_state_config based = {.size = sizeof based, .fault = &fault};
   need(lattn_state_preset(&based, LATTN_PRESET_BASED), "preset", &fault);
   based.n_heads = 1;
   based.key_dim = DIM;
   based.value_dim = VALUE_DIM;
-  size_t state_bytes = lattn_state_bytes(&based);
-  void *memory = malloc(state_bytes);
+  *bytes = lattn_state_bytes(&based);
+  *memory = malloc(*bytes);
   lattn_state *state;
-  need(lattn_state_init(&state, memory, state_bytes, &based), "state", &fault);
+  need(lattn_state_init(&state, *memory, *bytes, &based), "state", &fault);
+  return state;
+}
 
+int main(void) {
+  static float q[TOKENS * DIM], k[TOKENS * DIM], v[TOKENS * VALUE_DIM];
+  for (int i = 0; i < TOKENS * DIM; i++) q[i] = random_float(), k[i] = random_float();
+  for (int i = 0; i < TOKENS * VALUE_DIM; i++) v[i] = random_float();
+
+  void *arena, *memory;
+  size_t pool_bytes, state_bytes;
+  lattn_cache *cache = window_cache(&arena, &pool_bytes);
+  lattn_state *state = based_state(&memory, &state_bytes);
+  lattn_fault fault = {0};
   lattn_exec exec = {.size = sizeof exec, .fault = &fault};
   float maximum[2], sum[2], output[2][VALUE_DIM], out[VALUE_DIM];
   lattn_partial parts[2];

@@ -514,82 +514,133 @@ static inline double ref_clamp(double x, double low, double high) {
   return fmin(fmax(x, low), high);
 }
 
+/* One head: what it is given, and the names of flow.md 1.2. */
+typedef struct ref_flow_head {
+  const ref_flow_options *o;
+  const double *v;
+  int64_t by_v, n, n_keys, d, dv;
+  int causal;
+  double *Q, *K, *in, *go, *g, *s, *c;
+  double worst, changes; /* of s: its largest error in units of f2; how often its maximum grew */
+} ref_flow_head;
+
+/* Steps 1 to 4, by prefixes. */
+static inline void ref_flow_prefixes(ref_flow_head *f) {
+  int64_t d = f->d;
+  double *A = ref_doubles(d), *B = ref_doubles(d), *A2 = ref_doubles(d), *B2 = ref_doubles(d);
+  double e = f->o->epsilon;
+  for (int64_t t = 0; t < f->n; t++) {
+    const double *Q = f->Q + t * d, *K = f->K + t * d;
+    double count = (double)(t + 1);
+    for (int64_t i = 0; i < d; i++) A[i] += K[i], B[i] += Q[i];
+    f->in[t] = count / ref_flow_dot(Q, A, 1, d, e);
+    f->go[t] = count / ref_flow_dot(K, B, 1, d, e);
+    for (int64_t i = 0; i < d; i++) A2[i] += f->go[t] * K[i], B2[i] += f->in[t] * Q[i];
+    f->g[t] = ref_flow_dot(Q, A2, 1, d, e) / count;
+    f->s[t] = ref_flow_dot(K, B2, 1, d, e) / count;
+  }
+  free(A), free(B), free(A2), free(B2);
+}
+
+/* Steps 1 to 4, by sums over all. */
+static inline void ref_flow_sums(ref_flow_head *f) {
+  int64_t n = f->n, n_keys = f->n_keys, d = f->d;
+  double *A = ref_doubles(d), *B = ref_doubles(d), *A2 = ref_doubles(d), *B2 = ref_doubles(d);
+  double *Q = f->Q, *K = f->K, e = f->o->epsilon;
+  for (int64_t i = 0; i < n * d; i++) B[i % d] += Q[i];
+  for (int64_t i = 0; i < n_keys * d; i++) A[i % d] += K[i];
+  for (int64_t i = 0; i < n; i++) f->in[i] = 1 / ref_flow_dot(Q + i * d, A, 1, d, e);
+  for (int64_t j = 0; j < n_keys; j++) f->go[j] = 1 / ref_flow_dot(K + j * d, B, 1, d, e);
+  for (int64_t i = 0; i < n * d; i++) B2[i % d] += f->in[i / d] * Q[i];
+  for (int64_t j = 0; j < n_keys * d; j++) A2[j % d] += f->go[j / d] * K[j];
+  for (int64_t i = 0; i < n; i++)
+    f->g[i] = ref_flow_dot(Q + i * d, A2, 1, d, e) * (double)n / (double)n_keys;
+  for (int64_t j = 0; j < n_keys; j++) f->s[j] = ref_flow_dot(K + j * d, B2, 1, d, e);
+  free(A), free(B), free(A2), free(B2);
+}
+
+/* Competition: c, by the running maximum where it is causal. */
+static inline void ref_flow_compete(ref_flow_head *f) {
+  const ref_flow_options *o = f->o;
+  int64_t n_keys = f->n_keys;
+  double *s = f->s, *c = f->c, Z = 0, most = -REF_INFINITY;
+  for (int64_t j = 0; j < n_keys; j++) {
+    double before = most, error = fabs(s[j]);
+    s[j] = ref_clamp(s[j], o->low, o->high);
+    if (s[j] == o->low || s[j] == o->high) error = fmin(error, 0.01 * fabs(s[j]));
+    f->worst = fmax(f->worst, error);
+    most = fmax(most, s[j]);
+    if (most > before) f->changes++;
+    if (!f->causal) continue;
+    Z = (before > -REF_INFINITY ? Z * exp(before - most) : 0) + exp(s[j] - most);
+    c[j] = (double)(j + 1) * exp(s[j] - most) / Z;
+  }
+  if (f->causal) return;
+  for (int64_t j = 0; j < n_keys; j++) Z += exp(s[j] - most);
+  for (int64_t j = 0; j < n_keys; j++) c[j] = (double)n_keys * exp(s[j] - most) / Z;
+}
+
+/* How many roundings an output of row i is away from its value. */
+static inline double ref_flow_roundings(const ref_flow_head *f, int64_t i) {
+  int64_t n = f->n, n_keys = f->n_keys;
+  double length = (double)(f->causal ? i + 1 : n > n_keys ? n : n_keys), worst = f->worst;
+  double sums = f->o->compensated ? 4 : length + 4, dots = (double)f->d + 8;
+  double f1 = 12 + sums + dots;      /* A, in, out */
+  double f2 = f1 + 12 + sums + dots; /* A', s, g */
+  double fs = f2 * worst + 16 * fabs(worst) /* exp(s): absolute error of s */;
+  double fc = 2 * fs + 20 + sums + 6 * f->changes;
+  return f2 * f->g[i] + 12 + f1 + 12 + dots + fc + 12 + sums; /* r, in, Q, dot, c, K, KV */
+}
+
+/* Source j into the sums of K c v, and of its absolute value. */
+static inline void ref_flow_add(const ref_flow_head *f, int64_t j, double *KV, double *KA) {
+  int64_t d = f->d, dv = f->dv;
+  for (int64_t x = 0; x < d * dv; x++) {
+    KV[x] += f->K[j * d + x / dv] * f->c[j] * f->v[j * f->by_v + x % dv];
+    KA[x] += f->K[j * d + x / dv] * f->c[j] * fabs(f->v[j * f->by_v + x % dv]);
+  }
+}
+
+/* The read, and its bound. */
+static inline void ref_flow_read(const ref_flow_head *f, double *out, double *bound,
+                                 int64_t by_out) {
+  int64_t d = f->d, dv = f->dv;
+  double *KV = ref_doubles(d * dv), *KA = ref_doubles(d * dv);
+  for (int64_t j = 0; !f->causal && j < f->n_keys; j++) ref_flow_add(f, j, KV, KA);
+  for (int64_t i = 0; i < f->n; i++) {
+    double r = ref_sigmoid(f->g[i]), fy = ref_flow_roundings(f, i);
+    if (f->causal) ref_flow_add(f, i, KV, KA);
+    for (int64_t j = 0; j < dv; j++) {
+      double y = 0, a = 0, by = r * f->in[i] / (f->causal ? (double)(i + 1) : 1);
+      for (int64_t x = 0; x < d; x++) {
+        y += f->Q[i * d + x] * KV[x * dv + j];
+        a += f->Q[i * d + x] * KA[x * dv + j];
+      }
+      out[i * by_out + j] = f->n_keys ? by * y : 0;
+      bound[i * by_out + j] = f->n_keys ? fy * REF_U * by * a + 0x1p-126 : 0;
+    }
+  }
+  free(KV), free(KA);
+}
+
 /* One head: rows q [n][d], k [n][d], v [n][dv] at these strides. Causal (n = n_keys), or not. */
 static inline void ref_flow(const ref_flow_options *o, int causal, const double *q, int64_t by_q,
                             int64_t n, const double *k, int64_t by_k, const double *v, int64_t by_v,
                             int64_t n_keys, int64_t d, int64_t dv, double *out, double *bound,
                             int64_t by_out) {
-  double *Q = ref_doubles(n * d), *K = ref_doubles(n_keys * d), *A = ref_doubles(d);
-  double *B = ref_doubles(d), *A2 = ref_doubles(d), *B2 = ref_doubles(d);
-  double *in = ref_doubles(n), *go = ref_doubles(n_keys), *g = ref_doubles(n);
-  double *s = ref_doubles(n_keys), *c = ref_doubles(n_keys), *KV = ref_doubles(d * dv);
-  double *KA = ref_doubles(d * dv), e = o->epsilon, Z = 0, most = -REF_INFINITY, worst = 0;
-  double changes = 0;
-  for (int64_t i = 0; i < n * d; i++) Q[i] = ref_flow_map(o, q[i / d * by_q + i % d]);
-  for (int64_t i = 0; i < n_keys * d; i++) K[i] = ref_flow_map(o, k[i / d * by_k + i % d]);
-  /* Steps 1 to 4: causal ones take prefixes as they go. */
-  for (int64_t i = 0; !causal && i < n * d; i++) B[i % d] += Q[i];
-  for (int64_t i = 0; !causal && i < n_keys * d; i++) A[i % d] += K[i];
-  for (int64_t t = 0; causal && t < n; t++) {
-    double count = (double)(t + 1);
-    for (int64_t i = 0; i < d; i++) A[i] += K[t * d + i], B[i] += Q[t * d + i];
-    in[t] = count / ref_flow_dot(Q + t * d, A, 1, d, e);
-    go[t] = count / ref_flow_dot(K + t * d, B, 1, d, e);
-    for (int64_t i = 0; i < d; i++) A2[i] += go[t] * K[t * d + i], B2[i] += in[t] * Q[t * d + i];
-    g[t] = ref_flow_dot(Q + t * d, A2, 1, d, e) / count;
-    s[t] = ref_flow_dot(K + t * d, B2, 1, d, e) / count;
-  }
-  for (int64_t i = 0; !causal && i < n; i++) in[i] = 1 / ref_flow_dot(Q + i * d, A, 1, d, e);
-  for (int64_t j = 0; !causal && j < n_keys; j++) go[j] = 1 / ref_flow_dot(K + j * d, B, 1, d, e);
-  for (int64_t i = 0; !causal && i < n * d; i++) B2[i % d] += in[i / d] * Q[i];
-  for (int64_t j = 0; !causal && j < n_keys * d; j++) A2[j % d] += go[j / d] * K[j];
-  for (int64_t i = 0; !causal && i < n; i++)
-    g[i] = ref_flow_dot(Q + i * d, A2, 1, d, e) * (double)n / (double)n_keys;
-  for (int64_t j = 0; !causal && j < n_keys; j++) s[j] = ref_flow_dot(K + j * d, B2, 1, d, e);
-  /* Competition: c, by the running maximum where it is causal. */
-  for (int64_t j = 0; j < n_keys; j++) {
-    double before = most, error = fabs(s[j]);
-    s[j] = ref_clamp(s[j], o->low, o->high);
-    if (s[j] == o->low || s[j] == o->high) error = fmin(error, 0.01 * fabs(s[j]));
-    worst = fmax(worst, error);
-    most = fmax(most, s[j]);
-    if (most > before) changes++;
-    if (!causal) continue;
-    Z = (before > -REF_INFINITY ? Z * exp(before - most) : 0) + exp(s[j] - most);
-    c[j] = (double)(j + 1) * exp(s[j] - most) / Z;
-  }
-  for (int64_t j = 0; !causal && j < n_keys; j++) Z += exp(s[j] - most);
-  for (int64_t j = 0; !causal && j < n_keys; j++) c[j] = (double)n_keys * exp(s[j] - most) / Z;
-  /* The read, and its bound. */
-  for (int64_t j = 0; !causal && j < n_keys; j++)
-    for (int64_t x = 0; x < d * dv; x++) {
-      KV[x] += K[j * d + x / dv] * c[j] * v[j * by_v + x % dv];
-      KA[x] += K[j * d + x / dv] * c[j] * fabs(v[j * by_v + x % dv]);
-    }
-  for (int64_t i = 0; i < n; i++) {
-    double r = ref_sigmoid(g[i]), length = (double)(causal ? i + 1 : n > n_keys ? n : n_keys);
-    double sums = o->compensated ? 4 : length + 4, dots = (double)d + 8;
-    double f1 = 12 + sums + dots;      /* A, in, out */
-    double f2 = f1 + 12 + sums + dots; /* A', s, g */
-    double fs = f2 * worst + 16 * fabs(worst) /* exp(s): absolute error of s */;
-    double fc = 2 * fs + 20 + sums + 6 * changes;
-    double fy = f2 * g[i] + 12 + f1 + 12 + dots + fc + 12 + sums; /* r, in, Q, dot, c, K, KV */
-    for (int64_t x = 0; causal && x < d * dv; x++) {
-      KV[x] += K[i * d + x / dv] * c[i] * v[i * by_v + x % dv];
-      KA[x] += K[i * d + x / dv] * c[i] * fabs(v[i * by_v + x % dv]);
-    }
-    for (int64_t j = 0; j < dv; j++) {
-      double y = 0, a = 0, by = r * in[i] / (causal ? (double)(i + 1) : 1);
-      for (int64_t x = 0; x < d; x++) {
-        y += Q[i * d + x] * KV[x * dv + j];
-        a += Q[i * d + x] * KA[x * dv + j];
-      }
-      out[i * by_out + j] = n_keys ? by * y : 0;
-      bound[i * by_out + j] = n_keys ? fy * REF_U * by * a + 0x1p-126 : 0;
-    }
-  }
-  free(Q), free(K), free(A), free(B), free(A2), free(B2), free(in), free(go), free(g), free(s);
-  free(c), free(KV), free(KA);
+  ref_flow_head f;
+  f.o = o, f.v = v, f.by_v = by_v, f.n = n, f.n_keys = n_keys, f.d = d, f.dv = dv;
+  f.causal = causal, f.worst = 0, f.changes = 0;
+  f.Q = ref_doubles(n * d), f.K = ref_doubles(n_keys * d);
+  f.in = ref_doubles(n), f.go = ref_doubles(n_keys);
+  f.g = ref_doubles(n), f.s = ref_doubles(n_keys), f.c = ref_doubles(n_keys);
+  for (int64_t i = 0; i < n * d; i++) f.Q[i] = ref_flow_map(o, q[i / d * by_q + i % d]);
+  for (int64_t i = 0; i < n_keys * d; i++) f.K[i] = ref_flow_map(o, k[i / d * by_k + i % d]);
+  if (causal) ref_flow_prefixes(&f);
+  else ref_flow_sums(&f);
+  ref_flow_compete(&f);
+  ref_flow_read(&f, out, bound, by_out);
+  free(f.Q), free(f.K), free(f.in), free(f.go), free(f.g), free(f.s), free(f.c);
 }
 
 static inline ref_flow_options ref_flow_options_of(const lattn_state_config *c) {

@@ -359,88 +359,108 @@ static const double g_lse[5] = {0.678268002380, 0.861231134817, 1.297591774690, 
 static const double g_memory[6] = {0.055587938707, 0.044893969802,  -0.265839566594,
                                    0.208810003384, -0.462238569868, 0.274519429629};
 
-static void golden_sines(const golden_sine *g) {
-  ref_state r;
-  ref_input in;
-  lattn_state_config c;
-  float query[3];
-  double out[10], bound[10], lse[10];
-  memset(&c, 0, sizeof c);
-  memset(&in, 0, sizeof in);
-  c.size = sizeof c;
-  c.kind = g->kind, c.n_heads = 1, c.key_dim = 3, c.value_dim = 2;
-  c.clamp_low = g->low, c.clamp_high = g->high, c.chunk = g->chunk;
-  in.q = g_sine(5, 3, 0.1), in.k = g_sine(5, 3, 1.3), in.v = g_sine(5, 2, 2.9);
-  for (int i = 0; i < 3; i++) query[i] = (float)in.q.x[i];
-  if (c.kind == LATTN_STATE_AAREN) c.query = query;
-  if (c.kind == LATTN_STATE_TITANS) {
-    in.rate = g_rows(5, 1), in.momentum = g_rows(5, 1), in.forget = g_rows(5, 1);
-    for (int t = 0; t < 5; t++) {
-      in.rate.x[t] = 0.3 - 0.02 * t;
-      in.momentum.x[t] = 0.5 + 0.05 * t;
-      in.forget.x[t] = 0.02 * t;
-    }
+/* c->query points to `query`. */
+static void sine_case(const golden_sine *g, lattn_state_config *c, ref_input *in, float *query) {
+  memset(c, 0, sizeof *c);
+  memset(in, 0, sizeof *in);
+  c->size = sizeof *c;
+  c->kind = g->kind, c->n_heads = 1, c->key_dim = 3, c->value_dim = 2;
+  c->clamp_low = g->low, c->clamp_high = g->high, c->chunk = g->chunk;
+  in->q = g_sine(5, 3, 0.1), in->k = g_sine(5, 3, 1.3), in->v = g_sine(5, 2, 2.9);
+  for (int i = 0; i < 3; i++) query[i] = (float)in->q.x[i];
+  if (c->kind == LATTN_STATE_AAREN) c->query = query;
+  if (c->kind != LATTN_STATE_TITANS) return;
+  in->rate = g_rows(5, 1), in->momentum = g_rows(5, 1), in->forget = g_rows(5, 1);
+  for (int t = 0; t < 5; t++) {
+    in->rate.x[t] = 0.3 - 0.02 * t;
+    in->momentum.x[t] = 0.5 + 0.05 * t;
+    in->forget.x[t] = 0.02 * t;
   }
+}
+
+static void sine_by_reference(const golden_sine *g, const lattn_state_config *c,
+                              const ref_input *in) {
+  ref_state r;
+  double out[10], bound[10], lse[10];
   check_case("golden %s: the reference", g->name);
-  ref_state_open(&r, &c);
-  for (int i = 0; i < 3 && r.query; i++) r.query[i] = in.q.x[i];
+  ref_state_open(&r, c);
+  for (int i = 0; i < 3 && r.query; i++) r.query[i] = in->q.x[i];
   if (g->cross) {
     ref_flow_options o = ref_flow_options_of(&r.c);
-    ref_flow(&o, 0, in.q.x, 3, g->cross, in.k.x, 3, in.v.x, 2, 5, 3, 2, out, bound, 2);
-  } else if (c.kind == LATTN_STATE_AAREN) {
-    ref_aaren_advance(&r, &in, out, bound, lse);
+    ref_flow(&o, 0, in->q.x, 3, g->cross, in->k.x, 3, in->v.x, 2, 5, 3, 2, out, bound, 2);
+  } else if (c->kind == LATTN_STATE_AAREN) {
+    ref_aaren_advance(&r, in, out, bound, lse);
     for (int t = 0; t < 5; t++) CHECK(g_same(lse[t], g_lse[t], 1e-11));
   } else {
-    ref_advance(&r, &in, out, bound);
+    ref_advance(&r, in, out, bound);
   }
   for (int i = 0; i < 2 * g->n; i++)
     if (!g_same(out[i], g->out[i / 2][i % 2], 2e-11))
       FAIL("number %d: got %.12g, expected %.12g", i, out[i], g->out[i / 2][i % 2]);
-  for (int i = 0; i < 6 && c.kind == LATTN_STATE_TITANS && g->chunk == 1; i++)
+  for (int i = 0; i < 6 && c->kind == LATTN_STATE_TITANS && g->chunk == 1; i++)
     CHECK(g_same(r.memories[0].w[0][i], g_memory[i], 2e-11));
+  ref_state_close(&r);
+}
+
 #ifndef REF_ONLY
-  {
-    lattn_tensor q = g_tensor(&in.q), k = g_tensor(&in.k), v = g_tensor(&in.v), rate, eta, alpha;
-    lattn_tensor y;
-    float got[10];
-    check_case("golden %s: the library", g->name);
-    rate = eta = alpha = q;
-    y = tensor_of(got, LATTN_F32, g->n, 1, 2);
-    if (g->cross) {
-      lattn_flow o;
-      lattn_exec exec;
-      memset(&o, 0, sizeof o);
-      memset(&exec, 0, sizeof exec);
-      o.size = sizeof o, o.clamp_low = g->low, o.clamp_high = g->high;
-      exec.size = sizeof exec;
-      exec.scratch_bytes = lattn_flow_scratch(3, 2, 0, 1);
-      exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
-      q.n_tokens = g->cross;
-      CHECK_STATUS(lattn_flow_attention(&o, q, k, v, y, &exec), LATTN_OK);
-      free(exec.scratch);
-    } else {
-      lattn_state_call call;
-      state_box b = box_open(&c);
-      memset(&call, 0, sizeof call);
-      call.size = sizeof call;
-      if (in.rate.x) {
-        rate = g_tensor(&in.rate), eta = g_tensor(&in.momentum), alpha = g_tensor(&in.forget);
-        call.rate = &rate, call.momentum = &eta, call.forget = &alpha;
-      }
-      CHECK_STATUS(lattn_state_advance(b.state, &call, q, k, v, y, NULL), LATTN_OK);
-      box_close(&b);
-      if (in.rate.x)
-        free(test_writable(rate.data)), free(test_writable(eta.data)),
-            free(test_writable(alpha.data));
-    }
-    for (int i = 0; i < 2 * g->n; i++)
-      if (!g_same((double)got[i], g->out[i / 2][i % 2], 5e-6))
-        FAIL("number %d: got %.9g, expected %.12g", i, (double)got[i], g->out[i / 2][i % 2]);
-    free(test_writable(q.data)), free(test_writable(k.data)), free(test_writable(v.data));
+static void sine_by_flow_attention(const golden_sine *g, lattn_tensor q, lattn_tensor k,
+                                   lattn_tensor v, lattn_tensor y) {
+  lattn_flow o;
+  lattn_exec exec;
+  memset(&o, 0, sizeof o);
+  memset(&exec, 0, sizeof exec);
+  o.size = sizeof o, o.clamp_low = g->low, o.clamp_high = g->high;
+  exec.size = sizeof exec;
+  exec.scratch_bytes = lattn_flow_scratch(3, 2, 0, 1);
+  exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
+  q.n_tokens = g->cross;
+  CHECK_STATUS(lattn_flow_attention(&o, q, k, v, y, &exec), LATTN_OK);
+  free(exec.scratch);
+}
+
+static void sine_by_state(const lattn_state_config *c, const ref_input *in, lattn_tensor q,
+                          lattn_tensor k, lattn_tensor v, lattn_tensor y) {
+  lattn_state_call call;
+  lattn_tensor rate, eta, alpha;
+  state_box b = box_open(c);
+  memset(&call, 0, sizeof call);
+  call.size = sizeof call;
+  rate = eta = alpha = q;
+  if (in->rate.x) {
+    rate = g_tensor(&in->rate), eta = g_tensor(&in->momentum), alpha = g_tensor(&in->forget);
+    call.rate = &rate, call.momentum = &eta, call.forget = &alpha;
   }
+  CHECK_STATUS(lattn_state_advance(b.state, &call, q, k, v, y, NULL), LATTN_OK);
+  box_close(&b);
+  if (!in->rate.x) return;
+  free(test_writable(rate.data)), free(test_writable(eta.data)), free(test_writable(alpha.data));
+}
+
+static void sine_by_library(const golden_sine *g, const lattn_state_config *c,
+                            const ref_input *in) {
+  lattn_tensor q = g_tensor(&in->q), k = g_tensor(&in->k), v = g_tensor(&in->v), y;
+  float got[10];
+  check_case("golden %s: the library", g->name);
+  y = tensor_of(got, LATTN_F32, g->n, 1, 2);
+  if (g->cross) sine_by_flow_attention(g, q, k, v, y);
+  else sine_by_state(c, in, q, k, v, y);
+  for (int i = 0; i < 2 * g->n; i++)
+    if (!g_same((double)got[i], g->out[i / 2][i % 2], 5e-6))
+      FAIL("number %d: got %.9g, expected %.12g", i, (double)got[i], g->out[i / 2][i % 2]);
+  free(test_writable(q.data)), free(test_writable(k.data)), free(test_writable(v.data));
+}
+#endif
+
+static void golden_sines(const golden_sine *g) {
+  lattn_state_config c;
+  ref_input in;
+  float query[3];
+  sine_case(g, &c, &in, query);
+  sine_by_reference(g, &c, &in);
+#ifndef REF_ONLY
+  sine_by_library(g, &c, &in);
 #endif
   ref_input_free(&in);
-  ref_state_close(&r);
 }
 
 static void golden_values(void) {
@@ -575,21 +595,71 @@ static void check_partial(const state_case *c, const ref_state *r, const ref_inp
   }
 }
 
+/* The call gives a partial, too. */
+static void case_partial(state_case *c, lattn_partial *p) {
+  memset(p, 0, sizeof *p);
+  p->size = sizeof *p;
+  p->n_rows = c->n * c->config.n_heads, p->value_dim = state_value_dim(c);
+  p->maximum = (float *)state_buffer(c, p->n_rows, sizeof(float), 0);
+  p->sum = (float *)state_buffer(c, p->n_rows, sizeof(float), 0);
+  p->output = (float *)state_buffer(c, p->n_rows * p->value_dim, sizeof(float), 0);
+  c->call.partial = p;
+}
+
+static void case_advance(const state_case *c, lattn_state *state, lattn_tensor out, int exec) {
+  state_exec e;
+  state_part part;
+  lattn_status status;
+  const lattn_exec *given;
+  state_part_of(&part, c, 0, c->n);
+  given = state_exec_open(&e, &c->config, c->n, exec);
+  if (c->absorbs) out.data = NULL;
+  status = lattn_state_advance(state, &part.call, part.q, part.k, part.v, out, given);
+  if (out.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
+  state_exec_close(&e);
+}
+
+/* What is in the state after it: its matrices, and what up to three of the tokens read. */
+static void check_state(state_case *c, ref_state *r, const lattn_state *state, int exec) {
+  int64_t first = rng_below(&c->rng, c->n), n = c->n - first < 3 ? c->n - first : 3;
+  int64_t total = n * c->config.n_heads * state_value_dim(c);
+  double *want = ref_doubles(total), *bound = ref_doubles(total);
+  state_exec e;
+  state_part part;
+  ref_input some;
+  lattn_status status;
+  lattn_tensor reads;
+  lattn_state_call call;
+  const lattn_exec *given = state_exec_open(&e, &c->config, n, exec);
+  check_matrices(c, r, state, (int)rng_below(&c->rng, 2));
+  state_part_of(&part, c, first, n);
+  some = ref_input_of(NULL, &part.q, NULL, NULL);
+  reads = case_output(c, n);
+  memset(&call, 0, sizeof call);
+  call.size = sizeof call;
+  call.feature = c->call.feature;
+  ref_read(r, &some, want, bound);
+  status = lattn_state_read(state, call.feature ? &call : NULL, part.q, reads, given);
+  if (reads.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
+  check_output(c, &reads, "read", want, bound);
+  state_exec_close(&e);
+  ref_input_free(&some);
+  free(want), free(bound);
+}
+
 static void run_case(uint64_t seed, int32_t kind) {
   state_case c;
   ref_state r;
   ref_input in;
-  state_exec e;
   state_box b;
-  state_part part;
-  lattn_tensor out, reads;
+  lattn_tensor out;
   lattn_partial partial;
   double *want, *bound;
-  int64_t rows, total;
+  int64_t total;
   int exec, partials;
   state_case_make(&c, seed, kind, 0);
   check_case("%s", c.name);
-  rows = c.n * c.config.n_heads, total = rows * state_value_dim(&c);
+  total = c.n * c.config.n_heads * state_value_dim(&c);
   exec = (int)rng_below(&c.rng, STATE_EXECS);
   if (exec == STATE_NONE && !state_small(&c.config)) exec = STATE_ONE;
   c.absorbs = rng_chance(&c.rng, 15);
@@ -601,48 +671,13 @@ static void run_case(uint64_t seed, int32_t kind) {
   ref_advance(&r, &in, want, bound);
   b = state_open(&c);
   out = case_output(&c, c.n);
-  memset(&partial, 0, sizeof partial);
-  partial.size = sizeof partial;
-  partial.n_rows = rows, partial.value_dim = state_value_dim(&c);
-  if (partials) {
-    partial.maximum = (float *)state_buffer(&c, rows, sizeof(float), 0);
-    partial.sum = (float *)state_buffer(&c, rows, sizeof(float), 0);
-    partial.output = (float *)state_buffer(&c, total, sizeof(float), 0);
-    c.call.partial = &partial;
-  }
-  state_part_of(&part, &c, 0, c.n);
-  {
-    lattn_tensor to = out;
-    lattn_status status;
-    const lattn_exec *given = state_exec_open(&e, &c.config, c.n, exec);
-    if (c.absorbs) to.data = NULL;
-    status = lattn_state_advance(b.state, &part.call, part.q, part.k, part.v, to, given);
-    if (out.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
-    state_exec_close(&e);
-  }
+  if (partials) case_partial(&c, &partial);
+  case_advance(&c, b.state, out, exec);
   if (!c.absorbs) check_output(&c, &out, "out", want, bound);
   if (partials) check_partial(&c, &r, &in, &partial, want, bound);
   c.call.partial = NULL;
-  if (c.config.kind == LATTN_STATE_LINEAR || c.config.kind == LATTN_STATE_TITANS) {
-    int64_t first = rng_below(&c.rng, c.n), n = c.n - first < 3 ? c.n - first : 3;
-    ref_input some;
-    lattn_status status;
-    const lattn_exec *given = state_exec_open(&e, &c.config, n, exec);
-    lattn_state_call call;
-    check_matrices(&c, &r, b.state, (int)rng_below(&c.rng, 2));
-    state_part_of(&part, &c, first, n);
-    some = ref_input_of(NULL, &part.q, NULL, NULL);
-    reads = case_output(&c, n);
-    memset(&call, 0, sizeof call);
-    call.size = sizeof call;
-    call.feature = c.call.feature;
-    ref_read(&r, &some, want, bound);
-    status = lattn_state_read(b.state, call.feature ? &call : NULL, part.q, reads, given);
-    if (reads.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
-    check_output(&c, &reads, "read", want, bound);
-    state_exec_close(&e);
-    ref_input_free(&some);
-  }
+  if (c.config.kind == LATTN_STATE_LINEAR || c.config.kind == LATTN_STATE_TITANS)
+    check_state(&c, &r, b.state, exec);
   n_cases++;
   box_close(&b);
   ref_input_free(&in);
@@ -653,137 +688,156 @@ static void run_case(uint64_t seed, int32_t kind) {
 
 /* ---- bidirectional flow ---- */
 
-static void run_flow(uint64_t seed) {
+/* Options of a random call of lattn_flow_attention, and its q, k and v. */
+static void flow_case_make(state_case *c, lattn_flow *o, uint64_t seed) {
   static const int32_t heads[][2] = {{1, 1}, {2, 2}, {4, 2}, {6, 2}, {4, 1}};
   static const float clamps[][2] = {{0, 0}, {-5, 5}, {-10, 10}, {-INFINITY, INFINITY}};
-  state_case c;
-  lattn_flow o;
-  lattn_exec exec;
-  test_guard scratch;
-  lattn_tensor out;
-  ref_flow_options options;
-  ref_rows q, k, v;
-  double *want, *bound;
   int64_t n_queries, n_keys, H, G, dk, dv, i;
-  memset(&c, 0, sizeof c);
-  memset(&o, 0, sizeof o);
-  memset(&exec, 0, sizeof exec);
-  c.rng = rng_seed(seed + 77000);
-  i = rng_below(&c.rng, 5);
+  memset(c, 0, sizeof *c);
+  memset(o, 0, sizeof *o);
+  c->rng = rng_seed(seed + 77000);
+  i = rng_below(&c->rng, 5);
   H = heads[i][0], G = heads[i][1];
-  dk = state_dim(&c.rng, 130), dv = state_dim(&c.rng, 130);
-  n_queries = state_length(&c.rng), n_keys = state_length(&c.rng);
-  if (rng_chance(&c.rng, 30)) n_keys = n_queries;
-  if (rng_chance(&c.rng, 5)) n_keys = 0;
-  if (rng_chance(&c.rng, 5)) n_queries = 0;
-  i = rng_below(&c.rng, 4);
-  o.size = sizeof o;
-  o.clamp_low = clamps[i][0], o.clamp_high = clamps[i][1];
-  if (rng_chance(&c.rng, 30)) o.feature = LATTN_FEATURE_RELU;
-  if (rng_chance(&c.rng, 20)) o.epsilon = 0.0078125f;
-  if (rng_chance(&c.rng, 30)) o.flags = LATTN_STATE_COMPENSATED;
+  dk = state_dim(&c->rng, 130), dv = state_dim(&c->rng, 130);
+  n_queries = state_length(&c->rng), n_keys = state_length(&c->rng);
+  if (rng_chance(&c->rng, 30)) n_keys = n_queries;
+  if (rng_chance(&c->rng, 5)) n_keys = 0;
+  if (rng_chance(&c->rng, 5)) n_queries = 0;
+  i = rng_below(&c->rng, 4);
+  o->size = sizeof *o;
+  o->clamp_low = clamps[i][0], o->clamp_high = clamps[i][1];
+  if (rng_chance(&c->rng, 30)) o->feature = LATTN_FEATURE_RELU;
+  if (rng_chance(&c->rng, 20)) o->epsilon = 0.0078125f;
+  if (rng_chance(&c->rng, 30)) o->flags = LATTN_STATE_COMPENSATED;
   check_case("flow_attention, seed %" PRIu64
              ": heads %d/%d, dims %d/%d, rows %d/%d, feature %d, "
              "clamp %g, flags %d",
-             seed, (int)H, (int)G, (int)dk, (int)dv, (int)n_queries, (int)n_keys, (int)o.feature,
-             (double)o.clamp_high, (int)o.flags);
-  c.config.n_heads = (int32_t)H, c.config.key_dim = (int32_t)dk, c.config.value_dim = (int32_t)dv;
-  c.n = n_queries;
-  c.q = state_tensor(&c, H, dk, fill_normal, 1);
-  c.n = n_keys;
-  c.k = state_tensor(&c, G, dk, fill_normal, 1);
-  c.v = state_tensor(&c, G, dv, fill_normal, 1);
-  out = case_output(&c, n_queries);
+             seed, (int)H, (int)G, (int)dk, (int)dv, (int)n_queries, (int)n_keys, (int)o->feature,
+             (double)o->clamp_high, (int)o->flags);
+  c->config.kind = LATTN_STATE_FLOW;
+  c->config.n_heads = (int32_t)H, c->config.key_dim = (int32_t)dk;
+  c->config.value_dim = (int32_t)dv;
+  c->n = n_queries;
+  c->q = state_tensor(c, H, dk, fill_normal, 1);
+  c->n = n_keys;
+  c->k = state_tensor(c, G, dk, fill_normal, 1);
+  c->v = state_tensor(c, G, dv, fill_normal, 1);
+}
+
+static void flow_case_reference(const state_case *c, const lattn_flow *o, double *want,
+                                double *bound) {
+  int64_t H = c->q.n_heads, G = c->k.n_heads, dk = c->q.dim, dv = c->v.dim;
+  ref_rows q = ref_rows_of(&c->q), k = ref_rows_of(&c->k), v = ref_rows_of(&c->v);
+  ref_flow_options options;
+  options.relu = o->feature == LATTN_FEATURE_RELU, options.compensated = o->flags;
+  options.low = (double)o->clamp_low, options.high = (double)o->clamp_high;
+  if (options.high == 0) options.low = -1, options.high = 1;
+  options.epsilon = o->epsilon != 0 ? (double)o->epsilon : (double)1e-6f;
+  for (int64_t h = 0; h < H; h++)
+    ref_flow(&options, 0, ref_row_at(&q, 0, h, H), H * dk, c->q.n_tokens, ref_row_at(&k, 0, h, H),
+             G * dk, ref_row_at(&v, 0, h, H), G * dv, c->k.n_tokens, dk, dv, want + h * dv,
+             bound + h * dv, H * dv);
+  free(q.x), free(k.x), free(v.x);
+}
+
+static void run_flow(uint64_t seed) {
+  state_case c;
+  lattn_flow o;
+  lattn_exec exec;
+  lattn_status status;
+  test_guard scratch;
+  lattn_tensor out;
+  double *want, *bound;
+  int64_t total;
+  flow_case_make(&c, &o, seed);
+  out = case_output(&c, c.q.n_tokens);
+  memset(&exec, 0, sizeof exec);
   exec.size = sizeof exec;
   exec.n_threads = (int32_t)rng_range(&c.rng, 1, 3);
   exec.parallel_for = exec.n_threads == 3 ? test_parallel_threads : test_parallel_scrambled;
-  exec.scratch_bytes = lattn_flow_scratch(dk, dv, o.flags, exec.n_threads);
+  exec.scratch_bytes = lattn_flow_scratch(c.q.dim, c.v.dim, o.flags, exec.n_threads);
   scratch = guard_alloc_at(exec.scratch_bytes, 1, (size_t)(seed % 3));
   exec.scratch = scratch.data;
-  {
-    lattn_status status = lattn_flow_attention(&o, c.q, c.k, c.v, out, &exec);
-    if (out.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
-  }
+  status = lattn_flow_attention(&o, c.q, c.k, c.v, out, &exec);
+  if (out.type != LATTN_F16 || status != LATTN_OVERFLOWED) CHECK_STATUS(status, LATTN_OK);
   if (!guard_free(&scratch)) FAIL("something was written beside scratch");
-  options.relu = o.feature == LATTN_FEATURE_RELU, options.compensated = o.flags;
-  options.low = (double)o.clamp_low, options.high = (double)o.clamp_high;
-  if (options.high == 0) options.low = -1, options.high = 1;
-  options.epsilon = o.epsilon != 0 ? (double)o.epsilon : (double)1e-6f;
-  q = ref_rows_of(&c.q), k = ref_rows_of(&c.k), v = ref_rows_of(&c.v);
-  want = ref_doubles(n_queries * H * dv), bound = ref_doubles(n_queries * H * dv);
-  for (int64_t h = 0; h < H; h++)
-    ref_flow(&options, 0, ref_row_at(&q, 0, h, H), H * dk, n_queries, ref_row_at(&k, 0, h, H),
-             G * dk, ref_row_at(&v, 0, h, H), G * dv, n_keys, dk, dv, want + h * dv, bound + h * dv,
-             H * dv);
-  c.config.kind = LATTN_STATE_FLOW;
+  total = c.q.n_tokens * c.q.n_heads * c.v.dim;
+  want = ref_doubles(total), bound = ref_doubles(total);
+  flow_case_reference(&c, &o, want, bound);
   check_output(&c, &out, "out", want, bound);
   n_cases++;
-  free(q.x), free(k.x), free(v.x), free(want), free(bound);
+  free(want), free(bound);
   state_case_free(&c);
 }
 
-/* The reference itself, without epsilon, by the n x n matrix of flows: one formula for each line of
-   flow.md 1.2, and what is conserved. */
+/* The reference itself, without epsilon, by the n x n matrix of flows G: one formula for each line
+   of flow.md 1.2, and what is conserved. */
+enum { F_L = 9, F_S = 7, F_D = 5, F_M = 3 }; /* sinks, sources, dims of keys and values */
+
+static void flow_both_ways(double (*G)[F_S], const double *v, const double *out) {
+  double in[F_L], go[F_S], g[F_L], s[F_S], c[F_S], sums[3] = {0, 0, 0};
+  for (int i = 0; i < F_L; i++) {
+    double sum = 0;
+    for (int j = 0; j < F_S; j++) sum += G[i][j];
+    in[i] = 1 / sum;
+  }
+  for (int j = 0; j < F_S; j++) {
+    double sum = 0;
+    for (int i = 0; i < F_L; i++) sum += G[i][j];
+    go[j] = 1 / sum;
+  }
+  for (int i = 0; i < F_L; i++) {
+    g[i] = 0;
+    for (int j = 0; j < F_S; j++) g[i] += G[i][j] * go[j];
+    sums[0] += g[i];
+  }
+  for (int j = 0; j < F_S; j++) {
+    s[j] = 0;
+    for (int i = 0; i < F_L; i++) s[j] += G[i][j] * in[i];
+    sums[1] += s[j], sums[2] += exp(s[j]);
+  }
+  CHECK(fabs(sums[0] - F_S) < 1e-12 && fabs(sums[1] - F_L) < 1e-12);
+  for (int j = 0; j < F_S; j++) c[j] = F_S * exp(s[j]) / sums[2];
+  for (int i = 0; i < F_L * F_M; i++) {
+    double y = 0;
+    for (int j = 0; j < F_S; j++) y += G[i / F_M][j] * c[j] * v[j * F_M + i % F_M];
+    CHECK(fabs(y * in[i / F_M] * ref_sigmoid(g[i / F_M] * F_L / F_S) - out[i]) < 1e-12);
+  }
+}
+
+static void flow_one_way(double (*G)[F_S], const double *v, const double *out) {
+  double in[F_S], go[F_S], c[F_S], Z = 0;
+  for (int t = 0; t < F_S; t++) {
+    double a = 0, b = 0, g = 0, s = 0, y[F_M] = {0};
+    for (int j = 0; j <= t; j++) a += G[t][j], b += G[j][t];
+    in[t] = (t + 1) / a, go[t] = (t + 1) / b;
+    for (int j = 0; j <= t; j++) g += G[t][j] * go[j] / (t + 1), s += G[j][t] * in[j] / (t + 1);
+    Z += exp(s);
+    c[t] = (t + 1) * exp(s) / Z;
+    for (int j = 0; j <= t; j++)
+      for (int x = 0; x < F_M; x++) y[x] += G[t][j] * c[j] * v[j * F_M + x];
+    for (int x = 0; x < F_M; x++)
+      CHECK(fabs(y[x] * ref_sigmoid(g) * in[t] / (t + 1) - out[t * F_M + x]) < 1e-12);
+  }
+}
+
 static void flow_by_matrix(int causal) {
-  enum { L = 9, S = 7, D = 5, M = 3 };
-  int n = causal ? S : L;
+  int n = causal ? F_S : F_L;
   ref_flow_options o = {0, 0, -REF_INFINITY, REF_INFINITY, 0};
   test_rng rng = rng_seed(8);
-  double q[L * D], k[S * D], v[S * M], out[L * M], bound[L * M], G[L][S] = {{0}};
+  double q[F_L * F_D], k[F_S * F_D], v[F_S * F_M], out[F_L * F_M], bound[F_L * F_M];
+  double G[F_L][F_S] = {{0}};
   check_case("reference: flow by its matrix, %s", causal ? "causal" : "bidirectional");
-  for (int i = 0; i < L * D; i++) q[i] = (double)rng_normal(&rng);
-  for (int i = 0; i < S * D; i++) k[i] = (double)rng_normal(&rng);
-  for (int i = 0; i < S * M; i++) v[i] = (double)rng_normal(&rng);
-  ref_flow(&o, causal, q, D, n, k, D, v, M, S, D, M, out, bound, M);
-  for (int i = 0; i < L; i++)
-    for (int j = 0; j < S; j++)
-      for (int d = 0; d < D; d++) G[i][j] += ref_sigmoid(q[i * D + d]) * ref_sigmoid(k[j * D + d]);
-  if (!causal) {
-    double in[L], go[S], g[L], s[S], c[S], sums[3] = {0, 0, 0};
-    for (int i = 0; i < L; i++) {
-      double sum = 0;
-      for (int j = 0; j < S; j++) sum += G[i][j];
-      in[i] = 1 / sum;
-    }
-    for (int j = 0; j < S; j++) {
-      double sum = 0;
-      for (int i = 0; i < L; i++) sum += G[i][j];
-      go[j] = 1 / sum;
-    }
-    for (int i = 0; i < L; i++) {
-      g[i] = 0;
-      for (int j = 0; j < S; j++) g[i] += G[i][j] * go[j];
-      sums[0] += g[i];
-    }
-    for (int j = 0; j < S; j++) {
-      s[j] = 0;
-      for (int i = 0; i < L; i++) s[j] += G[i][j] * in[i];
-      sums[1] += s[j], sums[2] += exp(s[j]);
-    }
-    CHECK(fabs(sums[0] - S) < 1e-12 && fabs(sums[1] - L) < 1e-12);
-    for (int j = 0; j < S; j++) c[j] = S * exp(s[j]) / sums[2];
-    for (int i = 0; i < L * M; i++) {
-      double y = 0;
-      for (int j = 0; j < S; j++) y += G[i / M][j] * c[j] * v[j * M + i % M];
-      CHECK(fabs(y * in[i / M] * ref_sigmoid(g[i / M] * L / S) - out[i]) < 1e-12);
-    }
-    return;
-  }
-  {
-    double in[S], go[S], c[S], Z = 0;
-    for (int t = 0; t < S; t++) {
-      double a = 0, b = 0, g = 0, s = 0, y[M] = {0};
-      for (int j = 0; j <= t; j++) a += G[t][j], b += G[j][t];
-      in[t] = (t + 1) / a, go[t] = (t + 1) / b;
-      for (int j = 0; j <= t; j++) g += G[t][j] * go[j] / (t + 1), s += G[j][t] * in[j] / (t + 1);
-      Z += exp(s);
-      c[t] = (t + 1) * exp(s) / Z;
-      for (int j = 0; j <= t; j++)
-        for (int x = 0; x < M; x++) y[x] += G[t][j] * c[j] * v[j * M + x];
-      for (int x = 0; x < M; x++)
-        CHECK(fabs(y[x] * ref_sigmoid(g) * in[t] / (t + 1) - out[t * M + x]) < 1e-12);
-    }
-  }
+  for (int i = 0; i < F_L * F_D; i++) q[i] = (double)rng_normal(&rng);
+  for (int i = 0; i < F_S * F_D; i++) k[i] = (double)rng_normal(&rng);
+  for (int i = 0; i < F_S * F_M; i++) v[i] = (double)rng_normal(&rng);
+  ref_flow(&o, causal, q, F_D, n, k, F_D, v, F_M, F_S, F_D, F_M, out, bound, F_M);
+  for (int i = 0; i < F_L; i++)
+    for (int j = 0; j < F_S; j++)
+      for (int d = 0; d < F_D; d++)
+        G[i][j] += ref_sigmoid(q[i * F_D + d]) * ref_sigmoid(k[j * F_D + d]);
+  if (causal) flow_one_way(G, v, out);
+  else flow_both_ways(G, v, out);
 }
 
 static void harness(void) {

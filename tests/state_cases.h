@@ -170,10 +170,9 @@ static inline void state_feature(void *user, int32_t head, int32_t is_query, con
   }
 }
 
-static inline void state_draw_linear(state_case *c) {
+static inline void state_draw_linear_options(state_case *c) {
   lattn_state_config *o = &c->config;
-  float times;
-  int64_t d, scales;
+  int64_t scales;
   o->feature = (int32_t)rng_below(&c->rng, 14);
   if (o->feature > LATTN_FEATURE_CALLER) o->feature = LATTN_FEATURE_IDENTITY;
   o->key_dim = state_dim(&c->rng, o->feature == LATTN_FEATURE_TAYLOR ? 17 : 130);
@@ -195,6 +194,13 @@ static inline void state_draw_linear(state_case *c) {
   if (!o->delta) o->normaliser = (int32_t)rng_below(&c->rng, 3);
   if (rng_chance(&c->rng, 20)) o->epsilon = 0.0625f;
   if (!o->delta && !o->decay && rng_chance(&c->rng, 30)) o->flags = LATTN_STATE_COMPENSATED;
+}
+
+static inline void state_draw_linear(state_case *c) {
+  lattn_state_config *o = &c->config;
+  float times;
+  int64_t d;
+  state_draw_linear_options(c);
   c->states = ref_n_states(o);
   c->features = d = ref_n_features(o);
   if (o->decay == LATTN_DECAY_HEAD) {

@@ -727,6 +727,9 @@ static void random_configs(void) {
     }
   }
   CHECK(made > tries / 50);
+}
+
+static void impossible_sizes(void) {
   check_case("scratch of what is impossible is 0");
   world_reset(), reset_key();
   CHECK(lattn_state_scratch(&state.config.s, 10, 1) > 0);
@@ -783,6 +786,7 @@ int main(void) {
   states_apart();
   exact_memory();
   random_configs();
+  impossible_sizes();
   nan_tokens();
   return test_summary();
 }

@@ -950,85 +950,107 @@ static double mean_of(const float *v, int64_t n, int64_t dv, int64_t j) {
   return sum;
 }
 
+/* Bidirectional; `out` is [n][dv], `other` [n][dk]. */
+static void flow_means(lab *l, float *other, float *out) {
+  const int D = (int)l->dk, M = (int)l->dv, N = (int)l->n;
+  double gate = ref_sigmoid(1);
+  check_case("flow of one sink and one source: sigmoid(1) v");
+  flow_call(NULL, l->q, 1, l->k, l->v, 1, D, M, out);
+  for (int j = 0; j < M; j++) CHECK(fabs((double)out[j] - gate * (double)l->v[j]) < 1e-5);
+  check_case("flow of q = k = 0: sigmoid(1) times the mean of v");
+  fill_with(other, N * D, 0);
+  flow_call(NULL, other, N, other, l->v, N, D, M, out);
+  for (int i = 0; i < N * M; i++)
+    CHECK(fabs((double)out[i] - gate * mean_of(l->v, N, M, i % M)) < 1e-5);
+  check_case("flow of equal keys: every row is r mean(v)");
+  for (int i = 0; i < N * D; i++) other[i] = l->k[i % D];
+  flow_call(NULL, l->q, N, other, l->v, N, D, M, out);
+  for (int i = 0; i < N * M; i++) {
+    double r = (double)out[i / M * M] / mean_of(l->v, N, M, 0);
+    CHECK(r > 0 && r < 1 && fabs((double)out[i] - r * mean_of(l->v, N, M, i % M)) < 1e-5);
+  }
+}
+
+static void flow_symmetries(lab *l, const lattn_flow *o, float *other, float *out) {
+  const int D = (int)l->dk, M = (int)l->dv, N = (int)l->n;
+  check_case("flow: doubled values double the output, bit for bit");
+  flow_call(o, l->q, N, l->k, l->v, N, D, M, l->out);
+  for (int i = 0; i < N * M; i++) l->v[i] *= 2;
+  flow_call(o, l->q, N, l->k, l->v, N, D, M, out);
+  for (int i = 0; i < N * M; i++) l->v[i] /= 2;
+  for (int i = 0; i < N * M; i++) CHECK(out[i] == 2 * l->out[i]);
+  check_case("flow: permuted sinks permute the rows; permuted sources change nothing");
+  for (int t = 0; t < N; t++) copy_floats(other + t * D, l->q + t * 7 % N * D, D);
+  flow_call(o, other, N, l->k, l->v, N, D, M, out);
+  for (int i = 0; i < N * M; i++)
+    CHECK(fabs((double)out[i] - (double)l->out[i / M * 7 % N * M + i % M]) < 1e-5);
+  {
+    float *v = lab_array(l, N * M, 1);
+    for (int t = 0; t < N; t++) copy_floats(other + t * D, l->k + t * 7 % N * D, D);
+    for (int t = 0; t < N; t++) copy_floats(v + t * M, l->v + t * 7 % N * M, M);
+    flow_call(o, l->q, N, other, v, N, D, M, out);
+    for (int i = 0; i < N * M; i++) CHECK(fabs((double)out[i] - (double)l->out[i]) < 1e-5);
+    free(v);
+  }
+}
+
+static void flow_bounds(lab *l, const lattn_flow *o, float *out) {
+  const int D = (int)l->dk, M = (int)l->dv, N = (int)l->n;
+  check_case("flow: no sources give 0; no sinks are nothing");
+  fill_with(out, N * M, 1);
+  flow_call(o, l->q, N, l->k, l->v, 0, D, M, out);
+  for (int i = 0; i < N * M; i++) CHECK(bits_of_f32(out[i]) == 0);
+  flow_call(o, l->q, 0, l->k, l->v, N, D, M, out);
+  check_case("flow: an output is within the largest weighted value; c < e");
+  flow_call(o, l->q, N, l->k, l->v, N, D, M, out);
+  for (int i = 0; i < N * M; i++) {
+    double most = 0;
+    for (int t = 0; t < N; t++) most = fmax(most, fabs((double)l->v[t * M + i % M]));
+    CHECK(fabs((double)out[i]) <= most * exp(1.0));
+  }
+}
+
+static void flow_causal(lab *l) {
+  const int D = (int)l->dk, M = (int)l->dv, N = (int)l->n;
+  double gate = ref_sigmoid(1);
+  check_case("causal flow of q = k = 0: sigmoid(1) times prefix means");
+  fill_with(l->q, N * D, 0), fill_with(l->k, N * D, 0);
+  lab_run(l);
+  for (int i = 0; i < N * M; i++)
+    CHECK(fabs((double)l->out[i] - gate * mean_of(l->v, i / M + 1, M, i % M)) < 2e-5);
+  check_case("causal flow: the first token gives sigmoid(1) v");
+  for (int j = 0; j < M; j++) CHECK(fabs((double)l->out[j] - gate * (double)l->v[j]) < 1e-5);
+  check_case("causal flow without clamp: tiny keys, then normal ones, are finite");
+  l->c.clamp_low = -INFINITY, l->c.clamp_high = INFINITY;
+  for (int i = 0; i < N * D; i++)
+    l->q[i] = rng_normal(&l->rng), l->k[i] = i < 25 * D ? -20.0f : 0.5f;
+  lab_run(l);
+  for (int i = 0; i < N * M; i++) CHECK(isfinite(l->out[i]));
+  /* The first normal key has s of about 1e6: c is t for it, and 0 for those before. */
+  for (int j = 0; j < M; j++) {
+    double one = (double)l->out[25 * M + j], v = (double)l->v[25 * M + j];
+    CHECK(one * v > 0 && fabs(one) < 100 * fabs(v));
+  }
+  check_case("causal flow: features at their ends are finite");
+  for (int i = 0; i < N * D; i++)
+    l->q[i] = i % 3 ? -INFINITY : 90, l->k[i] = i % 4 ? 1000.0f : -120;
+  lab_run(l);
+  for (int i = 0; i < N * M; i++) CHECK(isfinite(l->out[i]));
+}
+
 static void flow_laws(void) {
   enum { D = 12, M = 5, N = 50 };
   lab l;
-  float *other, *out;
-  double gate = ref_sigmoid(1);
   lattn_flow o;
+  float *other, *out;
   memset(&o, 0, sizeof o);
   o.size = sizeof o;
   lab_open(&l, LATTN_PRESET_FLOW, 1, 1, 1, D, M, N);
   other = lab_array(&l, N * D, 1), out = lab_array(&l, N * M, 0);
-
-  check_case("flow of one sink and one source: sigmoid(1) v");
-  flow_call(NULL, l.q, 1, l.k, l.v, 1, D, M, out);
-  for (int j = 0; j < M; j++) CHECK(fabs((double)out[j] - gate * (double)l.v[j]) < 1e-5);
-  check_case("flow of q = k = 0: sigmoid(1) times the mean of v");
-  fill_with(other, N * D, 0);
-  flow_call(NULL, other, N, other, l.v, N, D, M, out);
-  for (int i = 0; i < N * M; i++)
-    CHECK(fabs((double)out[i] - gate * mean_of(l.v, N, M, i % M)) < 1e-5);
-  check_case("flow of equal keys: every row is r mean(v)");
-  for (int i = 0; i < N * D; i++) other[i] = l.k[i % D];
-  flow_call(NULL, l.q, N, other, l.v, N, D, M, out);
-  for (int i = 0; i < N * M; i++) {
-    double r = (double)out[i / M * M] / mean_of(l.v, N, M, 0);
-    CHECK(r > 0 && r < 1 && fabs((double)out[i] - r * mean_of(l.v, N, M, i % M)) < 1e-5);
-  }
-  check_case("flow: doubled values double the output, bit for bit");
-  flow_call(&o, l.q, N, l.k, l.v, N, D, M, l.out);
-  for (int i = 0; i < N * M; i++) l.v[i] *= 2;
-  flow_call(&o, l.q, N, l.k, l.v, N, D, M, out);
-  for (int i = 0; i < N * M; i++) l.v[i] /= 2;
-  for (int i = 0; i < N * M; i++) CHECK(out[i] == 2 * l.out[i]);
-  check_case("flow: permuted sinks permute the rows; permuted sources change nothing");
-  for (int t = 0; t < N; t++) copy_floats(other + t * D, l.q + t * 7 % N * D, D);
-  flow_call(&o, other, N, l.k, l.v, N, D, M, out);
-  for (int i = 0; i < N * M; i++)
-    CHECK(fabs((double)out[i] - (double)l.out[i / M * 7 % N * M + i % M]) < 1e-5);
-  {
-    float *v = lab_array(&l, N * M, 1);
-    for (int t = 0; t < N; t++) copy_floats(other + t * D, l.k + t * 7 % N * D, D);
-    for (int t = 0; t < N; t++) copy_floats(v + t * M, l.v + t * 7 % N * M, M);
-    flow_call(&o, l.q, N, other, v, N, D, M, out);
-    for (int i = 0; i < N * M; i++) CHECK(fabs((double)out[i] - (double)l.out[i]) < 1e-5);
-    free(v);
-  }
-  check_case("flow: no sources give 0; no sinks are nothing");
-  fill_with(out, N * M, 1);
-  flow_call(&o, l.q, N, l.k, l.v, 0, D, M, out);
-  for (int i = 0; i < N * M; i++) CHECK(bits_of_f32(out[i]) == 0);
-  flow_call(&o, l.q, 0, l.k, l.v, N, D, M, out);
-  check_case("flow: an output is within the largest weighted value; c < e");
-  flow_call(&o, l.q, N, l.k, l.v, N, D, M, out);
-  for (int i = 0; i < N * M; i++) {
-    double most = 0;
-    for (int t = 0; t < N; t++) most = fmax(most, fabs((double)l.v[t * M + i % M]));
-    CHECK(fabs((double)out[i]) <= most * exp(1.0));
-  }
-
-  check_case("causal flow of q = k = 0: sigmoid(1) times prefix means");
-  fill_with(l.q, N * D, 0), fill_with(l.k, N * D, 0);
-  lab_run(&l);
-  for (int i = 0; i < N * M; i++)
-    CHECK(fabs((double)l.out[i] - gate * mean_of(l.v, i / M + 1, M, i % M)) < 2e-5);
-  check_case("causal flow: the first token gives sigmoid(1) v");
-  for (int j = 0; j < M; j++) CHECK(fabs((double)l.out[j] - gate * (double)l.v[j]) < 1e-5);
-  check_case("causal flow without clamp: tiny keys, then normal ones, are finite");
-  l.c.clamp_low = -INFINITY, l.c.clamp_high = INFINITY;
-  for (int i = 0; i < N * D; i++) l.q[i] = rng_normal(&l.rng), l.k[i] = i < 25 * D ? -20.0f : 0.5f;
-  lab_run(&l);
-  for (int i = 0; i < N * M; i++) CHECK(isfinite(l.out[i]));
-  /* The first normal key has s of about 1e6: c is t for it, and 0 for those before. */
-  for (int j = 0; j < M; j++) {
-    double one = (double)l.out[25 * M + j], v = (double)l.v[25 * M + j];
-    CHECK(one * v > 0 && fabs(one) < 100 * fabs(v));
-  }
-  check_case("causal flow: features at their ends are finite");
-  for (int i = 0; i < N * D; i++) l.q[i] = i % 3 ? -INFINITY : 90, l.k[i] = i % 4 ? 1000.0f : -120;
-  lab_run(&l);
-  for (int i = 0; i < N * M; i++) CHECK(isfinite(l.out[i]));
+  flow_means(&l, other, out);
+  flow_symmetries(&l, &o, other, out);
+  flow_bounds(&l, &o, out);
+  flow_causal(&l);
   free(other), free(out);
   lab_close(&l);
 }
@@ -1141,7 +1163,7 @@ static void merged_sums(void) {
 
 /* ---- Titans: flow.md 3.2, 3.4, 3.8 ---- */
 
-static void titans_laws(void) {
+static void titans_as_delta_rule(void) {
   lab a, b;
   check_case("Titans without momentum and forgetting = delta rule of beta = 2 theta");
   lab_open(&a, LATTN_PRESET_TITANS, 1, 1, 1, 14, 11, 40);
@@ -1170,7 +1192,10 @@ static void titans_laws(void) {
   lab_run(&b);
   for (int i = 0; i < 440; i++) CHECK(fabs((double)a.out[i] - (double)b.out[i]) < 1e-5);
   lab_close(&a), lab_close(&b);
+}
 
+static void titans_forgetting(void) {
+  lab a;
   check_case("Titans, theta = 0: the memory is the product of what is not forgotten");
   lab_open(&a, LATTN_PRESET_TITANS, 1, 1, 1, 9, 4, 30);
   a.S0 = lab_array(&a, 36, 1);
@@ -1194,7 +1219,10 @@ static void titans_laws(void) {
       CHECK(fabs(lab_S(&a, 0, x / 4, x % 4) - (double)S[x]) <= REF_U * fabs((double)S[x]));
   }
   lab_close(&a);
+}
 
+static void titans_recall(void) {
+  lab a;
   check_case("Titans, orthonormal keys, 2 theta = 1: all values are recalled");
   lab_open(&a, LATTN_PRESET_TITANS, 1, 1, 1, 16, 7, 32);
   fill_with(a.rate, 32, 0.5f), fill_with(a.momentum, 32, 0), fill_with(a.forget, 32, 0);
@@ -1205,7 +1233,10 @@ static void titans_laws(void) {
   for (int i = 16 * 7; i < 32 * 7; i++)
     CHECK(fabs((double)a.out[i] - (double)a.v[i - 112]) < 200 * REF_U * 4);
   lab_close(&a);
+}
 
+static void titans_chunks(void) {
+  lab a, b;
   check_case("Titans: a chunk of 1 is the default; one of 3 is not");
   lab_open(&a, LATTN_PRESET_TITANS, 2, 2, 2, 10, 5, 30);
   lab_open(&b, LATTN_PRESET_TITANS, 2, 2, 2, 10, 5, 30);
@@ -1532,7 +1563,10 @@ int main(void) {
   aaren_laws();
   merged_with_attention();
   merged_sums();
-  titans_laws();
+  titans_as_delta_rule();
+  titans_forgetting();
+  titans_recall();
+  titans_chunks();
   gradients();
   presets();
   slopes();
