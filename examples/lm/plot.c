@@ -108,7 +108,7 @@ int plot_perplexity(const char *path, const plot_curve *curves, int32_t n_curves
       py[i] = at_y(&f, y[c][i]);
     }
     /* ever thinner, so that all stay visible where they are equal */
-    svg_path(svg, px, py, n_bins, curves[c].color, 5.2 - 0.9 * c);
+    svg_path(svg, px, py, n_bins, curves[c].color, 5.2 - 0.8 * c);
     ends[c] = py[n_bins - 1];
   }
   draw_names(svg, &f, curves, n_curves, ends);
