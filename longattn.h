@@ -1175,8 +1175,8 @@ typedef struct lattn_state_call {
 /* Bytes of scratch for calls of up to n_tokens rows on states of this config, with exactly that
    number of threads. Without scratch everything works, on <= 24 KiB of stack and the caller's
    thread, for 300 features or more, by method (beyond: LATTN_E_SCRATCH), with the same bits; a
-   memory of two layers while 5 * dim + 3 * hidden_dim <= 4200 (of 192 and 768, say), AAREN while
-   key_dim + 3 * value_dim <= 3700. Long prompts are faster with it. 0: impossible. */
+   memory of two layers while 5 * dim + 3 * hidden_dim <= 3650 (of 192 and 768, say), AAREN while
+   key_dim + 3 * value_dim <= 3150. Long prompts are faster with it. 0: impossible. */
 LATTN_API size_t lattn_state_scratch(const lattn_state_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
@@ -10169,7 +10169,7 @@ enum {
   LATTN_CHUNK_TOKENS_ = 32, /* prepared at a time, with scratch */
   LATTN_STATE_DRAFTS_ = 16,
   LATTN_MAX_HINTS_ = 128,     /* of one pass */
-  LATTN_STACK_STATE_ = 17408 /* bytes of a task's workspace without scratch */
+  LATTN_STACK_STATE_ = 15360 /* bytes of a task's workspace without scratch */
 };
 #define LATTN_FOLD_AT_ 24.0f /* a fold is due when L < -24 */
 #define LATTN_LEAST_DECAY_ (-80.0f)
