@@ -11147,7 +11147,8 @@ LATTN_NOINLINE_ int lattn_linear_piece_(const lattn_advance_ *job, lattn_prep_ *
   a.end = row + tokens;
   a.strips = lattn_max_(1, (to - from) / 16 / LATTN_SWEEP_VECTORS_);
   LATTN_MEMCPY_(w->sums, lattn_state_small_(s, n, drafted), sums);
-  if (w->e) lattn_channel_exps_(w->e, w->sums, 0, 0, s->rows);
+  if (w->e && (s->reads == LATTN_READS_BEFORE || s->delta == LATTN_DELTA_GENERAL))
+    lattn_channel_exps_(w->e, w->sums, 0, 0, s->rows); /* of the token before */
   for (; a.done < tokens; a.done += a.tokens, a.row += a.tokens) {
     a.tokens = (int)lattn_min_(job->chunk, tokens - a.done);
     for (int64_t j = 0; j < a.tokens; j++) {
@@ -12888,16 +12889,16 @@ LATTN_FN_ lattn_status lattn_place_state_(lattn_advance_ *job, const lattn_exec 
   return LATTN_OK;
 }
 
-/* Piece `piece` of head n of a state, for rows [row, row + tokens). */
-LATTN_FN_ int lattn_state_piece_(const lattn_advance_ *job, char *space, lattn_state *s, int64_t n,
-                                 int64_t row, int64_t tokens, int64_t piece) {
-  lattn_prep_ w;
+/* Piece `piece` of head n of a state, for rows [row, row + tokens). w: of space, where the kind has
+   one. */
+LATTN_FN_ int lattn_state_piece_(const lattn_advance_ *job, char *space, lattn_prep_ *w,
+                                 lattn_state *s, int64_t n, int64_t row, int64_t tokens,
+                                 int64_t piece) {
   int64_t tiles = lattn_tiles_(s);
   if (s->kind == LATTN_STATE_AAREN) return lattn_aaren_piece_(job, space, s, n, row, tokens);
   if (s->kind == LATTN_STATE_TITANS) return lattn_titans_piece_(job, space, s, n, row, tokens);
-  lattn_carve_prep_(&w, space, s, job->chunk, s->n_heads / s->n_states);
-  if (job->reads_only) return lattn_read_piece_(job, &w, s, n, row, tokens);
-  return lattn_linear_piece_(job, &w, s, n, row, tokens, tiles * piece / job->pieces,
+  if (job->reads_only) return lattn_read_piece_(job, w, s, n, row, tokens);
+  return lattn_linear_piece_(job, w, s, n, row, tokens, tiles * piece / job->pieces,
                              tiles * (piece + 1) / job->pieces);
 }
 
@@ -12905,6 +12906,10 @@ LATTN_FN_ int lattn_state_piece_(const lattn_advance_ *job, char *space, lattn_s
 LATTN_NOINLINE_ void lattn_advance_worker_(lattn_advance_ *job, int32_t index, char *space) {
   int64_t each = (int64_t)job->list[0].state->n_states * job->pieces, units = each * job->n_list;
   int64_t sequence = 0, row = 0, turn = 0, unit;
+  const lattn_state *s = job->list[0].state; /* all are of one config */
+  lattn_prep_ w;
+  if (s->kind == LATTN_STATE_LINEAR || s->kind == LATTN_STATE_FLOW)
+    lattn_carve_prep_(&w, space, s, job->chunk, s->n_heads / s->n_states);
   for (;;) {
     unit = LATTN_HAS_ATOMIC_ ? lattn_take_(&job->next) : index + job->n_workers * turn++;
     if (unit >= units) return;
@@ -12912,8 +12917,8 @@ LATTN_NOINLINE_ void lattn_advance_worker_(lattn_advance_ *job, int32_t index, c
     int64_t from = lattn_max_(job->from, row), u = unit % each;
     int64_t to = lattn_min_(job->to, row + job->list[sequence].n_tokens);
     if (from >= to) continue;
-    if (lattn_state_piece_(job, space, job->list[sequence].state, u / job->pieces, from, to - from,
-                           u % job->pieces))
+    if (lattn_state_piece_(job, space, &w, job->list[sequence].state, u / job->pieces, from,
+                           to - from, u % job->pieces))
       lattn_raise_(&job->overflowed);
   }
 }
