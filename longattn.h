@@ -10230,7 +10230,7 @@ struct lattn_state {
   int64_t log_decay, bonus, query;         /* offsets from this; 0 = none */
   int64_t heads, head_bytes;               /* offset of the first head, and from one to the next */
   int64_t low, entries, entry_floats;      /* of a head: offsets of sums' lost parts, of updates */
-  int64_t small, small_doubles;            /* of small sums: sides of so many */
+  int64_t sums64, small_doubles;            /* of small sums: sides of so many */
   int64_t weights, shadow; /* TITANS: floats of a memory; offset of that on which drafts run */
   int64_t matrix_bytes;
 };
@@ -10255,7 +10255,7 @@ LATTN_FN_ float *lattn_state_entry_(const lattn_state *s, int64_t n, int32_t lis
 }
 /* The small sums, `ahead` tokens after those of the state. */
 LATTN_FN_ double *lattn_state_small_(const lattn_state *s, int64_t n, int32_t ahead) {
-  return (double *)(void *)(lattn_state_head_(s, n) + s->small) +
+  return (double *)(void *)(lattn_state_head_(s, n) + s->sums64) +
          (s->side + ahead) % (lattn_state_lists_(s) + 1) * s->small_doubles;
 }
 
@@ -11235,12 +11235,12 @@ LATTN_NOINLINE_ int lattn_read_piece_(const lattn_advance_ *job, lattn_prep_ *w,
   lattn_gate_ gates[LATTN_STATE_DRAFTS_ + 1], gate = {1, 1, 1, 1, 0, 1, 1};
   lattn_pass_ pass;
   int64_t stride, at, vectors;
-  double *small = lattn_state_small_(s, n, 0);
+  double *sums64 = lattn_state_small_(s, n, 0);
   char *base = lattn_state_head_(s, n);
   int lost = 0;
   a.first = 1;
-  if (w->e) lattn_channel_exps_(w->e, small, 0, 0, s->rows);
-  else gate.e = gate.before = lattn_exp_sum_(*small);
+  if (w->e) lattn_channel_exps_(w->e, sums64, 0, 0, s->rows);
+  else gate.e = gate.before = lattn_exp_sum_(*sums64);
   pass.n_hints = 0;
   pass.rows = s->features;
   pass.updates = updates;
@@ -12531,7 +12531,7 @@ LATTN_FN_ int64_t lattn_lay_linear_(lattn_state *s) {
   s->small_doubles = 2 * lattn_small_decays_(s);
   if (s->normaliser) s->small_doubles += s->rows;
   if (s->kind == LATTN_STATE_FLOW) s->small_doubles += 4 * s->rows + 8;
-  s->small = lattn_lay_(&at, (lattn_state_lists_(s) + 1) * s->small_doubles * 8);
+  s->sums64 = lattn_lay_(&at, (lattn_state_lists_(s) + 1) * s->small_doubles * 8);
   return at;
 }
 
@@ -13315,9 +13315,9 @@ LATTN_FN_ void lattn_stream_double_(lattn_stream_ *st, double *x) {
 
 /* One head, to or from the stream. */
 LATTN_FN_ void lattn_stream_linear_(lattn_stream_ *st, lattn_state *s, int64_t n) {
-  double *small = lattn_state_small_(s, n, 0);
+  double *sums64 = lattn_state_small_(s, n, 0);
   float *base = (float *)(void *)lattn_state_head_(s, n), row[16], lost[16];
-  for (int64_t i = 0; i < s->small_doubles; i++) lattn_stream_double_(st, small + i);
+  for (int64_t i = 0; i < s->small_doubles; i++) lattn_stream_double_(st, sums64 + i);
   for (int64_t i = 0; i < s->features && !st->failed; i++)
     for (int64_t c = 0; c < s->columns; c += 16) {
       int64_t count = lattn_min_(16, s->dv - c), stride, at;
