@@ -64,6 +64,10 @@ else
 endif
 levels := $(strip $(LEVELS))
 
+# A file that says how much stack each function takes, for tests/embed/symbols.sh: clang has it from
+# version 13 on.
+STACK_USAGE := $(if $(shell $(CC) -fstack-usage -E -x c /dev/null 2>/dev/null),-fstack-usage)
+
 # For programs that are not tests: the best of this machine, and OpenMP where the compiler has it.
 accepts = $(shell echo 'int main(void) { return 0; }' | \
   $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo yes)
@@ -120,9 +124,10 @@ $(BUILD)/lm/%.o: examples/lm/%.c $(BUILD)/flags
 
 TESTS ?= $(basename $(notdir $(wildcard tests/*.c)))
 EMBED ?= $(basename $(notdir $(wildcard tests/embed/*.sh)))
-programs := $(foreach l,$(levels),$(TESTS:%=$(BUILD)/$(l)/%)) \
-  $(foreach l,$(BF16),$(patsubst %,$(BUILD)/$(l)/%,$(filter attend inexact,$(TESTS))))
-logs := $(programs:%=%.log) $(EMBED:%=$(BUILD)/embed/%.log)
+programs := $(foreach l,$(BF16),$(patsubst %,$(BUILD)/$(l)/%,$(filter attend inexact,$(TESTS)))) \
+  $(foreach l,$(levels),$(TESTS:%=$(BUILD)/$(l)/%))
+# What takes longest first: two jobs then end together.
+logs := $(EMBED:%=$(BUILD)/embed/%.log) $(programs:%=%.log)
 export BUILD CC CFLAGS LDFLAGS RUN TIER WARNINGS NATIVE OPENMP
 export LEVELS := $(levels)
 export $(foreach l,$(levels) strict,FLAGS_$(l))
@@ -131,32 +136,38 @@ test: $(logs) ## all tests on every SIMD level of this machine; TIER=quick: in 2
 	@tail -qn1 $(logs) | awk '{ passed += $$1; failed += $$3 } \
 	  END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
 
-# The implementation takes longest to compile: it is made once for each level, but for the tests of
-# private functions (lattn_..._), which contain it (as static: what they do not use is left out).
+# A test is compiled once, as the first level has it, and linked with the implementation of each.
+# Only the tests of private functions (lattn_..._) contain it themselves (as static: what they do
+# not use is left out).
 inside := $(if $(TESTS),$(shell grep -lE 'lattn_[a-z0-9_]+_[^a-z0-9_]' $(TESTS:%=tests/%.c)))
 inside := $(inside:tests/%.c=%)
+first := $(firstword $(levels))
 
 define level_rules
 $(BUILD)/$(1)/longattn.o: longattn.h $(BUILD)/flags
 	@mkdir -p $$(@D)
-	$(compile) $(FLAGS_$(1)) -DLONGATTN_IMPLEMENTATION -x c -c $$< -o $$@
+	$(compile) $(FLAGS_$(1)) $(STACK_USAGE) -DLONGATTN_IMPLEMENTATION -x c -c $$< -o $$@
 
 $(inside:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/flags
 	@mkdir -p $$(@D)
 	$(compile) $(FLAGS_$(1)) -DLONGATTN_STATIC=1 -MT $$@ -MF $$@.d $$< -o $$@ $(link)
 
-$(addprefix $(BUILD)/$(1)/,$(filter-out $(inside),$(TESTS))): $(BUILD)/$(1)/%: tests/%.c \
-  $(BUILD)/$(1)/longattn.o
-	$(compile) $(FLAGS_$(1)) -DLONGATTN_IMPLEMENTED_ -MT $$@ -MF $$@.d $$< \
-	  $(BUILD)/$(1)/longattn.o -o $$@ $(link)
+$(addprefix $(BUILD)/$(1)/,$(filter-out $(inside),$(TESTS))): $(BUILD)/$(1)/%: \
+  $(BUILD)/$(first)/%.o $(BUILD)/$(1)/longattn.o
+	$(CC) $(CFLAGS) $(BUILD)/$(first)/$$*.o $(BUILD)/$(1)/longattn.o -o $$@ $(link)
 endef
 $(foreach l,$(levels) $(BF16),$(eval $(call level_rules,$(l))))
+
+$(TESTS:%=$(BUILD)/$(first)/%.o): $(BUILD)/$(first)/%.o: tests/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(compile) $(FLAGS_$(first)) -DLONGATTN_IMPLEMENTED_ -c $< -o $@
 
 $(BUILD)/bf16/%: export INEXACT = 1
 $(programs:%=%.log): %.log: % FORCE
 	@sh tests/record $@ $(RUN) $<
 
-$(BUILD)/embed/%.log: tests/embed/%.sh FORCE
+# Their quick tier takes the objects of the tests.
+$(BUILD)/embed/%.log: tests/embed/%.sh $(levels:%=$(BUILD)/%/longattn.o) FORCE
 	@mkdir -p $(@D)
 	@TIER=$(EMBED_TIER) sh tests/record $@ sh $<
 

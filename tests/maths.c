@@ -1,6 +1,6 @@
 /* maths.c - white-box tests of what all results rest on: the vector layer against plain C,
  * 16-bit floats, exp, log, tanh, 1/sqrt and the fused multiply-add, against double precision and
- * integers.
+ * integers; and what no call can bring about.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    Sines and cosines are in rotary.c. A NaN's sign and payload are not promised: NaNs count as
@@ -420,6 +420,22 @@ static void test_fma(void) {
 static void test_fma(void) {} /* two roundings, by choice */
 #endif
 
+/* A negative scale, which only a file that lies can hold, counts as not finite. */
+static void test_negative_scale(void) {
+  static char values[128 * 16];
+  float w[128], acc[16] = {0}, sum = 1, e = 1;
+  uint16_t scales[128];
+  uint32_t sees[8] = {0x0f};
+  lattn_rows_ rows = {values, (const char *)scales, 16, LATTN_I8};
+  check_case("negative scale");
+  for (int seen = 0; seen < 2; seen++) {
+    for (int i = 0; i < 128; i++) scales[i] = i == 3 + !seen ? 0xbc00u : 0x3c00u, w[i] = i < 4;
+    acc[0] = 0;
+    lattn_value_ints_(1, &rows, NULL, NULL, 128, sees, w, &sum, 0, 128, 16, acc, 16, &e, 0);
+    CHECK(isnan(acc[0]) == seen);
+  }
+}
+
 int main(void) {
   printf("maths: simd %s\n", lattn_simd_name());
   test_arithmetic();
@@ -435,5 +451,6 @@ int main(void) {
   test_tanh_seam();
   test_rsqrt();
   test_fma();
+  test_negative_scale();
   return test_summary();
 }

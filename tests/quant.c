@@ -1034,6 +1034,18 @@ static void route_go(route *x, int64_t from, int64_t to, test_rng *rng) {
   extend_cut(x->r, x->cache, from, to, x->out, x->lse, rng);
 }
 
+/* The first n tokens, whose rows are not compared. */
+static void route_begin(route *x, int64_t n, test_rng *rng) {
+  const rig *r = x->r;
+  int64_t most = r->config.max_append ? r->config.max_append : 512;
+  int extends = n < 1000 && rng_chance(rng, 50);
+  if (extends) route_go(x, 0, n, rng);
+  for (int64_t t = 0, cut; t < n && !extends; t += cut) {
+    cut = rng_range(rng, 1, most < n - t ? most : n - t);
+    CHECK_STATUS(lattn_cache_append(x->cache, rig_k(r, t, cut), rig_v(r, t, cut), NULL), 0);
+  }
+}
+
 /* n tokens that do not belong to the sequence, from position `at` on. */
 static void route_stray(route *x, int64_t at, int64_t n, test_rng *rng) {
   CHECK_STATUS(rig_extend(x->r, x->cache, at, 0, n, x->out, x->lse, rng), LATTN_OK);
@@ -1071,7 +1083,7 @@ static void route_append_attend(rig *r, test_rng *rng) {
 static void route_fork(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
   route x = route_new(r, "parent", NULL), y;
   lattn_cache *fork = NULL;
-  route_go(&x, 0, mid, rng);
+  route_begin(&x, mid, rng);
   CHECK_STATUS(lattn_cache_fork(&fork, x.cache), LATTN_OK);
   y = route_new(r, "fork", fork);
   if (rng_chance(rng, 50)) {
@@ -1088,7 +1100,7 @@ static void route_fork(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
 static void route_rollback(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
   route x = route_new(r, "rollback", NULL);
   lattn_checkpoint *checkpoint = NULL;
-  route_go(&x, 0, mid, rng);
+  route_begin(&x, mid, rng);
   CHECK_STATUS(lattn_cache_checkpoint(&checkpoint, x.cache), LATTN_OK);
   route_stray(&x, mid, stray, rng);
   CHECK_STATUS(lattn_cache_rollback(x.cache, checkpoint), LATTN_OK);
@@ -1099,7 +1111,7 @@ static void route_rollback(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
 
 static void route_truncate(rig *r, int64_t mid, int64_t stray, test_rng *rng) {
   route x = route_new(r, "truncate", NULL);
-  route_go(&x, 0, mid, rng);
+  route_begin(&x, mid, rng);
   route_stray(&x, mid, stray, rng);
   CHECK_STATUS(lattn_cache_truncate(x.cache, mid), LATTN_OK);
   route_go(&x, mid, r->n_tokens, rng);
@@ -1115,7 +1127,7 @@ static void route_drafts(rig *r, int64_t mid, test_rng *rng) {
   int64_t row = r->heads * r->value_dim;
   int tree = !r->gate && !r->pair_bias;
   drafts_open(&d, r);
-  route_go(&x, 0, mid, rng);
+  route_begin(&x, mid, rng);
   while (d.n < DRAFTS) {
     if (tree && rng_chance(rng, 40)) {
       int32_t parent = (int32_t)rng_range(rng, -1, d.n - 1);
@@ -1246,11 +1258,11 @@ static void route_batch(rig *r, int64_t mid, test_rng *rng) {
   exec.scratch_bytes = lattn_batch_scratch(&r->config, 3, 3 * n, exec.n_threads);
   exec.scratch = malloc(exec.scratch_bytes);
   x[0] = route_new(r, "batch: parent", NULL);
-  route_go(&x[0], 0, mid, rng);
+  route_begin(&x[0], mid, rng);
   CHECK_STATUS(lattn_cache_fork(&fork, x[0].cache), LATTN_OK);
   x[1] = route_new(r, "batch: fork", fork);
   x[2] = route_new(r, "batch: alone", NULL);
-  route_go(&x[2], 0, mid, rng);
+  route_begin(&x[2], mid, rng);
   for (int i = 0; i < 3; i++) {
     int64_t m = i == 1 ? (n + 1) / 2 : n;
     memcpy(q + all * q_row, r->q + mid * q_row, (size_t)(m * q_row) * sizeof(float));
@@ -1281,20 +1293,21 @@ static void route_batch(rig *r, int64_t mid, test_rng *rng) {
 
 static void test_routes(void) {
   for (uint64_t seed = 0; seed < (uint64_t)test_count(50); seed++) {
-    test_rng rng = rng_seed(9000 + seed);
-    int64_t n = seed % 50 == 3 ? 2200 : rng_range(&rng, 40, 320), stray = 0, mid;
+    int is_long = seed == 3; /* small dims; full heads of 8 and 4 bits */
+    test_rng rng = rng_seed(is_long ? 9018 : 9000 + seed);
+    int64_t n = is_long ? 2200 : rng_range(&rng, 40, 320), stray = 0, mid;
     rig r;
     pick_config(&r, &rng, n, 40);
-    if (n > 2000) r.config.max_append = 0;
+    if (is_long) r.config.max_append = 0;
     r.config.max_drafts = DRAFTS;
-    mid = n > 2000 ? rng_range(&rng, 2049, n - 60) : rng_range(&rng, 1, n - 1);
+    mid = is_long ? rng_range(&rng, 2049, n - 60) : rng_range(&rng, 1, n - 1);
     stray = rng_range(&rng, 1, n - mid < mid ? n - mid : mid);
     if (stray > 40) stray = 40;
     rig_open(&r, 8, &rng);
-    if (n < 2000) pick_data(&r, &rng);
+    if (!is_long) pick_data(&r, &rng);
     name_case("routes", seed, &r);
     CHECK_STATUS(rig_extend(&r, r.cache, 0, 0, n, r.out, r.lse, NULL), LATTN_OK);
-    route_one_by_one(&r, n > 2000 ? n - 8 : n / 2, &rng);
+    route_one_by_one(&r, is_long ? n - 8 : n / 2, &rng);
     route_append_attend(&r, &rng);
     route_fork(&r, mid, stray, &rng);
     route_rollback(&r, mid, stray, &rng);
@@ -1993,7 +2006,11 @@ static double *family_run(const family *f, float deviation, int mean, int32_t ke
   ref_list l;
   ref_row y;
   family_open(&r, f, deviation, mean, key_type, value_type, n);
-  CHECK_STATUS(rig_extend(&r, r.cache, 0, 0, n, r.out, r.lse, NULL), LATTN_OK);
+  for (int64_t t = 0, cut; t < n - rows; t += cut) {
+    cut = n - rows - t < 512 ? n - rows - t : 512;
+    CHECK_STATUS(lattn_cache_append(r.cache, rig_k(&r, t, cut), rig_v(&r, t, cut), NULL), 0);
+  }
+  CHECK_STATUS(rig_extend(&r, r.cache, n - rows, n - rows, rows, r.out, r.lse, NULL), LATTN_OK);
   list_open(&l, &r, n);
   list_store(&l, 0);
   y = row_new(&r);
@@ -2131,22 +2148,6 @@ static void test_drafts_alone(void) {
   CHECK(guard_free(&arena));
 }
 
-/* A negative scale, which only a file that lies can hold, counts as not finite. */
-static void test_negative_scale(void) {
-  static char values[128 * 16];
-  float w[128], acc[16] = {0}, sum = 1, e = 1;
-  uint16_t scales[128];
-  uint32_t sees[8] = {0x0f};
-  lattn_rows_ rows = {values, (const char *)scales, 16, LATTN_I8};
-  check_case("negative scale");
-  for (int seen = 0; seen < 2; seen++) {
-    for (int i = 0; i < 128; i++) scales[i] = i == 3 + !seen ? 0xbc00u : 0x3c00u, w[i] = i < 4;
-    acc[0] = 0;
-    lattn_value_ints_(1, &rows, NULL, NULL, 128, sees, w, &sum, 0, 128, 16, acc, 16, &e, 0);
-    CHECK(isnan(acc[0]) == seen);
-  }
-}
-
 int main(int argc, char **argv) {
   int table = argc > 1 && !strcmp(argv[1], "--table");
   if (argc > 1 && !strcmp(argv[1], "--print")) {
@@ -2176,7 +2177,6 @@ int main(int argc, char **argv) {
   test_holes_and_drafts();
   test_routes();
   test_drafts_alone();
-  test_negative_scale();
   printf("largest error: %.2f of its bound\n", worst_ratio);
   return test_summary();
 }

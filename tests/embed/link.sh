@@ -44,6 +44,7 @@ orders() {
   text early "$define" "$include" "$undefine" "$include"
   text thrice "$include" "$define" "$include" "$undefine" "$include"
   text poisoned '#include "poison.h"' "$define" "$include"
+  text renamed-poisoned '#include "poison.h"' "$define" '#include "third party/attention-v1.h"'
   text static '#define LONGATTN_STATIC 1' "$define" "$include"
   text renamed "$define" '#include "third party/attention-v1.h"'
   text systems '#define _GNU_SOURCE' '#include <link.h>' '#include <math.h>' \
@@ -77,21 +78,24 @@ END
   build c++-caller -std=c11 $main "$work/caller.o" "$work/c.o" -lstdc++
 }
 
-# Several levels in one program: the lowest under two prefixes of its own, the best as it is.
+# Several levels in one program: the lowest under a prefix of its own, the best as it is, and in the
+# full tier under a prefix too.
 levels() {
   lowest=${LEVELS%% *}
   highest=$(best_level)
-  for unit in "first $lowest -DLONGATTN_PREFIX=lowest_" \
-    "second $highest -DLONGATTN_PREFIX=best_" "third $highest"; do
+  set -- "first $lowest -DLONGATTN_PREFIX=lowest_" "second $highest"
+  [ "$TIER" = quick ] || set -- "$@" "third $highest -DLONGATTN_PREFIX=best_"
+  units=
+  for unit; do
     set -- $unit
     which=$1
     level=$2
     shift 2
     $c -std=c11 $WARNINGS $here $(flags_of "$level") "$@" -DGOLDEN=golden_"$which" \
       -c tests/embed/unit.c -o "$work/$which.o" 2>>"$work/output"
+    units="$units $work/$which.o -D$(echo "$which" | tr a-z A-Z)"
   done
-  build levels-in-one-program -std=c11 -DSECOND -DTHIRD $main "$work/first.o" "$work/second.o" \
-    "$work/third.o"
+  build levels-in-one-program -std=c11 $main $units
 }
 
 # A shared library, and what it exports.
@@ -164,7 +168,7 @@ END
 
 for c in $(compilers); do
   if [ "$TIER" = quick ]; then
-    orders 'early thrice poisoned static renamed' systems-late
+    orders 'thrice renamed-poisoned static' systems-late
   elif [ "$c" = "$CC" ]; then
     orders 'once twice late early thrice poisoned static renamed' 'systems systems-late'
   else
