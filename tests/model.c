@@ -1616,9 +1616,10 @@ static void arrays_open(void) {
 
 static void test_random(void) {
   const char *seed = getenv("SEED");
-  int64_t rounds = test_count(150), done = 0;
+  int64_t rounds = test_count(90), done = 0;
   if (seed) done = random_round(strtoull(seed, NULL, 10));
-  for (int64_t i = 0; i < rounds && !seed; i++) done += random_round(1 + (uint64_t)i);
+  for (int64_t i = 0; i < rounds && !seed; i++)
+    done += random_round(test_first_seed() + (uint64_t)i);
   printf("%" PRId64 " random operations (done + no room + refused otherwise):", done);
   for (int i = 0; i < N_OPERATIONS; i++) {
     const tally *t = &w.tallies[i];

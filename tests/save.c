@@ -1284,8 +1284,8 @@ int main(int argc, char **argv) {
     print_golden();
     return 0;
   }
-  for (int64_t i = 0; i < test_count(500); i++) test_round_trip((uint64_t)i + 1);
-  for (int64_t i = 0; i < test_count(150); i++) test_cuts((uint64_t)i + 1000);
+  for (uint64_t i = 0; i < (uint64_t)test_count(300); i++) test_round_trip(test_first_seed() + i);
+  for (uint64_t i = 0; i < (uint64_t)test_count(90); i++) test_cuts(test_first_seed() + 1000 + i);
   test_long(LATTN_F32);
   if (!test_is_quick()) test_long(LATTN_BF16);
   test_golden();

@@ -135,6 +135,13 @@ static inline int64_t test_count(int64_t full) {
   return (full + part - 1) / part;
 }
 
+/* Where the seeds of a test begin whose subject lies above the vectors: every level has its own,
+   and all levels together are the test. */
+static inline uint64_t test_first_seed(void) {
+  const char *name = lattn_simd_name();
+  return strcmp(name, "scalar") ? strcmp(name, "avx2") ? 1 : 1001 : 2001;
+}
+
 /* ---- random numbers: xoshiro256** (Blackman and Vigna), seeded by splitmix64. Floats are made
    from integers by exact operations: no compiler's contraction changes a test's input ---- */
 
