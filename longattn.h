@@ -10408,9 +10408,10 @@ LATTN_NOINLINE_ void lattn_pass_list_(lattn_pass_ *w, int vectors) {
 
 /* vectors is LATTN_SWEEP_VECTORS_ or 1. */
 #define LATTN_PASS_(steps, ranks, predicts, compensated)                            \
-  if (vectors == LATTN_SWEEP_VECTORS_)                                              \
+  if (LATTN_SWEEP_VECTORS_ > 1 && vectors > 1)                                      \
     lattn_pass_body_(LATTN_SWEEP_VECTORS_, steps, ranks, predicts, compensated, w); \
-  else lattn_pass_body_(1, steps, ranks, predicts, compensated, w)
+  else                                                                              \
+    lattn_pass_body_(1, steps, ranks, predicts, compensated, w)
 LATTN_NOINLINE_ void lattn_pass_plain_(lattn_pass_ *w, int vectors) { LATTN_PASS_(1, 1, 0, 0); }
 LATTN_NOINLINE_ void lattn_pass_shared_(lattn_pass_ *w, int vectors) {
   LATTN_PASS_(LATTN_SHARED_TOKENS_, 1, 0, 0);
