@@ -10699,7 +10699,8 @@ LATTN_FN_ void lattn_prepare_channels_(const lattn_advance_ *job, lattn_prep_ *w
                                        int64_t queries) {
   int64_t rows = s->rows, at = lattn_state_row_(s, &job->decay, token, n);
   double *sum = w->sums, *total = w->sums + rows;
-  float *k = w->k + j * rows, *p = w->p + j * rows, *b = w->b + j * rows, *f = w->f + j * rows;
+  float *k = w->k + j * rows, *f = w->f + j * rows;
+  float *p = w->p ? w->p + j * rows : 0, *b = w->b ? w->b + j * rows : 0;
   int folds, before = s->reads == LATTN_READS_BEFORE;
   if (s->delta == LATTN_DELTA_GENERAL) lattn_times_row_(p, w->e, rows, 0);
   for (int64_t i = 0; before && i < queries; i++)
