@@ -127,6 +127,7 @@
 #define lattn_checkpoint_stats_get LATTN_JOIN_(LONGATTN_PREFIX, checkpoint_stats_get)
 #define lattn_cache_draft LATTN_JOIN_(LONGATTN_PREFIX, cache_draft)
 #define lattn_cache_accept LATTN_JOIN_(LONGATTN_PREFIX, cache_accept)
+#define lattn_cache_mark LATTN_JOIN_(LONGATTN_PREFIX, cache_mark)
 #define lattn_batch_extend LATTN_JOIN_(LONGATTN_PREFIX, batch_extend)
 #define lattn_batch_attend LATTN_JOIN_(LONGATTN_PREFIX, batch_attend)
 #define lattn_batch_scratch LATTN_JOIN_(LONGATTN_PREFIX, batch_scratch)
@@ -616,8 +617,33 @@ typedef struct lattn_checkpoint lattn_checkpoint;
 
 enum lattn_policy {
   LATTN_HEAD_FULL = 0,     /* keeps every token */
-  LATTN_HEAD_STREAMING = 1 /* row i sees j <= i with j < sinks or i - j < window (Xiao et al.,
-                              StreamingLLM) */
+  LATTN_HEAD_STREAMING = 1, /* row i sees j <= i with j < sinks or i - j < window (Xiao et al.,
+                               StreamingLLM) */
+  /* Streaming, and one more key that stands for all that row i no longer sees, sinks <= j <= i -
+     window: the mean of those keys and values as stored (sums in double, in token order), counted
+     as often as there are such tokens (Tang et al., RazorAttention, arXiv 2407.15891). Its score is
+     that of the mean key, softcap and ALiBi (at the mean distance) included, + ln(count); biases
+     and callbacks of a call do not reach it. By Jensen's inequality it never weighs more than the
+     tokens did (with neither softcap nor LATTN_HEAD_VARIANCE). It is merged into a row after all
+     segments, before extra keys and learned sinks, and is part of a call's partial. Positions are
+     absolute. The paper compresses once, after the prompt: mark = LATTN_PROMPT_END, sinks 4, window
+     4000, window_divisor 5. Such a cache takes no lattn_cache_remove, and no LATTN_SIGMOID. */
+  LATTN_HEAD_COMPENSATED = 2
+};
+
+/* What lattn_cache_mark tells a cache. */
+enum lattn_mark {
+  LATTN_PROMPT_END = 1 /* the tokens so far are a prompt, those to come are answers to it */
+};
+
+enum lattn_head_flags {
+  /* Keeps what lost_bound and lost_estimate of a call need: sums and bounds over the keys that left
+     the window, 2 * (12 to 20) * key_dim bytes. */
+  LATTN_HEAD_LOST = 1,
+  /* Of a compensated head: its key's score gets 1/2 * sum_d (scale q_d)^2 C_d more, C_d the
+     variance of dim d over the keys it stands for: to second order what the mean leaves out. An
+     approximation without a bound: with keys far from normal it may weigh more than they did. */
+  LATTN_HEAD_VARIANCE = 2
 };
 
 enum lattn_positions {
@@ -631,16 +657,21 @@ enum lattn_positions {
 /* Policy of one KV head. */
 typedef struct lattn_head {
   int32_t policy;    /* enum lattn_policy */
-  int32_t positions; /* enum lattn_positions; streaming heads only */
+  int32_t positions; /* enum lattn_positions; of a full head absolute */
   int64_t sinks;     /* S >= 0 */
   int64_t window;    /* W >= 1, the own token included (DuoAttention's recent_size + 1) */
   int64_t slack;     /* tokens kept beyond the window, so that truncate can go back so far; >= 0 */
   int32_t key_type, value_type; /* enum lattn_type of its storage; 0 = the config's */
+  int32_t mark;      /* 0: the policy holds from the first token. LATTN_PROMPT_END: the head is full
+                        until that mark, and its policy holds for the rows after it */
+  int32_t flags;     /* enum lattn_head_flags; not of a full head */
+  int64_t window_divisor; /* with a mark: W is the larger of window and tokens at the mark /
+                             window_divisor; 0 = window */
 } lattn_head;
 
 typedef struct lattn_cache_config {
   uint32_t size;            /* sizeof(lattn_cache_config) */
-  uint32_t head_size;       /* sizeof(lattn_head) if heads is given */
+  uint32_t head_size;       /* sizeof(lattn_head) if heads is given (an older one's will do) */
   int32_t n_kv_heads;       /* >= 1 */
   int32_t n_heads;          /* query heads, a multiple of n_kv_heads; 0 = n_kv_heads */
   int32_t key_dim;          /* >= 1 */
@@ -776,6 +807,15 @@ typedef struct lattn_call {
   void *score_user;
   lattn_partial *partial;         /* attend only, one cache: as in lattn_attn */
   float *lse_low;                 /* as in lattn_attn */
+  /* NULL, or [n][H]: of all attention that the row would have paid had its head kept every token,
+     the share that went to the tokens it no longer sees: at most, and about so much. 0 where
+     nothing was dropped; 1 and NaN of a head without LATTN_HEAD_LOST, and bound 1 also where
+     biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept, u
+     the least of |q| times the longest key and of the box that holds all keys. Estimate: count *
+     exp(score of the mean key), as a compensated head weighs it. Not of LATTN_SIGMOID. Not in
+     lattn_cache_weights. */
+  float *lost_bound;
+  float *lost_estimate;
 } lattn_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
@@ -809,7 +849,7 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
                                           const lattn_exec *exec);
 
 /* Forgets the tokens from position n_tokens on, as if they had never been appended. For
-   streaming heads that have evicted: as far back as the next token's whole window, and the
+   heads that have evicted: as far back as the next token's whole window, and the
    newest token, is still held (at least `slack` tokens), else LATTN_E_EVICTED. Errors: NULL,
    SHAPE (negative, or more than held), EVICTED, STATE. */
 LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens);
@@ -825,7 +865,8 @@ LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache);
    lattn_cache_truncate. Ranges that touch one another become one hole. Cost: O(pages). Each hole
    costs one more rotated query for the keys before it. Errors: NULL; SHAPE (not 0 <= from <= to <=
    n_tokens); FULL (more than max_holes); EVICTED: a streaming head no longer holds the window that
-   the next token then has; CONFIG: the range touches a streaming head's sinks; STATE. */
+   the next token then has; CONFIG: the range touches a streaming head's sinks, or a head
+   is compensated, tells what it lost (their sums know no hole) or has a mark; STATE. */
 LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int64_t to);
 
 /* A new cache in the same pool with the parent's config and tokens: it shares all pages; the newest
@@ -885,6 +926,16 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
    Streaming heads then hold what they do after an extend. Errors: NULL; SHAPE (n); VALUE (not a
    path); FULL: the drafts stay. */
 LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const int32_t *path);
+
+/* Tells the cache that something ended here (enum lattn_mark): heads whose policy waits for it
+   (lattn_head.mark) now drop what it has no room for, and all rows from here on see what the policy
+   lets them see; marks are part of the sequence, as tokens are. Heads that have been compressed
+   stay as they are. Rows before the mark can no longer be attended with, and truncating to before
+   it is LATTN_E_EVICTED (unless all tokens up to there are still held: then it is undone).
+   lattn_cache_clear forgets the mark. Cost: one pass over the keys and values that are dropped,
+   shared by exec's threads. exec may be NULL (parallel_for and fault are used; no scratch). Errors:
+   NULL, SIZE, FIELD, STATE. */
+LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec);
 
 /* One sequence of a batched call. Frozen: this struct never changes. */
 typedef struct lattn_sequence {
@@ -2945,6 +2996,20 @@ LATTN_FN_ float lattn_log_(float x) {
   return lattn_fma_(e, 0.693145752f, f + y);
 }
 
+/* 1 / sqrt(x) to 2 ulp, for x in [2^-120, infinity); below, of 2^-120. */
+LATTN_FN_ float lattn_rsqrt_(float x) {
+  float y, h;
+  if (x < 7.52316385e-37f) x = 7.52316385e-37f;
+  if (!lattn_is_finite_(x)) return lattn_is_nan_(x) ? x : 0.0f;
+  y = lattn_float_(0x5f375a86u - (lattn_bits_(x) >> 1));
+  h = x * -0.5f;
+  for (int i = 0; i < 4; i++) {
+    float r = lattn_fma_(h * y, y, 0.5f);
+    y = lattn_fma_(y, r, y);
+  }
+  return y;
+}
+
 /* 1 / sqrt(d), d < 2^62, rounded to nearest, by integers: the largest m with m^2 d <= 4^s has 25
    bits. */
 LATTN_FN_ float lattn_rsqrt_int_(int64_t d) {
@@ -4294,7 +4359,9 @@ LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, cons
 /* Bytes of structs in their first version, where they have grown. */
 enum {
   LATTN_FIRST_ATTN_ = offsetof(lattn_attn, sigmoid_bias),
-  LATTN_FIRST_CONFIG_ = offsetof(lattn_cache_config, weighting)
+  LATTN_FIRST_CONFIG_ = offsetof(lattn_cache_config, weighting),
+  LATTN_FIRST_HEAD_ = offsetof(lattn_head, mark),
+  LATTN_FIRST_CALL_ = offsetof(lattn_call, lost_bound)
 };
 
 /* Copies a caller's struct of any version into ours: what it lacks is zero, what we do not know
@@ -4322,6 +4389,8 @@ typedef struct lattn_names_ {
         t ".stride_token", t ".stride_head"                                                   \
   }
 
+LATTN_FN_ int64_t lattn_min_(int64_t a, int64_t b) { return a < b ? a : b; }
+LATTN_FN_ int64_t lattn_max_(int64_t a, int64_t b) { return a > b ? a : b; }
 LATTN_FN_ uint64_t lattn_round64_(uint64_t n) { return (n + 63) / 64 * 64; }
 LATTN_FN_ size_t lattn_type_size_(int32_t type) { return type == LATTN_F32 ? 4 : 2; }
 
@@ -4436,14 +4505,28 @@ typedef struct lattn_storage_ {
 
 typedef struct lattn_rule_ {
   lattn_storage_ s;
-  int64_t sinks, window, slack; /* window 0: full head */
+  int64_t sinks, window, slack; /* window 0: full head, or until its mark */
   int32_t policy, in_cache;
+  int32_t mark, flags; /* enum lattn_mark that it waits for, enum lattn_head_flags */
+  int64_t marked;      /* position of the first row behind the mark; 0: without; -1: not yet */
+  int64_t next_window, divisor, next_in_cache; /* what they become at the mark */
+  int64_t sums;        /* offset of two prefixes (lattn_sums_) from the cache; 0: none */
+  int64_t sums_bytes;  /* of one */
   int64_t pages;       /* offset of uint32_t numbers of pages from the cache */
   int64_t sink_blocks; /* blocks [0, sink_blocks) have their own entries, block b >= that */
   int64_t ring;        /*   entry sink_blocks + (b less the blocks gone before it) % ring */
   int64_t first_block; /* blocks [first_block, end) are held besides the sink blocks */
   int64_t drafts;      /* offset of the draft area from the cache */
 } lattn_rule_;
+
+/* Sums over tokens that left a head's window, in double, in token order: no cut of calls changes
+   them. Of keys and values as stored, in their basis. */
+typedef struct lattn_sums_ {
+  int64_t *to;         /* tokens [sinks, *to) are in it */
+  double *longest;     /* the largest sum of squares of a key */
+  double *k, *v, *squares; /* v and squares of k: NULL where not wanted */
+  float *least, *most; /* of each dim of the keys; likewise */
+} lattn_sums_;
 
 /* Where the scales of a page's or draft area's values are, in bytes from the values on. */
 LATTN_FN_ int64_t lattn_scales_at_(const lattn_storage_ *s, int64_t rows) {
@@ -4528,6 +4611,8 @@ typedef struct lattn_job_ {
   size_t worker_bytes, keys_at; /* of a worker; its packed keys, which an append borrows */
   float *split;             /* partials of items of several units */
   float *angles;            /* NULL, or of the tokens of this pass: [LATTN_PASS_ROWS_][n_dims] */
+  float *lost_bound, *lost_estimate;
+  int64_t sums_bytes;       /* of the largest sums that a head keeps; 0: none does */
   int32_t stopped;          /* the progress callback said so */
   int32_t next, overflowed; /* the only members that workers change */
 } lattn_job_;
@@ -4572,6 +4657,7 @@ typedef struct lattn_space_ {
   int ahead_end;        /* panels of the other side before it are prepared ... */
   int64_t ahead;        /* ... for the block at this slot; -1: none */
   float *angles;
+  char *dropped; /* room for lattn_dropped_: sums, a query, means, a row; NULL: behind slot 0 */
   float *slots;
   size_t slot_floats;
   int64_t n_rows, columns;
@@ -4596,10 +4682,21 @@ LATTN_FN_ lattn_slot_ lattn_slot_at_(float *base, int64_t rows) {
   return s;
 }
 
+/* Floats that hold a key or value, as it is read to be summed: integers whole, others in pieces. */
+LATTN_FN_ int64_t lattn_sums_row_(int64_t dk, int64_t dv) {
+  return lattn_up_(lattn_min_(lattn_max_(dk, dv), LATTN_MAX_STACK_DIM_), 16);
+}
+
+/* Bytes of lattn_dropped_. */
+LATTN_FN_ size_t lattn_dropped_bytes_(const lattn_job_ *job) {
+  return (size_t)(job->sums_bytes + 4 * (2 * lattn_up_(job->dk, 16) + job->columns +
+                                         lattn_sums_row_(job->dk, job->dv)));
+}
+
 /* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on
    the stack. */
 LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, size_t *keys_at) {
-  size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[8];
+  size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[9];
   int64_t tile = job->rows < LATTN_TILE_ROWS_ ? job->rows : (int64_t)LATTN_TILE_ROWS_;
   int packs = job->scratch || !p;
   size_t slot = lattn_slot_floats_(job->rows, job->columns);
@@ -4612,7 +4709,8 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
   part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
-  for (int i = 0; i < 8; i++) {
+  part[8] = packs && job->sums_bytes ? lattn_dropped_bytes_(job) : 0;
+  for (int i = 0; i < 9; i++) {
     size_t next = at + (part[i] + unit - 1) / unit * unit;
     if (i == 4) *keys_at = at;
     if (sp) {
@@ -4625,6 +4723,7 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
       if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
       if (i == 6) sp->angles = part[6] ? (float *)(void *)here : 0;
       if (i == 7) sp->slots = (float *)(void *)here;
+      if (i == 8) sp->dropped = part[8] ? here : 0;
     }
     at = next;
   }
@@ -4649,9 +4748,6 @@ LATTN_FN_ lattn_slot_ lattn_space_slot_(const lattn_space_ *sp, int i) {
 }
 
 /* ---- which keys a row sees ---- */
-
-LATTN_FN_ int64_t lattn_min_(int64_t a, int64_t b) { return a < b ? a : b; }
-LATTN_FN_ int64_t lattn_max_(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Does the window need a test a key (the caller gave the keys' positions)? */
 LATTN_FN_ int lattn_by_lane_(const lattn_job_ *job) {
@@ -5728,13 +5824,299 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
   return lost;
 }
 
+/* ---- what a head dropped ----
+   A head with sums (lattn_head.flags, or compensated) keeps two prefixes of them: up to its oldest
+   page, from which any row that can still be asked for is reached, and up to what the next row has
+   lost, so that a row of decode finds its own. */
+
+/* Tokens [sinks, this) are those that a row at that position no longer sees. */
+LATTN_FN_ int64_t lattn_dropped_end_(const lattn_rule_ *rule, int64_t position) {
+  if (rule->window == 0) return rule->sinks;
+  return lattn_max_(rule->sinks, position - rule->window + 1);
+}
+
+/* The parts of sums that lie at p. */
+LATTN_FN_ lattn_sums_ lattn_sums_at_(const lattn_rule_ *rule, int64_t dk, int64_t dv, void *p) {
+  lattn_sums_ t;
+  double *next = (double *)p + 2;
+  t.to = (int64_t *)p;
+  t.longest = (double *)p + 1;
+  t.k = next;
+  next += dk;
+  t.v = rule->policy == LATTN_HEAD_COMPENSATED ? next : 0;
+  if (t.v) next += dv;
+  t.squares = rule->flags & LATTN_HEAD_VARIANCE ? next : 0;
+  if (t.squares) next += dk;
+  t.least = rule->flags & LATTN_HEAD_LOST ? (float *)(void *)next : 0;
+  t.most = t.least ? t.least + dk : 0;
+  return t;
+}
+
+/* Prefix 0 or 1 of a head of a cache. */
+LATTN_FN_ lattn_sums_ lattn_cache_sums_(const lattn_cache *cache, int32_t kv, int prefix);
+
+/* Dims [d, d + n) of a key or value of a page as the floats they stand for; all, of integers. */
+LATTN_FN_ void lattn_stored_key_(float *row, const lattn_storage_ *st, const char *page, int lane,
+                                 int64_t dk, int64_t d, int64_t n) {
+  const char *panel = page + lane / LATTN_PANEL_ * st->panel_bytes;
+  lane %= LATTN_PANEL_;
+  if (lattn_is_int_(st->key_type)) {
+    lattn_get_key_ints_(panel, st->key_type, lane, row, dk);
+    return;
+  }
+#define LATTN_BODY_(T) \
+  for (int64_t i = 0; i < n; i++) row[i] = lattn_get_(panel, T, (d + i) * LATTN_PANEL_ + lane)
+  LATTN_EACH_TYPE_(st->key_type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+LATTN_FN_ void lattn_stored_value_(float *row, const lattn_storage_ *st, const char *page, int lane,
+                                   int64_t dv, int64_t c, int64_t n) {
+  const char *values = page + st->value_at;
+  if (lattn_is_int_(st->value_type)) {
+    lattn_widen_ints_(row, values + lane * st->row_bytes, st->value_type, dv);
+    if (st->value_type == LATTN_I8)
+      lattn_scale_(row, dv, lattn_value_scale_(values + lattn_scales_at_(st, LATTN_BLOCK_), lane));
+    return;
+  }
+#define LATTN_BODY_(T) \
+  for (int64_t i = 0; i < n; i++) row[i] = lattn_get_(values, T, lane * dv + c + i)
+  LATTN_EACH_TYPE_(st->value_type, LATTN_BODY_)
+#undef LATTN_BODY_
+}
+
+LATTN_FN_ void lattn_add_doubles_(double *sum, const float *x, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; j++) sum[i + j] += (double)x[i + j];
+  for (; i < n; i++) sum[i] += (double)x[i];
+}
+
+/* Adds the token in a lane of a page. (Squares of floats are exact in double: nothing to fuse.) */
+LATTN_FN_ void lattn_sum_token_(const lattn_sums_ *t, const lattn_storage_ *st, int64_t dk,
+                                int64_t dv, const char *page, int lane, float *row) {
+  int64_t step = lattn_sums_row_(dk, dv);
+  double square = 0;
+  for (int64_t d = 0, n; d < dk; d += n) {
+    n = lattn_min_(dk - d, step);
+    lattn_stored_key_(row, st, page, lane, dk, d, n);
+    lattn_add_doubles_(t->k + d, row, n);
+    for (int64_t i = 0; t->squares && i < n; i++)
+      t->squares[d + i] += (double)row[i] * (double)row[i];
+    for (int64_t i = 0; t->least && i < n; i++) {
+      square += (double)row[i] * (double)row[i];
+      if (!(row[i] >= t->least[d + i])) t->least[d + i] = row[i]; /* a NaN stays */
+      if (!(row[i] <= t->most[d + i])) t->most[d + i] = row[i];
+    }
+  }
+  if (!(square <= *t->longest)) *t->longest = square;
+  for (int64_t c = 0, n; t->v && c < dv; c += n) {
+    n = lattn_min_(dv - c, step);
+    lattn_stored_value_(row, st, page, lane, dv, c, n);
+    lattn_add_doubles_(t->v + c, row, n);
+  }
+  ++*t->to;
+}
+
+/* Adds the tokens up to `to`, which the head holds. There are no holes. */
+LATTN_FN_ void lattn_sum_tokens_(const lattn_cache *cache, int32_t kv, const lattn_sums_ *t,
+                                 int64_t dk, int64_t dv, int64_t to, float *row) {
+  const lattn_storage_ *st = &lattn_cache_rule_(cache, kv)->s;
+  while (*t->to < to) {
+    const char *page = lattn_cache_page_(cache, kv, *t->to / LATTN_BLOCK_);
+    int lane = (int)(*t->to % LATTN_BLOCK_);
+    do
+      lattn_sum_token_(t, st, dk, dv, page, lane, row);
+    while (++lane < LATTN_BLOCK_ && *t->to < to);
+  }
+}
+
+/* The key and value that stand for what a row no longer sees. */
+typedef struct lattn_dropped_ {
+  const lattn_rule_ *rule;
+  lattn_sums_ own;   /* in the worker's memory */
+  lattn_sums_ sums;  /* those that end where the row's do: a prefix of the cache's, or own */
+  int64_t loaded;    /* 1 + the prefix that own began with; 0: none */
+  int64_t end;       /* of the tokens that the means are of; -1: none */
+  float *q, *mean, *value, *row;
+  int64_t at;        /* position of the worker's angles */
+} lattn_dropped_;
+
+LATTN_FN_ void lattn_dropped_init_(const lattn_job_ *job, const lattn_item_ *it,
+                                   const lattn_space_ *sp, lattn_dropped_ *d) {
+  char *p = sp->dropped ? sp->dropped : (char *)(void *)(sp->slots + sp->slot_floats);
+  LATTN_MEMSET_(d, 0, sizeof *d);
+  d->rule = lattn_cache_rule_(it->cache, it->kv);
+  d->end = d->at = -1;
+  if (!d->rule->sums) return;
+  d->own = lattn_sums_at_(d->rule, job->dk, job->dv, p);
+  d->q = (float *)(void *)(p + job->sums_bytes);
+  d->mean = d->q + lattn_up_(job->dk, 16);
+  d->value = d->mean + lattn_up_(job->dk, 16);
+  d->row = d->value + job->columns;
+}
+
+/* Means of the first n numbers, and zeros up to a multiple of 16. */
+LATTN_FN_ void lattn_means_(float *to, const double *sum, int64_t n, double inverse) {
+  for (int64_t i = 0; i < n; i++) to[i] = (float)(sum[i] * inverse);
+  for (int64_t i = n; i < lattn_up_(n, 16); i++) to[i] = 0;
+}
+
+/* Makes the sums, and their means, those of tokens up to `end`. Rows mostly come in order. */
+LATTN_FN_ void lattn_dropped_reach_(const lattn_job_ *job, const lattn_item_ *it,
+                                    lattn_dropped_ *d, int64_t end) {
+  lattn_sums_ newer = lattn_cache_sums_(it->cache, it->kv, 1);
+  double inverse;
+  if (d->end == end) return;
+  if (*newer.to == end) {
+    d->sums = newer;
+  } else {
+    int prefix = *newer.to <= end;
+    if (!d->loaded || *d->own.to > end || (prefix && *d->own.to < *newer.to)) {
+      lattn_sums_ from = lattn_cache_sums_(it->cache, it->kv, prefix);
+      LATTN_MEMCPY_(d->own.to, from.to, (size_t)d->rule->sums_bytes);
+      d->loaded = 1;
+    }
+    lattn_sum_tokens_(it->cache, it->kv, &d->own, job->dk, job->dv, end, d->row);
+    d->sums = d->own;
+  }
+  d->end = end;
+  inverse = 1.0 / (double)(end - d->rule->sinks);
+  lattn_means_(d->mean, d->sums.k, job->dk, inverse);
+  if (d->sums.v) lattn_means_(d->value, d->sums.v, job->dv, inverse);
+}
+
+/* The row's query as its scores' keys are: turned at its position, in the keys' basis, scaled. */
+LATTN_FN_ const float *lattn_dropped_query_(const lattn_job_ *job, const lattn_item_ *it,
+                                            const lattn_space_ *sp, lattn_dropped_ *d, int64_t r) {
+  const lattn_row_ *row = sp->rows + r;
+  int64_t padded = lattn_up_(job->dk, 16);
+  if (!lattn_is_int_(d->rule->s.key_type) && !lattn_in_pairs_(job, it)) {
+    LATTN_MEMCPY_(d->q, sp->q + r * job->dk, (size_t)job->dk * sizeof *d->q);
+  } else {
+    lattn_widen_row_(d->q, &job->q, row->token, row->head);
+    if (job->turning.turns)
+      lattn_turn_at_(d->q, sp->angles, &job->turning, row->position, &d->at);
+    if (d->rule->s.key_basis) lattn_hadamard_(d->q, job->dk, d->rule->s.key_basis);
+    lattn_scale_(d->q, job->dk, job->scale);
+  }
+  for (int64_t i = job->dk; i < padded; i++) d->q[i] = 0;
+  return d->q;
+}
+
+/* A dot product in 16 chains. */
+LATTN_FN_ float lattn_dot16_(const float *a, const float *b, int64_t n) {
+  lattn_v16_ sum = lattn_v_set_(0);
+  for (int64_t i = 0; i < n; i += 16)
+    sum = lattn_v_fma_(lattn_v_load_(a + i), lattn_v_load_(b + i), sum);
+  return lattn_v_reduce_add_(sum);
+}
+
+/* A score of the row after softcap and ALiBi. */
+LATTN_FN_ float lattn_capped_(const lattn_job_ *job, const lattn_row_ *row, float s,
+                              float distance) {
+  float x[16];
+  if (lattn_bits_(job->o.softcap)) {
+    lattn_v16_ cap = lattn_v_set_(job->o.softcap);
+    lattn_v_store_(x, lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(lattn_v_set_(s), cap)), cap));
+    s = x[0];
+  }
+  if (job->o.alibi_slopes) s = lattn_fma_(-job->o.alibi_slopes[row->head], distance, s);
+  return s;
+}
+
+/* Score of the mean key, counted as often as tokens were dropped. */
+LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *row,
+                                     const lattn_dropped_ *d, const float *q) {
+  double n = (double)(d->end - d->rule->sinks);
+  float s = lattn_dot16_(q, d->mean, lattn_up_(job->dk, 16)), more = 0;
+  s = lattn_capped_(job, row, s,
+                    (float)(2 * row->position - d->end - d->rule->sinks + 1) * 0.5f);
+  for (int64_t i = 0; d->sums.squares && i < job->dk; i++) {
+    double mean = d->sums.k[i] / n;
+    double variance = lattn_fma64_(-mean, mean, d->sums.squares[i] / n);
+    more = lattn_fma_(q[i] * q[i], variance < 0 ? 0.0f : (float)variance, more);
+  }
+  return lattn_fma_(0.5f, more, s) + lattn_log_((float)n);
+}
+
+/* No dropped key scores more: neither |q| times the longest, nor the box around all of them, can. A
+   float's rounding of a score is below 2^-14 of |q| |k|, for any dim. */
+LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *row,
+                                     const lattn_dropped_ *d, const float *q) {
+  double box = 0, square = 0, most;
+  int64_t near = row->position - d->end + 1, far = row->position - d->rule->sinks;
+  float length, u;
+  for (int64_t i = 0; i < job->dk; i++) {
+    double x = (double)q[i] * (double)d->sums.least[i], y = (double)q[i] * (double)d->sums.most[i];
+    square += (double)q[i] * (double)q[i];
+    box += x > y ? x : y;
+  }
+  length = (float)(square * *d->sums.longest);
+  length *= lattn_rsqrt_(length);
+  most = (double)length < box ? (double)length : box;
+  u = (float)lattn_fma64_((double)length, 0x1p-13, most);
+  if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0) near = far;
+  u = lattn_capped_(job, row, u, (float)near);
+  return u + lattn_log_((float)(d->end - d->rule->sinks));
+}
+
+/* The share of a part with that lse in the whole of it and what is kept. */
+LATTN_FN_ float lattn_share_(float lse, float kept) {
+  float x = lse - kept, e;
+  if (lattn_is_empty_(lse)) return 0;
+  if (x <= 0) {
+    e = lattn_exp_(x);
+    return e / (1.0f + e);
+  }
+  return 1.0f / (1.0f + lattn_exp_(-x));
+}
+
+/* Row r of the item, all of whose segments are merged into s: what it lost, and what stands for
+   it. */
+LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_item_ *it,
+                                           const lattn_space_ *sp, lattn_dropped_ *d, int64_t r,
+                                           const lattn_slot_ *s) {
+  const lattn_row_ *row = sp->rows + r;
+  int64_t at = row->token * job->n_kv * job->group + row->head;
+  int64_t end = lattn_dropped_end_(d->rule, row->position), n = end - d->rule->sinks;
+  float bound = n > 0 ? 1.0f : 0.0f, estimate = n > 0 ? LATTN_NAN_ : 0.0f;
+  int tells = job->lost_bound || job->lost_estimate;
+  if (n > 0 && d->rule->sums && (tells || d->rule->policy == LATTN_HEAD_COMPENSATED)) {
+    const float *q = lattn_dropped_query_(job, it, sp, d, r);
+    float score, kept = s->m[r] + lattn_log_(s->l[r]);
+    lattn_dropped_reach_(job, it, d, end);
+    score = lattn_dropped_score_(job, row, d, q);
+    if (d->sums.least) {
+      estimate = lattn_share_(score, kept);
+      if (job->lost_bound && !(job->o.key_bias || job->o.pair_bias || job->o.score))
+        bound = lattn_share_(lattn_dropped_bound_(job, row, d, q), kept) * 1.00001f;
+      if (!(bound <= 1.0f)) bound = 1.0f;
+    }
+    if (d->sums.v)
+      lattn_merge_row_(s->m + r, s->l + r, s->acc + r * job->columns, score, 1.0f, d->value,
+                       job->columns);
+  }
+  if (job->lost_bound) job->lost_bound[at] = bound;
+  if (job->lost_estimate) job->lost_estimate[at] = estimate;
+}
+
 LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int slot) {
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
   lattn_slot_ s = lattn_space_slot_(sp, slot);
+  lattn_dropped_ dropped;
+  int sums = it->cache && lattn_cache_rule_(it->cache, it->kv)->sums;
+  int drops = sums || job->lost_bound || job->lost_estimate;
+  if (sums && !sp->dropped && slot > 0) { /* the other slots are free: room for the sums */
+    s = lattn_space_slot_(sp, 0);
+    LATTN_MEMCPY_(sp->slots, sp->slots + (size_t)slot * sp->slot_floats,
+                  sp->slot_floats * sizeof *sp->slots);
+  }
+  if (drops) lattn_dropped_init_(job, it, sp, &dropped);
   for (int64_t r = 0; r < it->rows; r++) {
     const lattn_row_ *row = sp->rows + r;
     int32_t basis = it->cache ? lattn_cache_rule_(it->cache, it->kv)->s.value_basis : 0;
+    if (drops) lattn_finish_dropped_(job, it, sp, &dropped, r, &s);
     int64_t at = row->token * job->n_kv * job->group + row->head;
     float *acc = s.acc + r * job->columns;
     float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
@@ -5966,7 +6348,10 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
   it.started = 0;
   while (lattn_next_item_(job, &it)) {
     if (it.units == 1) continue;
-    for (int64_t r = 0; r < it.rows; r++) lattn_row_at_(job, &it, it.row + r, sp.rows + r);
+    if (it.cache && lattn_cache_rule_(it.cache, it.kv)->sums)
+      lattn_fill_rows_(job, &it, &sp); /* queries too */
+    else
+      for (int64_t r = 0; r < it.rows; r++) lattn_row_at_(job, &it, it.row + r, sp.rows + r);
     for (int64_t u = 0; u < it.units; u++) {
       int64_t run = it.run[0] + u;
       int slot = lattn_free_slot_(&sp);
@@ -6513,12 +6898,13 @@ LATTN_FN_ lattn_status lattn_check_apart_(const lattn_tensor *made, int n_made,
 LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial *partial,
                                             const lattn_tensor *more, int n_more, lattn_fault *f) {
   static const lattn_names_ name = LATTN_NAMES_("out");
-  const char *names[6] = {"out", "lse", "lse_low", "partial", "partial", "partial"};
+  const char *names[8] = {"out", "lse", "lse_low", "lost_bound", "lost_estimate", "partial",
+                          "partial", "partial"};
   const lattn_attn *o = &job->o;
   int64_t heads = job->n_kv * job->group, n = job->q.n_tokens, rows = n * heads;
   int64_t sequences = o->n_sequences;
-  lattn_tensor in[16], made[6];
-  int n_in = 0, n_made = 3;
+  lattn_tensor in[16], made[8];
+  int n_in = 0, n_made = 5;
   lattn_status s = lattn_view_(&job->out, 1, partial == 0, &name, f);
   if (s) return s;
   if (o->lse_low && !job->lse) return lattn_fail_(f, LATTN_E_NULL, "lse");
@@ -6528,6 +6914,8 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   made[0] = job->out;
   made[1] = lattn_floats_(job->lse, rows);
   made[2] = lattn_floats_(o->lse_low, rows);
+  made[3] = lattn_floats_(job->lost_bound, rows);
+  made[4] = lattn_floats_(job->lost_estimate, rows);
   if (partial) {
     s = lattn_check_partial_(partial, rows, job->dv, f);
     if (s) return s;
@@ -6999,6 +7387,7 @@ struct lattn_cache {
   int64_t rules, turns, slopes, sink_logits, holes; /* offsets from this; 0 = none */
   uint64_t fingerprint; /* of all that decides what answers it gives */
   int32_t max_holes, n_holes, max_drafts, n_drafts;
+  int64_t sums_bytes;   /* of the largest sums that a head keeps */
   int32_t listed;       /* during a batched call: it was met */
   float sigmoid_bias;
   int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
@@ -7010,15 +7399,16 @@ struct lattn_checkpoint {
   uint64_t bytes, fingerprint;
   int64_t n_tokens;
   int32_t n_kv, n_holes;
-  int64_t holes, heads, pages; /* offsets from this: lattn_hole_ [n_holes], lattn_kept_ [n_kv],
-                                  numbers of pages [n_pages] */
+  int64_t holes, heads, sums, pages; /* offsets from this: lattn_hole_ [n_holes], lattn_kept_
+                                        [n_kv], the first prefix of each head that has sums,
+                                        numbers of pages [n_pages] */
   int64_t n_pages;
 };
 
 /* What a checkpoint keeps of a head: its next `count` pages, of the sink blocks and of blocks from
    first_block on, but those in holes. */
 typedef struct lattn_kept_ {
-  int64_t first_block, count, page_bytes;
+  int64_t first_block, count, page_bytes, marked;
   int32_t page_size, zero;
 } lattn_kept_;
 
@@ -7118,6 +7508,60 @@ LATTN_FN_ void lattn_sum_holes_(lattn_cache *cache) {
         lattn_max_(0, h[i].to / LATTN_BLOCK_ - lattn_blocks_(h[i].from));
   }
   cache->removed = removed;
+}
+
+/* ---- sums of what heads dropped ---- */
+
+LATTN_FN_ lattn_sums_ lattn_cache_sums_(const lattn_cache *cache, int32_t kv, int prefix) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  char *p = (char *)(uintptr_t)cache + rule->sums + prefix * rule->sums_bytes;
+  return lattn_sums_at_(rule, cache->dk, cache->dv, p);
+}
+
+/* A prefix without a token. */
+LATTN_FN_ void lattn_sums_clear_(const lattn_cache *cache, int32_t kv, int prefix) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  lattn_sums_ t = lattn_cache_sums_(cache, kv, prefix);
+  LATTN_MEMSET_(t.to, 0, (size_t)rule->sums_bytes);
+  *t.to = rule->sinks;
+  for (int64_t d = 0; t.least && d < cache->dk; d++) {
+    t.least[d] = LATTN_INFINITY_;
+    t.most[d] = -LATTN_INFINITY_;
+  }
+}
+
+/* Brings a prefix up to `to`; the head holds those tokens. */
+LATTN_NOINLINE_ void lattn_sums_advance_(const lattn_cache *cache, int32_t kv, int prefix,
+                                         int64_t to) {
+  float row[LATTN_MAX_STACK_DIM_];
+  lattn_sums_ t = lattn_cache_sums_(cache, kv, prefix);
+  lattn_sum_tokens_(cache, kv, &t, cache->dk, cache->dv, to, row);
+}
+
+/* Before the head's pages before slot `keep` go (0: none do), its first prefix takes up what is in
+   them; the second becomes what the next token's row has lost. Both go back where tokens were
+   forgotten. */
+LATTN_NOINLINE_ void lattn_sums_settle_(const lattn_cache *cache, int32_t kv, int64_t keep) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  int64_t end = lattn_dropped_end_(rule, cache->n_tokens);
+  lattn_sums_ old, now;
+  if (!rule->sums || !rule->window) return;
+  old = lattn_cache_sums_(cache, kv, 0);
+  now = lattn_cache_sums_(cache, kv, 1);
+  if (*old.to > end) lattn_sums_clear_(cache, kv, 0);
+  lattn_sums_advance_(cache, kv, 0, lattn_min_(keep, end));
+  if (*now.to > end || *now.to < *old.to)
+    LATTN_MEMCPY_(now.to, old.to, (size_t)rule->sums_bytes);
+  lattn_sums_advance_(cache, kv, 1, end);
+}
+
+/* Of all heads, after tokens were forgotten, or another cache's came. */
+LATTN_FN_ void lattn_sums_settle_all_(const lattn_cache *cache) {
+  lattn_fpenv_ saved;
+  if (!cache->sums_bytes) return;
+  lattn_fpenv_enter_(&saved);
+  for (int32_t i = 0; i < cache->n_kv; i++) lattn_sums_settle_(cache, i, 0);
+  lattn_fpenv_leave_(&saved);
 }
 
 /* ---- drafts of a cache ---- */
@@ -7464,6 +7908,50 @@ LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_hea
   return LATTN_OK;
 }
 
+/* A head that drops tokens: its window, and what it keeps of what it dropped. */
+LATTN_FN_ lattn_status lattn_plan_dropping_(const lattn_plan_ *p, const lattn_head *head,
+                                            lattn_rule_ *rule) {
+  lattn_fault *f = p->c.fault;
+  int64_t all = lattn_blocks_(p->header.capacity), dk = p->header.dk;
+  int compensated = head->policy == LATTN_HEAD_COMPENSATED;
+  lattn_status s = (p->header.rotates || p->c.alibi_slopes) && !compensated ? LATTN_OK
+                                                                            : LATTN_E_CONFIG;
+  if (head->sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.sinks");
+  if (head->window < 1) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window");
+  if (head->slack < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.slack");
+  if (head->mark && head->mark != LATTN_PROMPT_END)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.mark");
+  if (head->flags & ~(LATTN_HEAD_LOST | LATTN_HEAD_VARIANCE))
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.flags");
+  if (head->flags & LATTN_HEAD_VARIANCE && !compensated)
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.heads.flags");
+  if (head->window_divisor < 0)
+    return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window_divisor");
+  if (head->window_divisor && !head->mark)
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.heads.window_divisor");
+  if (head->positions == LATTN_POSITIONS_IN_CACHE && s)
+    return lattn_fail_(f, s, "config.heads.positions");
+  if (compensated && p->c.weighting == LATTN_SIGMOID)
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.weighting");
+  rule->in_cache = head->positions != LATTN_POSITIONS_ABSOLUTE && !s;
+  rule->sinks = lattn_min_(head->sinks, LATTN_MAX_POSITION_);
+  rule->window = lattn_min_(head->window, LATTN_MAX_POSITION_);
+  rule->slack = lattn_min_(head->slack, LATTN_MAX_POSITION_);
+  rule->mark = head->mark;
+  rule->flags = head->flags;
+  rule->divisor = head->window_divisor;
+  rule->sink_blocks = lattn_min_(lattn_blocks_(rule->sinks), all);
+  rule->ring = lattn_window_blocks_(rule->window - 1 + rule->slack + p->header.max_append);
+  rule->ring = lattn_min_(rule->ring, all) + 2 * (int64_t)p->header.max_holes;
+  if (!compensated && !(head->flags & LATTN_HEAD_LOST)) return LATTN_OK;
+  if (rule->window <= p->header.max_drafts) /* drafts are in no sum */
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.heads.window");
+  rule->sums_bytes = 16 + 8 * dk + (compensated ? 8 * p->header.dv : 0) +
+                     (head->flags & LATTN_HEAD_VARIANCE ? 8 * dk : 0) +
+                     (head->flags & LATTN_HEAD_LOST ? 8 * dk : 0);
+  return LATTN_OK;
+}
+
 LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_rule_ *rule) {
   lattn_head head;
   lattn_fault *f = p->c.fault;
@@ -7475,37 +7963,31 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
     const char *at = (const char *)(const void *)p->c.heads + (size_t)kv * p->c.head_size;
     for (size_t i = sizeof head; i < p->c.head_size; i++)
       if (at[i]) return lattn_fail_(f, LATTN_E_FIELD, "config.heads");
-    LATTN_MEMCPY_(&head, at, sizeof head);
+    LATTN_MEMCPY_(&head, at, p->c.head_size < sizeof head ? p->c.head_size : sizeof head);
   }
   s = lattn_plan_storage_(p, &head, &rule->s);
   if (s) return s;
   rule->policy = head.policy;
   rule->ring = all + 2 * (int64_t)p->header.max_holes; /* what a hole leaves may straddle blocks */
+  if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
   if (head.policy == LATTN_HEAD_FULL) {
-    if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
-      return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
-    if (head.positions == LATTN_POSITIONS_IN_CACHE || head.sinks || head.window || head.slack)
+    if (head.positions == LATTN_POSITIONS_IN_CACHE || head.sinks || head.window || head.slack ||
+        head.mark || head.flags || head.window_divisor)
       return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
     if (p->c.capacity == 0) return lattn_fail_(f, LATTN_E_CONFIG, "config.capacity");
     return LATTN_OK;
   }
-  if (head.policy != LATTN_HEAD_STREAMING)
+  if (head.policy != LATTN_HEAD_STREAMING && head.policy != LATTN_HEAD_COMPENSATED)
     return lattn_fail_(f, LATTN_E_FIELD, "config.heads.policy");
-  if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
-    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
-  if (head.sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.sinks");
-  if (head.window < 1) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window");
-  if (head.slack < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.slack");
-  s = p->header.rotates || p->c.alibi_slopes ? LATTN_OK : LATTN_E_CONFIG;
-  if (head.positions == LATTN_POSITIONS_IN_CACHE && s)
-    return lattn_fail_(f, s, "config.heads.positions");
-  rule->in_cache = head.positions != LATTN_POSITIONS_ABSOLUTE && !s;
-  rule->sinks = lattn_min_(head.sinks, LATTN_MAX_POSITION_);
-  rule->window = lattn_min_(head.window, LATTN_MAX_POSITION_);
-  rule->slack = lattn_min_(head.slack, LATTN_MAX_POSITION_);
-  rule->sink_blocks = lattn_min_(lattn_blocks_(rule->sinks), all);
-  rule->ring = lattn_window_blocks_(rule->window - 1 + rule->slack + p->header.max_append);
-  rule->ring = lattn_min_(rule->ring, all) + 2 * (int64_t)p->header.max_holes;
+  s = lattn_plan_dropping_(p, &head, rule);
+  if (s || !rule->mark) return s;
+  if (p->c.capacity == 0) return lattn_fail_(f, LATTN_E_CONFIG, "config.capacity");
+  rule->ring = all + 2 * (int64_t)p->header.max_holes;
+  rule->next_window = rule->window; /* until the mark it is full */
+  rule->next_in_cache = rule->in_cache;
+  rule->window = rule->in_cache = 0;
+  rule->marked = -1;
   return LATTN_OK;
 }
 
@@ -7513,11 +7995,11 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
 LATTN_FN_ void lattn_rule_pages_(const lattn_plan_ *p, const lattn_rule_ *rule, int64_t *held,
                                  int64_t *peak) {
   int64_t all = lattn_blocks_(p->header.capacity), kept = all;
-  if (rule->policy == LATTN_HEAD_STREAMING)
+  if (rule->window)
     kept =
         lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
   *held = *peak = kept;
-  if (rule->policy == LATTN_HEAD_STREAMING)
+  if (rule->window)
     *peak = lattn_min_(all, rule->sink_blocks + rule->ring - 2 * (int64_t)p->header.max_holes);
 }
 
@@ -7577,7 +8059,7 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
     return lattn_fail_(f, LATTN_E_SHAPE, "config.max_holes");
   h->max_drafts = c->max_drafts;
   h->max_holes = c->max_holes ? c->max_holes : 16;
-  if (c->heads && c->head_size < sizeof(lattn_head))
+  if (c->heads && (c->head_size < LATTN_FIRST_HEAD_ || c->head_size % 8))
     return lattn_fail_(f, LATTN_E_SIZE, "config.head_size");
   lattn_job_init_(&job);
   job.n_kv = h->n_kv;
@@ -7656,6 +8138,8 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
     lattn_rule_pages_(p, &rule, &held, &peak);
     rule.pages = lattn_lay_(&at, lattn_times_(rule.sink_blocks + rule.ring, 4));
     rule.drafts = lattn_lay_(&at, rule.s.draft_bytes);
+    if (rule.sums_bytes) rule.sums = lattn_lay_(&at, 2 * rule.sums_bytes);
+    h->sums_bytes = lattn_max_(h->sums_bytes, rule.sums_bytes);
     s = lattn_plan_pages_(p, &rule.s, held, peak);
     if (s) return s;
     if (at < 0) return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads");
@@ -7721,6 +8205,11 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
     lattn_mix_(&hash, (uint64_t)(rule->policy + 16 * rule->in_cache + own));
     lattn_mix_(&hash, (uint64_t)rule->sinks);
     lattn_mix_(&hash, (uint64_t)rule->window);
+    if (rule->mark || rule->flags) {
+      lattn_mix_(&hash, (uint64_t)(rule->mark + 16 * rule->flags + 256 * rule->next_in_cache));
+      lattn_mix_(&hash, (uint64_t)rule->next_window);
+      lattn_mix_(&hash, (uint64_t)rule->divisor);
+    }
   }
   if (h->weighting)
     lattn_mix_(&hash, (uint64_t)h->weighting << 32 | lattn_bits_(h->sigmoid_bias));
@@ -7744,7 +8233,7 @@ LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs,
     for (int32_t h = 0; h < p.header.n_kv; h++) {
       lattn_rule_ rule;
       lattn_plan_rule_(&p, h, &rule);
-      if (rule.policy == LATTN_HEAD_FULL) *limited = 1;
+      if (!rule.window) *limited = 1;
     }
     for (int q = 0; q < LATTN_MAX_SIZES_ && p.sizes[q]; q++) {
       int k = 0;
@@ -7820,6 +8309,8 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
     lattn_storage_ *st = &lattn_rules_(own)[i].s;
     st->page_size = lattn_size_of_(sizes, (uint64_t)st->page_bytes);
   }
+  for (int32_t i = 0; i < 2 * own->n_kv; i++)
+    if (lattn_cache_rule_(own, i / 2)->sums) lattn_sums_clear_(own, i / 2, i % 2);
   own->fingerprint = lattn_fingerprint_(own);
   pool->n_caches++;
   *cache = own;
@@ -7855,7 +8346,7 @@ LATTN_FN_ int64_t lattn_next_held_(const lattn_cache *cache, const lattn_rule_ *
 /* The first block that a streaming head keeps when the next token is at position `next`. */
 LATTN_FN_ int64_t lattn_keep_from_(const lattn_cache *cache, const lattn_rule_ *rule,
                                    int64_t next) {
-  if (rule->policy != LATTN_HEAD_STREAMING) return 0;
+  if (!rule->window) return 0;
   next = lattn_max_(0, next - (rule->window - 1) - rule->slack);
   return lattn_slot_of_(cache, next) / LATTN_BLOCK_;
 }
@@ -7875,9 +8366,22 @@ LATTN_FN_ int lattn_tail_shared_(const lattn_cache *cache, const lattn_rule_ *ru
   return lattn_page_of_(lattn_cache_pool_(cache), number)->holders > 1;
 }
 
+/* The head's sums take up what it no longer keeps. */
+LATTN_FN_ void lattn_sums_evict_(const lattn_cache *cache, int32_t kv) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  int64_t keep = lattn_keep_from_(cache, rule, cache->n_tokens);
+  lattn_sums_settle_(cache, kv, lattn_max_(rule->first_block, keep) * LATTN_BLOCK_);
+}
+
 /* Releases what lies before the window and slack of the next token. */
 LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
   lattn_pool *pool = lattn_cache_pool_(cache);
+  lattn_fpenv_ saved;
+  if (cache->sums_bytes) {
+    lattn_fpenv_enter_(&saved);
+    for (int32_t i = 0; i < cache->n_kv; i++) lattn_sums_evict_(cache, i);
+    lattn_fpenv_leave_(&saved);
+  }
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
     int64_t sinks, first, end, keep = lattn_keep_from_(cache, rule, cache->n_tokens);
@@ -7967,7 +8471,7 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
 LATTN_FN_ int lattn_resident_(const lattn_cache *cache, const lattn_rule_ *rule, int64_t start,
                               int64_t end) {
   int64_t always = rule->sink_blocks * LATTN_BLOCK_, behind;
-  if (rule->policy != LATTN_HEAD_STREAMING || start >= end) return 1;
+  if (!rule->window || start >= end) return 1;
   if (lattn_slot_of_(cache, end - 1) < always) return 1;
   start = lattn_max_(lattn_slot_of_(cache, lattn_max_(start, 0)), always);
   if (lattn_in_hole_(cache, start, &behind)) start = behind;
@@ -8322,6 +8826,7 @@ LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
   job->columns = cache->columns;
   job->group = cache->group;
   job->n_kv = cache->n_kv;
+  job->sums_bytes = cache->sums_bytes;
   job->o.mask = LATTN_CAUSAL;
   job->o.scale = cache->scale;
   job->o.softcap = cache->softcap;
@@ -8339,7 +8844,7 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
                                          float *lse, int64_t n_keys, lattn_fault *f) {
   static const lattn_names_ name = LATTN_NAMES_("q");
   lattn_call c;
-  lattn_status s = lattn_import_(&c, sizeof c, sizeof c, call);
+  lattn_status s = lattn_import_(&c, sizeof c, LATTN_FIRST_CALL_, call);
   if (s) return lattn_fail_(f, s, "call.size");
   if (c.inexact && c.inexact != LATTN_INEXACT_BF16)
     return lattn_fail_(f, LATTN_E_FIELD, "call.inexact");
@@ -8354,7 +8859,11 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   job->o.score = c.score;
   job->o.score_user = c.score_user;
   job->o.lse_low = c.lse_low;
+  job->lost_bound = c.lost_bound;
+  job->lost_estimate = c.lost_estimate;
   job->partial = c.partial;
+  if ((c.lost_bound || c.lost_estimate) && cache->weighting == LATTN_SIGMOID)
+    return lattn_fail_(f, LATTN_E_CONFIG, c.lost_bound ? "call.lost_bound" : "call.lost_estimate");
   s = lattn_view_(&job->q, 0, 1, &name, f);
   if (s) return s;
   if (job->q.n_heads != cache->n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
@@ -8431,8 +8940,9 @@ LATTN_FN_ lattn_status lattn_check_attending_(const lattn_sequence *e, int64_t *
   if (e->n_tokens > cache->n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_tokens");
   for (int32_t i = 0; i < cache->n_kv && e->n_tokens > 0; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
-    if (!lattn_resident_(cache, rule, cache->n_tokens - e->n_tokens - rule->window + 1,
-                         cache->n_tokens))
+    int64_t first = cache->n_tokens - e->n_tokens;
+    if (first < rule->marked ||
+        !lattn_resident_(cache, rule, first - rule->window + 1, cache->n_tokens))
       return lattn_fail_(f, LATTN_E_EVICTED, "q.n_tokens");
   }
   return LATTN_OK;
@@ -8601,6 +9111,8 @@ LATTN_FN_ lattn_status lattn_batch_check_(lattn_batch_ *b, const lattn_call *cal
   job->of_caches = 1;
   if (!s) s = lattn_check_call_(job, b->list[0].cache, call, q, out, lse, keys, f);
   if (s) return s;
+  for (int64_t i = 0; i < b->n; i++)
+    job->sums_bytes = lattn_max_(job->sums_bytes, b->list[i].cache->sums_bytes);
   if (job->partial && (b->appends || b->n > 1))
     return lattn_fail_(f, LATTN_E_CONFIG, "call.partial");
   s = lattn_check_outputs_(job, job->partial, 0, 0, f);
@@ -8729,6 +9241,7 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   job.n_kv = p.header.n_kv;
   job.turning.turns = p.header.rotates ? &some : 0;
   job.turning.n_dims = p.header.n_dims;
+  job.sums_bytes = p.header.sums_bytes;
   job.n_workers = n_threads > 0 ? n_threads : 1;
   job.o.n_sequences = n_sequences;
   job.of_caches = 1;
@@ -8783,6 +9296,27 @@ LATTN_FN_ void lattn_drop_blocks_(lattn_cache *cache, const lattn_rule_ *rule, i
                        *lattn_page_entry_(cache, rule, b));
 }
 
+/* The window that a head gets at a mark after n tokens. */
+LATTN_FN_ int64_t lattn_marked_window_(const lattn_rule_ *rule, int64_t n) {
+  return lattn_max_(rule->next_window, rule->divisor ? n / rule->divisor : 0);
+}
+
+/* The head is as it was behind that mark (-1: before it; 0: no matter of marks). */
+LATTN_FN_ void lattn_set_marked_(lattn_rule_ *rule, int64_t marked) {
+  if (!rule->mark) return;
+  rule->marked = marked;
+  rule->window = marked < 0 ? 0 : lattn_marked_window_(rule, marked);
+  rule->in_cache = marked < 0 ? 0 : (int32_t)rule->next_in_cache;
+}
+
+/* The head is full again, until another mark; what it forgot of the tokens left, it holds. */
+LATTN_FN_ void lattn_unmark_(lattn_cache *cache, int32_t kv) {
+  lattn_rule_ *rule = lattn_rules_(cache) + kv;
+  lattn_set_marked_(rule, -1);
+  rule->first_block = 0;
+  for (int i = 0; i < 2 && rule->sums; i++) lattn_sums_clear_(cache, kv, i);
+}
+
 /* Forgets what follows position n_tokens; the windows it needs are there. */
 LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
   int64_t slots = n_tokens ? lattn_slot_of_(cache, n_tokens - 1) + 1 : 0;
@@ -8790,6 +9324,7 @@ LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
     lattn_drop_blocks_(cache, rule, lattn_blocks_(slots), INT64_MAX);
     rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(slots));
+    if (rule->mark && (n_tokens < rule->marked || n_tokens == 0)) lattn_unmark_(cache, i);
   }
   while (cache->n_holes && lattn_holes_(cache)[cache->n_holes - 1].from >= slots) cache->n_holes--;
   lattn_sum_holes_(cache);
@@ -8803,9 +9338,11 @@ LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens
   for (int32_t i = 0; i < cache->n_kv && n_tokens < cache->n_tokens; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     int64_t needed = lattn_max_(rule->window - 1, 1); /* the newest too: its page goes on */
+    if (n_tokens < rule->marked) needed = n_tokens;
     if (!lattn_resident_(cache, rule, n_tokens - needed, n_tokens)) return LATTN_E_EVICTED;
   }
   lattn_cut_(cache, n_tokens);
+  lattn_sums_settle_all_(cache);
   lattn_pool_settle_(lattn_cache_pool_(cache));
   return LATTN_OK;
 }
@@ -8814,6 +9351,45 @@ LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache) {
   if (!cache) return LATTN_E_NULL;
   cache->n_drafts = 0;
   lattn_cut_(cache, 0);
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return LATTN_OK;
+}
+
+/* ---- mark ---- */
+
+typedef struct lattn_marking_ {
+  lattn_cache *cache;
+  int32_t n_tasks;
+} lattn_marking_;
+
+/* Does the mark that comes now change the head? */
+LATTN_FN_ int lattn_waits_(const lattn_rule_ *rule) { return rule->mark && rule->marked < 0; }
+
+LATTN_FN_ void lattn_mark_task_(void *context, int32_t index) {
+  const lattn_marking_ *m = (const lattn_marking_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  for (int32_t i = index; i < m->cache->n_kv; i += m->n_tasks) {
+    lattn_rule_ *rule = lattn_rules_(m->cache) + i;
+    if (!lattn_waits_(rule)) continue;
+    lattn_set_marked_(rule, m->cache->n_tokens);
+    lattn_sums_evict_(m->cache, i);
+  }
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec) {
+  lattn_marking_ m;
+  lattn_exec ex;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  if (mark != LATTN_PROMPT_END) return lattn_fail_(ex.fault, LATTN_E_FIELD, "mark");
+  if (cache->n_drafts) return lattn_fail_(ex.fault, LATTN_E_STATE, "cache");
+  m.cache = cache;
+  m.n_tasks = ex.n_threads > 0 ? ex.n_threads : 1;
+  lattn_parallel_(&ex, m.n_tasks, lattn_mark_task_, &m);
+  lattn_evict_(cache);
   lattn_pool_settle_(lattn_cache_pool_(cache));
   return LATTN_OK;
 }
@@ -8937,6 +9513,9 @@ LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int
   LATTN_MEMSET_(&head, 0, sizeof head);
   head.holes = lattn_lay_(&at, n_holes * (int64_t)sizeof(lattn_hole_));
   head.heads = lattn_lay_(&at, cache->n_kv * (int64_t)sizeof(lattn_kept_));
+  head.sums = at;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    lattn_lay_(&at, lattn_cache_rule_(cache, i)->sums_bytes);
   head.pages = lattn_lay_(&at, n_pages * 4);
   head.bytes = lattn_round64_((uint64_t)at);
   head.fingerprint = cache->fingerprint;
@@ -8955,6 +9534,7 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
                                               const lattn_cache *cache) {
   lattn_checkpoint *own;
   int64_t n_pages = 0, sinks, first, end, slots;
+  char *sums;
   if (!checkpoint || !cache) return LATTN_E_NULL;
   if (cache->n_drafts) return LATTN_E_STATE;
   slots = lattn_stored_slots_(cache);
@@ -8966,9 +9546,14 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
   own->n_tokens = cache->n_tokens;
   LATTN_MEMCPY_(lattn_checkpoint_holes_(own), lattn_holes_(cache),
                 (size_t)cache->n_holes * sizeof(lattn_hole_));
+  sums = (char *)own + own->sums;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     lattn_kept_ *kept = lattn_checkpoint_heads_(own) + i;
+    if (rule->sums)
+      LATTN_MEMCPY_(sums, (const char *)cache + rule->sums, (size_t)rule->sums_bytes);
+    sums += rule->sums_bytes;
+    kept->marked = rule->marked;
     kept->first_block = rule->first_block;
     kept->page_bytes = rule->s.page_bytes;
     kept->page_size = rule->s.page_size;
@@ -8985,11 +9570,17 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
   return LATTN_OK;
 }
 
+/* Blocks [first, end), less those of sinks, are more than the ring of a head has room for. */
+LATTN_FN_ int lattn_ring_short_(const lattn_rule_ *rule, int64_t first, int64_t end) {
+  return end - lattn_max_(first, lattn_min_(rule->sink_blocks, end)) > rule->ring;
+}
+
 /* Puts the pages of one head of a checkpoint into the cache's empty tables; those that another
    config's ring has no room for are let go. */
 LATTN_FN_ void lattn_restore_head_(lattn_cache *cache, lattn_rule_ *rule, const lattn_kept_ *kept,
                                    const uint32_t *pages) {
   int64_t end = lattn_blocks_(lattn_stored_slots_(cache)), from, sinks, last, b, keep;
+  lattn_set_marked_(rule, kept->marked);
   rule->first_block = kept->first_block;
   lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &from, &last);
   if (end - lattn_gone_before_(cache, end) - from + lattn_gone_before_(cache, from) > rule->ring)
@@ -9008,6 +9599,7 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   const lattn_checkpoint *c = checkpoint;
   lattn_pool *pool;
   const uint32_t *pages;
+  const char *sums;
   if (!cache || !c) return LATTN_E_NULL;
   if (cache->n_drafts) return LATTN_E_STATE;
   pool = lattn_cache_pool_(cache);
@@ -9017,9 +9609,15 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   for (int32_t i = 0; i < cache->n_kv; i++)
     if (lattn_checkpoint_heads_(c)[i].page_size != lattn_cache_rule_(cache, i)->s.page_size)
       return LATTN_E_CONFIG;
+  for (int32_t i = 0; i < cache->n_kv; i++) /* what sums do not know of cannot be let go */
+    if (lattn_cache_rule_(cache, i)->sums &&
+        lattn_ring_short_(lattn_cache_rule_(cache, i), lattn_checkpoint_heads_(c)[i].first_block,
+                          lattn_blocks_(c->n_tokens)))
+      return LATTN_E_FULL;
   if (c->n_tokens > cache->capacity || c->n_holes > cache->max_holes) return LATTN_E_FULL;
   pages = lattn_checkpoint_pages_(c);
   for (int64_t i = 0; i < c->n_pages; i++) lattn_pool_share_(pool, pages[i]);
+  sums = (const char *)c + c->sums;
   lattn_cut_(cache, 0);
   LATTN_MEMCPY_(lattn_holes_(cache), lattn_checkpoint_holes_(c),
                 (size_t)c->n_holes * sizeof(lattn_hole_));
@@ -9028,9 +9626,14 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   lattn_sum_holes_(cache);
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_kept_ *kept = lattn_checkpoint_heads_(c) + i;
-    lattn_restore_head_(cache, lattn_rules_(cache) + i, kept, pages);
+    lattn_rule_ *rule = lattn_rules_(cache) + i;
+    lattn_restore_head_(cache, rule, kept, pages);
     pages += kept->count;
+    for (int32_t j = 0; j < 2 && rule->sums; j++)
+      LATTN_MEMCPY_(lattn_cache_sums_(cache, i, j).to, sums, (size_t)rule->sums_bytes);
+    sums += rule->sums_bytes;
   }
+  lattn_sums_settle_all_(cache);
   lattn_pool_settle_(pool);
   return LATTN_OK;
 }
@@ -9108,7 +9711,8 @@ LATTN_FN_ lattn_status lattn_check_remove_(const lattn_cache *cache, int64_t fro
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     int64_t always = rule->sink_blocks * LATTN_BLOCK_, start, end;
-    if (rule->policy != LATTN_HEAD_STREAMING) continue;
+    if (rule->sums || rule->mark) return LATTN_E_CONFIG;
+    if (!rule->window) continue;
     if (from < rule->sinks) return LATTN_E_CONFIG;
     if (rule->window == 1 || lattn_stored_slots_(cache) <= always) continue;
     start = lattn_max_(0, cache->n_tokens - (to - from) - rule->window + 1);
@@ -9247,15 +9851,19 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
    A saved cache, all little-endian:
      0   the characters LATTNKVC; u32 version = 1; u32 bytes of the header, with its checksum
      16  u64 fingerprint of the config; u64 n_tokens; u64 n_slots; u64 bytes of the whole
-     48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type; 24 bytes of zero
+     48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type, number of KV heads with
+         a mark; 20 bytes of zero
      96  removed ranges of slots, rising: u64 first, u64 one past the last, for each
+         for each KV head with a mark: u64 1 + the position of its first row behind it, 0 = not yet
          for each KV head: u64 sink_end, u64 first: it holds the slots [0, sink_end) and [first,
          n_slots), less the holes
          checksum of all before
      The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
      word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
-     Then, for each KV head, of its tokens in order: keys [count][key_dim] as stored (rotated, if
-     the cache rotates), then values [count][value_dim]; at the end, a checksum of all before.
+     Then, for each KV head: if it keeps sums (lattn_sums_), u64 to, and of its tokens between sinks
+     and `to` f64 longest, k [key_dim], and, as far as it has them, v [value_dim], squares [key_dim],
+     f32 least, most [key_dim]; of its tokens in order, keys [count][key_dim] as stored (rotated, if
+     the cache rotates), then values [count][value_dim]. At the end, a checksum of all before.
    A checksum is two u64, s1 = 1 and s2 = 0 to begin with: for each 32-bit word (the last filled up
    with zeros) s1 += word, s2 += s1. */
 
@@ -9478,9 +10086,29 @@ LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
   }
 }
 
-/* The rule as it is saved: what it would hold after an extend. */
+/* The first prefix of a head's sums. */
+LATTN_FN_ void lattn_stream_sums_(lattn_stream_ *st, const lattn_cache *cache, int32_t kv) {
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  lattn_sums_ t;
+  int64_t floats;
+  if (!rule->sums) return;
+  t = lattn_cache_sums_(cache, kv, 0);
+  floats = t.least ? 2 * cache->dk : 0;
+  for (int64_t i = 0; i < (rule->sums_bytes - 4 * floats) / 8; i++) {
+    uint64_t x;
+    if (st->read) x = lattn_stream_get_(st, 8);
+    else LATTN_MEMCPY_(&x, t.to + i, 8);
+    if (st->read) LATTN_MEMCPY_(t.to + i, &x, 8);
+    else lattn_stream_put_(st, x, 8);
+  }
+  if (floats) lattn_stream_row_(st, (char *)t.least, 4, floats, 1);
+}
+
+/* The rule as it is saved: what it would hold after an extend; with sums, which would have to take
+   up what goes, what it holds. */
 LATTN_FN_ lattn_rule_ lattn_saved_rule_(const lattn_cache *cache, int32_t kv) {
   lattn_rule_ rule = *lattn_cache_rule_(cache, kv);
+  if (rule.sums) return rule;
   rule.first_block =
       lattn_max_(rule.first_block, lattn_keep_from_(cache, &rule, cache->n_tokens));
   return rule;
@@ -9501,9 +10129,15 @@ LATTN_FN_ int64_t lattn_saved_range_(const lattn_cache *cache, const lattn_rule_
          lattn_position_from_(cache, *first);
 }
 
+LATTN_FN_ int64_t lattn_marks_(const lattn_cache *cache) {
+  int64_t n = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++) n += lattn_cache_rule_(cache, i)->mark != 0;
+  return n;
+}
+
 LATTN_FN_ uint64_t lattn_saved_header_(const lattn_cache *cache) {
   return LATTN_SAVED_FIXED_ + 16 * ((uint64_t)cache->n_holes + (uint64_t)cache->n_kv) +
-         LATTN_SAVED_CHECK_;
+         8 * (uint64_t)lattn_marks_(cache) + LATTN_SAVED_CHECK_;
 }
 
 /* Bytes of the whole saved cache. */
@@ -9513,15 +10147,16 @@ LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
     lattn_rule_ rule = lattn_saved_rule_(cache, i);
     int64_t sink_end, first;
     bytes += (uint64_t)(lattn_saved_range_(cache, &rule, &sink_end, &first) *
-                        lattn_token_bytes_(&rule.s));
+                            lattn_token_bytes_(&rule.s) +
+                        rule.sums_bytes);
   }
   return bytes;
 }
 
 LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   const char *magic = "LATTNKVC";
-  const int64_t counts[6] = {cache->n_kv, cache->n_holes,  cache->dk,
-                            cache->dv,   cache->key_type, cache->value_type};
+  const int64_t counts[7] = {cache->n_kv,     cache->n_holes,    cache->dk,          cache->dv,
+                             cache->key_type, cache->value_type, lattn_marks_(cache)};
   for (int i = 0; i < 8; i++) lattn_stream_put_(st, (uint64_t)(unsigned char)magic[i], 1);
   lattn_stream_put_(st, 1, 4);
   lattn_stream_put_(st, lattn_saved_header_(cache), 4);
@@ -9529,12 +10164,15 @@ LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   lattn_stream_put_(st, (uint64_t)cache->n_tokens, 8);
   lattn_stream_put_(st, (uint64_t)lattn_stored_slots_(cache), 8);
   lattn_stream_put_(st, lattn_saved_bytes_(cache), 8);
-  for (int i = 0; i < 6; i++) lattn_stream_put_(st, (uint64_t)counts[i], 4);
-  for (int i = 0; i < 3; i++) lattn_stream_put_(st, 0, 8);
+  for (int i = 0; i < 7; i++) lattn_stream_put_(st, (uint64_t)counts[i], 4);
+  for (int i = 0; i < 5; i++) lattn_stream_put_(st, 0, 4);
   for (int32_t i = 0; i < cache->n_holes; i++) {
     lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].from, 8);
     lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].to, 8);
   }
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    if (lattn_cache_rule_(cache, i)->mark)
+      lattn_stream_put_(st, (uint64_t)(lattn_cache_rule_(cache, i)->marked + 1), 8);
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(cache, i);
     int64_t sink_end, first;
@@ -9555,6 +10193,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
     lattn_save_header_(&st, cache);
     for (int32_t i = 0; i < cache->n_kv && !st.failed; i++) {
       lattn_rule_ rule = lattn_saved_rule_(cache, i);
+      lattn_stream_sums_(&st, cache, i);
       lattn_stream_head_(&st, cache, &rule, 0, 0);
       lattn_stream_head_(&st, cache, &rule, 1, 0);
     }
@@ -9569,7 +10208,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
 /* What a loading reads before it believes the rest. */
 typedef struct lattn_saved_ {
   uint64_t header, fingerprint, n_tokens, n_slots, bytes;
-  int64_t counts[6];
+  int64_t counts[7];
 } lattn_saved_;
 
 /* The fixed part of the header. */
@@ -9585,14 +10224,15 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
   h->n_tokens = lattn_stream_get_(st, 8);
   h->n_slots = lattn_stream_get_(st, 8);
   h->bytes = lattn_stream_get_(st, 8);
-  for (int i = 0; i < 6; i++) h->counts[i] = (int64_t)lattn_stream_get_(st, 4);
-  for (int i = 0; i < 3; i++)
-    if (lattn_stream_get_(st, 8)) known = 0;
+  for (int i = 0; i < 7; i++) h->counts[i] = (int64_t)lattn_stream_get_(st, 4);
+  for (int i = 0; i < 5; i++)
+    if (lattn_stream_get_(st, 4)) known = 0;
   if (st->failed) return LATTN_E_IO;
   if (!known || h->n_tokens > h->n_slots || h->n_slots > (uint64_t)LATTN_MAX_POSITION_)
     return LATTN_E_FORMAT;
   return h->header == LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_ +
-                          16 * ((uint64_t)h->counts[0] + (uint64_t)h->counts[1])
+                          16 * ((uint64_t)h->counts[0] + (uint64_t)h->counts[1]) +
+                          8 * (uint64_t)h->counts[6]
              ? LATTN_OK
              : LATTN_E_FORMAT;
 }
@@ -9605,7 +10245,7 @@ LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *c
   if (h->n_tokens > (uint64_t)cache->capacity || h->counts[1] > cache->max_holes) s = LATTN_E_FULL;
   if (h->fingerprint != cache->fingerprint || h->counts[0] != cache->n_kv ||
       h->counts[2] != cache->dk || h->counts[3] != cache->dv || h->counts[4] != cache->key_type ||
-      h->counts[5] != cache->value_type)
+      h->counts[5] != cache->value_type || h->counts[6] != lattn_marks_(cache))
     s = LATTN_E_CONFIG;
   if (!s) return s;
   for (uint64_t i = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_; i < h->header && !st->failed; i += 8)
@@ -9614,7 +10254,34 @@ LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *c
   return st->failed ? LATTN_E_IO : s;
 }
 
-/* Holes and ranges, into a cache that is to hold them; its rules then begin where the file does. */
+/* Marks and ranges, into a cache that is to hold them; its rules then begin where the file does.
+   Returns whether they can be right, if the holes are. */
+LATTN_FN_ int lattn_load_heads_(lattn_stream_ *st, lattn_cache *own, const lattn_saved_ *h,
+                                int right) {
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(own) + i;
+    uint64_t marked = rule->mark ? lattn_stream_get_(st, 8) : 0;
+    if (marked > h->n_tokens + 1) right = 0;
+    lattn_set_marked_(rule, right ? (int64_t)marked - 1 : -1);
+  }
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(own) + i;
+    uint64_t sink_end = lattn_stream_get_(st, 8), first = lattn_stream_get_(st, 8);
+    int64_t expected, begin;
+    if (first > h->n_slots || (!rule->window && first)) right = 0;
+    rule->first_block = right ? lattn_blocks_((int64_t)first) : 0;
+    if (right) lattn_saved_range_(own, rule, &expected, &begin);
+    if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;
+    if (right && !lattn_resident_(own, rule, own->n_tokens - rule->window + 1, own->n_tokens))
+      right = 0;
+    if (right && !lattn_tail_held_(own, rule)) right = 0;
+    if (own->n_holes && (rule->sums || rule->mark || lattn_holes_(own)->from < rule->sinks))
+      right = 0;
+  }
+  return right;
+}
+
+/* Holes, and what the heads hold of the slots. */
 LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
                                           const lattn_saved_ *h) {
   int64_t slots = (int64_t)h->n_slots, last = -1;
@@ -9631,19 +10298,7 @@ LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
   lattn_sum_holes_(own);
   own->n_tokens = slots - own->removed;
   if (own->n_tokens != (int64_t)h->n_tokens) right = 0;
-  for (int32_t i = 0; i < own->n_kv; i++) {
-    lattn_rule_ *rule = lattn_rules_(own) + i;
-    uint64_t sink_end = lattn_stream_get_(st, 8), first = lattn_stream_get_(st, 8);
-    int64_t expected, begin;
-    if (first > h->n_slots || (rule->policy == LATTN_HEAD_FULL && first)) right = 0;
-    rule->first_block = right ? lattn_blocks_((int64_t)first) : 0;
-    if (right) lattn_saved_range_(own, rule, &expected, &begin);
-    if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;
-    if (right && !lattn_resident_(own, rule, own->n_tokens - rule->window + 1, own->n_tokens))
-      right = 0;
-    if (right && !lattn_tail_held_(own, rule)) right = 0;
-    if (own->n_holes && lattn_holes_(own)->from < rule->sinks) right = 0;
-  }
+  right = lattn_load_heads_(st, own, h, right);
   if (!lattn_stream_check_(st)) right = 0;
   if (st->failed) return LATTN_E_IO;
   return right && lattn_saved_bytes_(own) <= h->bytes ? LATTN_OK : LATTN_E_FORMAT;
@@ -9656,6 +10311,7 @@ LATTN_FN_ lattn_status lattn_load_pages_(lattn_cache *own) {
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(own, i);
     int64_t n = lattn_held_blocks_(own, &rule, slots, &sinks, &first, &end);
+    if (rule.sums && lattn_ring_short_(&rule, first, end)) return LATTN_E_FULL;
     if (!lattn_pool_reserve_(pool, rule.s.page_size, (uint64_t)n)) return LATTN_E_FULL;
   }
   for (int32_t i = 0; i < own->n_kv; i++) {
@@ -9665,6 +10321,17 @@ LATTN_FN_ lattn_status lattn_load_pages_(lattn_cache *own) {
       *lattn_page_entry_(own, &rule, b) = lattn_pool_take_(pool, rule.s.page_size);
   }
   return LATTN_OK;
+}
+
+/* Do sums that were read go with the tokens? Those behind them are to be held. */
+LATTN_FN_ int lattn_sums_suit_(const lattn_cache *own, int32_t kv) {
+  const lattn_rule_ *rule = lattn_cache_rule_(own, kv);
+  int64_t end = lattn_dropped_end_(rule, own->n_tokens), to;
+  if (!rule->sums) return 1;
+  to = *lattn_cache_sums_(own, kv, 0).to;
+  if (to < rule->sinks || to > lattn_max_(end, rule->sinks)) return 0;
+  return to >= rule->first_block * LATTN_BLOCK_ || rule->first_block <= rule->sink_blocks ||
+         end <= rule->sink_blocks * LATTN_BLOCK_;
 }
 
 /* Fills a cache with empty tables; on an error it may hold pages, if *taken. */
@@ -9682,7 +10349,8 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
     int64_t sink_end, first;
     const lattn_rule_ *rule = lattn_cache_rule_(own, i);
     bytes += (uint64_t)(lattn_saved_range_(own, rule, &sink_end, &first) *
-                        lattn_token_bytes_(&rule->s));
+                            lattn_token_bytes_(&rule->s) +
+                        rule->sums_bytes);
   }
   if (bytes != h.bytes) return LATTN_E_FORMAT;
   s = lattn_load_pages_(own);
@@ -9691,6 +10359,7 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
   st->left = h.bytes - h.header;
   for (int32_t i = 0; i < own->n_kv && !st->failed; i++) {
     lattn_rule_ *rule = lattn_rules_(own) + i, kept = lattn_saved_rule_(own, i);
+    lattn_stream_sums_(st, own, i);
     lattn_stream_head_(st, own, rule, 0, kept.first_block);
     lattn_stream_head_(st, own, rule, 1, kept.first_block);
   }
@@ -9698,6 +10367,8 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
     lattn_rule_ kept = lattn_saved_rule_(own, i);
     lattn_rules_(own)[i].first_block = kept.first_block;
   }
+  for (int32_t i = 0; i < own->n_kv; i++)
+    if (!lattn_sums_suit_(own, i)) s = LATTN_E_FORMAT;
   if (!lattn_stream_check_(st)) s = LATTN_E_FORMAT;
   return st->failed ? LATTN_E_IO : s;
 }
@@ -9725,6 +10396,11 @@ LATTN_API lattn_status lattn_cache_load(lattn_cache *cache, lattn_read_function 
     lattn_cut_(cache, 0);
     own->from_pool = cache->from_pool;
     LATTN_MEMCPY_(cache, own, (size_t)cache->bytes);
+    for (int32_t i = 0; i < cache->n_kv; i++) /* the other prefix begins with the one read */
+      if (lattn_cache_rule_(cache, i)->sums)
+        LATTN_MEMCPY_(lattn_cache_sums_(cache, i, 1).to, lattn_cache_sums_(cache, i, 0).to,
+                      (size_t)lattn_cache_rule_(cache, i)->sums_bytes);
+    lattn_sums_settle_all_(cache);
   }
   lattn_pool_return_table_(pool, (uint64_t)at, cache->bytes);
   lattn_pool_settle_(pool);
@@ -10199,20 +10875,6 @@ LATTN_NOINLINE_ double lattn_dot64_(const float *x, const double *z, int64_t cou
 LATTN_FN_ float lattn_exp_sum_(double x) {
   float high = (float)x, y = lattn_exp_(high);
   return lattn_fma_(y, (float)(x - (double)high), y);
-}
-
-/* 1 / sqrt(x) to 2 ulp, for x in [2^-120, infinity); below, of 2^-120. */
-LATTN_FN_ float lattn_rsqrt_(float x) {
-  float y, h;
-  if (x < 7.52316385e-37f) x = 7.52316385e-37f;
-  if (!lattn_is_finite_(x)) return lattn_is_nan_(x) ? x : 0.0f;
-  y = lattn_float_(0x5f375a86u - (lattn_bits_(x) >> 1));
-  h = x * -0.5f;
-  for (int i = 0; i < 4; i++) {
-    float r = lattn_fma_(h * y, y, 0.5f);
-    y = lattn_fma_(y, r, y);
-  }
-  return y;
 }
 
 /* ---- what a state is ---- */

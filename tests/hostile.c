@@ -818,7 +818,7 @@ static lattn_status object_sizes(void) {
   return bytes ? LATTN_OK : LATTN_E_CONFIG;
 }
 
-static const lattn_head head_unknown[KV_HEADS] = {{2, 0, 0, 4, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0}};
+static const lattn_head head_unknown[KV_HEADS] = {{.policy = 99, .window = 4}, {0}};
 
 #define ARGS object_args
 static const mutation pool_init_list[] = {
@@ -832,7 +832,7 @@ static const mutation pool_init_list[] = {
     PTR(pool_config_at, NULL, FINE),
 };
 #define HEAD(i)                                                            \
-  I32(heads[i].policy, 2, AS(FIELD)), I32(heads[i].policy, -1, AS(FIELD)), \
+  I32(heads[i].policy, 99, AS(FIELD)), I32(heads[i].policy, -1, AS(FIELD)), \
       I32(heads[i].positions, 3, AS(FIELD)), I32(heads[i].positions, -1, AS(FIELD))
 static const mutation config_list[] = {
     SIZES_AS(config, lattn_cache_config, AS(SIZE) | MUTE),
@@ -844,6 +844,7 @@ static const mutation config_list[] = {
     PTR(config_at, NULL, AS(NULL) | MUTE),
     I32(config.s.head_size, 0, AS(SIZE)),
     I32(config.s.head_size, 8, AS(SIZE)),
+    I32(config.s.head_size, sizeof(lattn_head) - 4, AS(SIZE)),
     I32(config.s.n_kv_heads, 0, AS(SHAPE)),
     I32(config.s.n_kv_heads, -1, AS(SHAPE)),
     I32(config.s.n_kv_heads, 3, AS(SHAPE)),
@@ -883,6 +884,18 @@ static const mutation config_list[] = {
     I64(heads[1].slack, -1, AS(VALUE)),
     I64(heads[1].slack, INT64_MAX, FINE),
     I32(heads[0].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG)),
+    I32(heads[0].mark, LATTN_PROMPT_END, AS(CONFIG)),
+    I32(heads[0].flags, LATTN_HEAD_LOST, AS(CONFIG)),
+    I64(heads[0].window_divisor, 1, AS(CONFIG)),
+    I32(heads[1].mark, 2, AS(FIELD)),
+    I32(heads[1].mark, -1, AS(FIELD)),
+    I32(heads[1].mark, LATTN_PROMPT_END, FINE),
+    I32(heads[1].flags, 4, AS(FIELD)),
+    I32(heads[1].flags, LATTN_HEAD_LOST, FINE),
+    I32(heads[1].flags, LATTN_HEAD_VARIANCE, AS(CONFIG)),
+    I64(heads[1].window_divisor, -1, AS(VALUE)),
+    I64(heads[1].window_divisor, 5, AS(CONFIG)),
+    I32(heads[1].policy, LATTN_HEAD_COMPENSATED, FINE),
     PTR(config.s.rotary, NULL, FINE),
     PTR(config.s.heads, NULL, FINE),
     PTR(config.s.heads, head_unknown, AS(FIELD)),

@@ -42,7 +42,8 @@ static llama_session *open_session(const llama_model *m, const lattn_head *heads
 }
 
 static lattn_head streaming(int64_t sinks, int64_t window, int32_t positions) {
-  lattn_head head = {LATTN_HEAD_STREAMING, positions, sinks, window, 0, 0, 0};
+  lattn_head head = {.policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks,
+                     .window = window};
   return head;
 }
 

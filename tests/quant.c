@@ -764,7 +764,7 @@ static void pick_heads(rig *r, test_rng *rng, int64_t slack) {
 }
 
 static void make_full(lattn_head *head) {
-  lattn_head full = {LATTN_HEAD_FULL, 0, 0, 0, 0, head->key_type, head->value_type};
+  lattn_head full = {.key_type = head->key_type, .value_type = head->value_type};
   *head = full;
 }
 

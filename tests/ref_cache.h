@@ -45,7 +45,8 @@ static inline void setup_init(setup *s, int32_t n_heads, int32_t n_kv_heads, int
 
 static inline void setup_stream(setup *s, int head, int64_t sinks, int64_t window, int64_t slack,
                                 int32_t positions) {
-  lattn_head h = {LATTN_HEAD_STREAMING, positions, sinks, window, slack, 0, 0};
+  lattn_head h = {.policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks,
+                  .window = window, .slack = slack};
   s->heads[head] = h;
 }
 

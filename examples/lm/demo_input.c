@@ -51,7 +51,6 @@ void demo_close(demo_input *in) {
 }
 
 lattn_head demo_streaming(void) {
-  lattn_head head = {LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, DEMO_SINKS, DEMO_WINDOW,
-                     0, 0, 0};
+  lattn_head head = {.policy = LATTN_HEAD_STREAMING, .sinks = DEMO_SINKS, .window = DEMO_WINDOW};
   return head;
 }

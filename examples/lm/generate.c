@@ -143,7 +143,7 @@ static char *read_prompt(const settings *s, int64_t *n_bytes) {
 static int choose_heads(const settings *s, const llama_model *m, lattn_head **heads) {
   int64_t sink_size, recent_size, n = (int64_t)m->n_layers * m->n_kv_heads;
   lattn_head streaming = {
-      LATTN_HEAD_STREAMING, LATTN_POSITIONS_DEFAULT, s->sinks, s->window, 0, 0, 0};
+      .policy = LATTN_HEAD_STREAMING, .sinks = s->sinks, .window = s->window};
   head_table table;
   char error[POLICY_ERROR];
   *heads = NULL;

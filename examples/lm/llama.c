@@ -222,7 +222,8 @@ static int set_sizes(llama_model *m, const int32_t *h, int n, const char *path, 
 
 /* The kinds of the layers: NULL = all full. */
 static int make_layers(llama_model *m, const int32_t *kinds, const char *path, char *error) {
-  static const lattn_head window = {LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0, 1, 0, 0, 0};
+  static const lattn_head window = {
+      .policy = LATTN_HEAD_STREAMING, .positions = LATTN_POSITIONS_ABSOLUTE, .window = 1};
   m->layers = (llama_layer *)calloc((size_t)m->n_layers, sizeof(llama_layer));
   m->window_heads = (lattn_head *)calloc((size_t)m->n_kv_heads, sizeof(lattn_head));
   if (!m->layers || !m->window_heads)

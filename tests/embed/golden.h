@@ -104,7 +104,7 @@ static int golden_cache(uint64_t *hash) {
   rotary.n_dims = GOLDEN_KEY_DIM;
   rotary.turns = turns;
   lattn_head heads[GOLDEN_KV_HEADS] = {
-    {0, 0, 0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 4, 200, 0, 0, 0}};
+    {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 4, 200, 0, 0, 0, 0, 0, 0}};
   lattn_cache_config config = {0};
   config.size = sizeof config;
   config.head_size = sizeof heads[0];

@@ -89,14 +89,17 @@ typedef struct fuzz_config {
   float slopes[FUZZ_HEADS], sinks[FUZZ_HEADS];
 } fuzz_config;
 
+#define FUZZ_STREAMING(p, s, w, more) \
+  {.policy = LATTN_HEAD_STREAMING, .positions = (p), .sinks = (s), .window = (w), .slack = (more)}
+
 /* Full; full and streaming, rotated, 16 bits; two windows, ALiBi; two windows without limit. All
    have 2 KV heads, dims of 4, and 2 or 4 query heads. It points into itself: do not copy. */
 static void fuzz_config_make(fuzz_config *c, int kind) {
   static const lattn_head heads[FUZZ_CONFIGS][2] = {
-      {{0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0}},
-      {{0, 0, 0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 3, 20, 6, 0, 0}},
-      {{LATTN_HEAD_STREAMING, 0, 0, 1, 2, 0, 0}, {LATTN_HEAD_STREAMING, 2, 130, 40, 0, 0, 0}},
-      {{LATTN_HEAD_STREAMING, 0, 4, 130, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 1, 7, 1, 0, 0}}};
+      {{0}, {0}},
+      {{0}, FUZZ_STREAMING(0, 3, 20, 6)},
+      {FUZZ_STREAMING(0, 0, 1, 2), FUZZ_STREAMING(2, 130, 40, 0)},
+      {FUZZ_STREAMING(0, 4, 130, 0), FUZZ_STREAMING(0, 1, 7, 1)}};
   memset(c, 0, sizeof *c);
   memcpy(c->heads, heads[kind], sizeof c->heads);
   c->turns[0] = (uint64_t)1 << 61;
