@@ -6044,7 +6044,7 @@ LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *ro
 LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *row,
                                      const lattn_dropped_ *d, const float *q) {
   double box = 0, square = 0, most;
-  int64_t near = row->position - d->end + 1, far = row->position - d->rule->sinks;
+  int64_t distance = row->position - d->end + 1; /* the nearest; or the farthest */
   float length, u;
   for (int64_t i = 0; i < job->dk; i++) {
     double x = (double)q[i] * (double)d->sums.least[i], y = (double)q[i] * (double)d->sums.most[i];
@@ -6055,8 +6055,9 @@ LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *ro
   length *= lattn_rsqrt_(length);
   most = (double)length < box ? (double)length : box;
   u = (float)lattn_fma64_((double)length, 0x1p-13, most);
-  if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0) near = far;
-  u = lattn_capped_(job, row, u, (float)near);
+  if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0)
+    distance = row->position - d->rule->sinks;
+  u = lattn_capped_(job, row, u, (float)distance);
   return u + lattn_log_((float)(d->end - d->rule->sinks));
 }
 
@@ -9860,10 +9861,11 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
          checksum of all before
      The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
      word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
-     Then, for each KV head: if it keeps sums (lattn_sums_), u64 to, and of its tokens between sinks
-     and `to` f64 longest, k [key_dim], and, as far as it has them, v [value_dim], squares [key_dim],
-     f32 least, most [key_dim]; of its tokens in order, keys [count][key_dim] as stored (rotated, if
-     the cache rotates), then values [count][value_dim]. At the end, a checksum of all before.
+     Then, for each KV head: if it keeps sums (lattn_sums_), of its tokens between sinks and `to`,
+     u64 to, f64 longest, k [key_dim], and, as far as it has them, v [value_dim], squares [key_dim],
+     f32 least [key_dim], most [key_dim]; of its tokens in order, keys [count][key_dim] as stored
+     (rotated, if the cache rotates), then values [count][value_dim]. At the end, a checksum of all
+     before.
    A checksum is two u64, s1 = 1 and s2 = 0 to begin with: for each 32-bit word (the last filled up
    with zeros) s1 += word, s2 += s1. */
 
