@@ -206,6 +206,7 @@ void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);
 void bench_capacity_of(const bench_options *options);
 void bench_ratios(const bench_options *options);
+void bench_heads(const bench_options *options);
 void bench_state(const bench_options *options);
 void bench_flow(const bench_options *options);
 void bench_recall(const bench_options *options);

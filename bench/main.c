@@ -17,6 +17,7 @@ static int questions(const bench_options *options) {
   bench_inexact(options);
   bench_decode(options);
   bench_ratios(options);
+  bench_heads(options);
   bench_state(options);
   bench_flow(options);
   bench_batch(options);
