@@ -15130,7 +15130,9 @@ LATTN_FN_ lattn_status lattn_check_observed_(const lattn_profile *p, const lattn
   if (o->scores & ~p->c.scores) return lattn_fail_(f, LATTN_E_FIELD, "observed.scores");
   if (o->zero) return lattn_fail_(f, LATTN_E_FIELD, "observed.zero");
   *which = o->scores ? o->scores : p->c.scores;
-  if (o->needle_from == o->needle_to) *which &= ~LATTN_PROFILE_RETRIEVAL;
+  if (o->needle_from == o->needle_to ||
+      job->o.query_position + job->q.n_tokens <= o->first_answer)
+    *which &= ~LATTN_PROFILE_RETRIEVAL;
   if (o->period == 0) *which &= ~LATTN_PROFILE_ECHO;
   if (*which & (LATTN_PROFILE_SINKS | LATTN_PROFILE_ECHO) && !o->lse && job->q.n_tokens > 0 &&
       job->o.weighting == LATTN_SOFTMAX)
@@ -15988,6 +15990,7 @@ LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calib
   s = lattn_place_(&c.job, &ex, q.n_tokens * c.job.group, (int)depth, 0, ex.fault);
   if (s) return s;
   ex.progress = 0;
+  ex.size = sizeof ex;
   s = lattn_attention(options, q, k, v, out, lse, &ex);
   if (s < 0) return s;
   if (!own.given) lattn_find_sinks_(&c.job, &own, lse, &ex, (int)depth);
