@@ -14401,7 +14401,7 @@ enum lattn_area_ {
   LATTN_AREA_HITS_,      /* [L][H][T]: samples in which it was a sink */
   LATTN_AREA_TIMES_,     /* [L][T]: samples in which it was seen */
   /* From here on, room for one call: */
-  LATTN_AREA_BEST_,      /* [H][top_k]: keys of one row, int64, then weights */
+  LATTN_AREA_BEST_,      /* [LATTN_ANSWER_ROWS_][H][top_k]: keys, int64, then their weights */
   LATTN_AREA_CHOSEN_,    /* [B]: rows of a batch */
   LATTN_AREA_ENDS_,      /* [B][H]: maximum and sum of the kept part, floats */
   LATTN_AREA_OMEGA_,     /* [B][H] */
@@ -14413,8 +14413,9 @@ enum lattn_area_ {
 };
 
 enum {
-  LATTN_BATCH_ROWS_ = 64,     /* chosen rows that go through both parts at a time: B */
-  LATTN_PROJECTED_ROWS_ = 16, /* of those, projected at a time */
+  LATTN_BATCH_ROWS_ = 192,    /* chosen rows that go through both parts at a time: B */
+  LATTN_PROJECTED_ROWS_ = 24, /* of those, projected at a time */
+  LATTN_ANSWER_ROWS_ = 12,    /* rows of an answer whose best keys are looked for at a time */
   LATTN_ALL_SCORES_ = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO | LATTN_PROFILE_SINKS |
                       LATTN_PROFILE_GATES | LATTN_PROFILE_LOST,
   LATTN_PARTS_ = LATTN_PROFILE_GATES | LATTN_PROFILE_LOST
@@ -14469,7 +14470,7 @@ LATTN_FN_ int64_t lattn_area_slots_(const lattn_profile_config *c, int area) {
     case LATTN_AREA_NEEDLE_: return copies * c->max_needle;
     case LATTN_AREA_WAITS_: return copies * layers;
     case LATTN_AREA_KEYS_: return copies * lattn_times_(all, c->top_k);
-    case LATTN_AREA_BEST_: return copies * heads * 2 * c->top_k;
+    case LATTN_AREA_BEST_: return copies * LATTN_ANSWER_ROWS_ * heads * 2 * c->top_k;
     case LATTN_AREA_MASS_:
     case LATTN_AREA_MEANS_:
     case LATTN_AREA_HITS_: return lattn_times_(all, columns);
@@ -14618,33 +14619,43 @@ LATTN_FN_ void lattn_profile_needle_(lattn_profile *p, const lattn_observed *o) 
   }
 }
 
+/* What a row found: scored with the token that it emitted, or kept until that is known. */
+LATTN_FN_ void lattn_observe_copy_(lattn_profile *p, const lattn_observed *o, int64_t position,
+                                   int64_t key_position, const int64_t *best) {
+  int64_t n = (int64_t)p->c.n_heads * p->c.top_k;
+  int64_t *keys = lattn_area_numbers_(p, LATTN_AREA_KEYS_) + o->layer * n;
+  if (position + 1 < o->n_tokens) {
+    lattn_profile_copies_(p, o->layer, best, key_position, o->tokens[position + 1]);
+    return;
+  }
+  lattn_area_numbers_(p, LATTN_AREA_WAITS_)[o->layer] = 1;
+  for (int64_t i = 0; i < n; i++) keys[i] = best[i] < 0 ? best[i] : best[i] + key_position;
+}
+
 /* Of each row of the answer, every head's best keys. */
-LATTN_FN_ void lattn_observe_copies_(lattn_profile *p, const lattn_job_ *whole,
-                                     const lattn_observed *o, const lattn_exec *ex, int depth) {
-  int64_t first = whole->o.query_position, k = p->c.top_k;
-  int64_t row = lattn_max_(0, lattn_max_(0, o->first_answer) - first);
+LATTN_NOINLINE_ void lattn_observe_copies_(lattn_profile *p, const lattn_job_ *whole,
+                                           const lattn_observed *o, const lattn_exec *ex,
+                                           int depth) {
+  int64_t first = whole->o.query_position, all = (int64_t)p->c.n_heads * p->c.top_k;
+  int64_t row = lattn_max_(0, lattn_max_(0, o->first_answer) - first), rows[LATTN_ANSWER_ROWS_];
   int64_t *best = lattn_area_numbers_(p, LATTN_AREA_BEST_);
   lattn_weights w;
   LATTN_MEMSET_(&w, 0, sizeof w);
-  w.n_rows = 1;
-  w.rows = &row;
+  w.rows = rows;
+  w.lse = o->lse;
   w.top_k = p->c.top_k;
   w.top_keys = best;
-  w.top_weights = (float *)(void *)(best + p->c.n_heads * k);
+  w.top_weights = (float *)(void *)(best + LATTN_ANSWER_ROWS_ * all);
   w.stride = whole->k.n_tokens;
   lattn_profile_needle_(p, o);
-  for (; row < whole->q.n_tokens; row++) {
+  for (; row < whole->q.n_tokens; row += w.n_rows) {
     lattn_job_ job = *whole;
+    w.n_rows = lattn_min_(LATTN_ANSWER_ROWS_, whole->q.n_tokens - row);
+    for (int64_t i = 0; i < w.n_rows; i++) rows[i] = row + i;
     job.weights = job.chosen = &w;
     lattn_weigh_(&job, ex, depth);
-    if (first + row + 1 < o->n_tokens) {
-      lattn_profile_copies_(p, o->layer, best, job.o.key_position, o->tokens[first + row + 1]);
-      continue;
-    }
-    lattn_area_numbers_(p, LATTN_AREA_WAITS_)[o->layer] = 1;
-    for (int64_t i = 0; i < p->c.n_heads * k; i++)
-      lattn_area_numbers_(p, LATTN_AREA_KEYS_)[o->layer * p->c.n_heads * k + i] =
-          best[i] < 0 ? best[i] : best[i] + job.o.key_position;
+    for (int64_t i = 0; i < w.n_rows; i++)
+      lattn_observe_copy_(p, o, first + row + i, job.o.key_position, best + i * all);
   }
 }
 
@@ -14978,21 +14989,38 @@ typedef struct lattn_projecting_ {
   double *q;
   int64_t rows, model, groups, width; /* width: (H / G) dv */
   int32_t n_workers;
+  char *scratch; /* of the workers: NULL, or worker_bytes each */
+  size_t worker_bytes;
 } lattn_projecting_;
 
-LATTN_NOINLINE_ void lattn_project_heads_(const lattn_projecting_ *p, int32_t index) {
+/* Channels [c, c + n) of W for a head, packed into memory if there is some; rows of the batch. */
+LATTN_FN_ void lattn_project_block_(const lattn_projecting_ *p, int64_t h, int64_t c, int n,
+                                    float *packed) {
   float s[LATTN_TILE_ROWS_ * LATTN_BLOCK_];
+  const float *w = p->w + h * p->width;
+  int64_t stride = p->groups * p->width;
+  int panels = (n + LATTN_PANEL_ - 1) / LATTN_PANEL_;
+  if (packed) lattn_pack_keys_(packed, w, LATTN_F32, c, stride, p->width, 0, n);
+  for (int64_t r = 0; r < p->rows; r += LATTN_TILE_ROWS_) {
+    const float *d = p->d + (h * LATTN_BATCH_ROWS_ + r) * p->width;
+    int m = (int)lattn_min_(LATTN_TILE_ROWS_, p->rows - r);
+    if (packed) lattn_score_f32_(m, d, p->width, packed, 0, 0, panels, s);
+    else lattn_score_strided_(m, LATTN_F32, d, p->width, w, c, stride, 0, n, s);
+    for (int a = 0; a < m; a++)
+      LATTN_MEMCPY_(p->u + ((r + a) * p->groups + h) * p->model + c, s + a * LATTN_BLOCK_,
+                    (size_t)n * sizeof *s);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_project_heads_(const lattn_projecting_ *p, int32_t index) {
+  int64_t panel = p->width * LATTN_PANEL_ * (int64_t)sizeof(float), panels, step;
+  char *memory = p->scratch ? p->scratch + (size_t)index * p->worker_bytes : 0;
+  panels = memory ? lattn_min_((int64_t)p->worker_bytes / panel, LATTN_BLOCK_ / LATTN_PANEL_) : 0;
+  step = panels > 0 ? panels * LATTN_PANEL_ : (int64_t)LATTN_PANEL_;
   for (int64_t h = index; h < p->groups; h += p->n_workers)
-    for (int64_t c = 0; c < p->model; c += LATTN_PANEL_)
-      for (int64_t r = 0; r < p->rows; r += LATTN_TILE_ROWS_) {
-        int m = (int)lattn_min_(LATTN_TILE_ROWS_, p->rows - r);
-        int n = (int)lattn_min_(LATTN_PANEL_, p->model - c);
-        lattn_score_strided_(m, LATTN_F32, p->d + (h * LATTN_BATCH_ROWS_ + r) * p->width, p->width,
-                             p->w + h * p->width, c, p->groups * p->width, 0, n, s);
-        for (int a = 0; a < m; a++)
-          LATTN_MEMCPY_(p->u + ((r + a) * p->groups + h) * p->model + c, s + a * LATTN_BLOCK_,
-                        (size_t)n * sizeof *s);
-      }
+    for (int64_t c = 0; c < p->model; c += step)
+      lattn_project_block_(p, h, c, (int)lattn_min_(step, p->model - c),
+                           panels > 0 ? (float *)(void *)memory : 0);
 }
 
 /* Sum of products: chains of 8 in each of 16 lanes, their sums in double. */
@@ -15042,6 +15070,8 @@ LATTN_FN_ void lattn_project_(lattn_profile *p, const lattn_split_ *split,
   w.groups = groups;
   w.width = split->job.group * split->job.dv;
   w.n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  w.scratch = split->job.scratch;
+  w.worker_bytes = split->job.worker_bytes;
   for (int64_t row = 0; row < split->tokens; row += LATTN_PROJECTED_ROWS_) {
     w.rows = lattn_min_(LATTN_PROJECTED_ROWS_, split->tokens - row);
     w.d = split->d + row * w.width;
