@@ -1,4 +1,4 @@
-/* profile.c - what does it cost to watch the heads? A prefill's attention with the profiler's scores
+/* profile.c - what does it cost to watch the heads? A prefill with the profiler's scores
  * against the same attention without.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "caches.h"
