@@ -29,8 +29,7 @@ static int watch_make(watch *w, const bench_shape *s) {
   w->o = bench_view(w->out.data, LATTN_F32, s->queries, s->heads, s->value_dim);
   w->options.size = sizeof w->options;
   w->options.mask = LATTN_CAUSAL;
-  w->scratch =
-      bench_buffer_make(lattn_attention_scratch(&w->options, w->q, w->k, w->v, THREADS));
+  w->scratch = bench_buffer_make(lattn_attention_scratch(&w->options, w->q, w->k, w->v, THREADS));
   int32_t model = s->heads * s->value_dim;
   lattn_profile_config c = {.size = sizeof c,
                             .scores = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO |
@@ -94,8 +93,7 @@ static double watched(void *state, int32_t n_threads) {
                       .first = 1,
                       .projection = w->projection.data};
   double seconds = plain(w, n_threads), start = bench_seconds();
-  lattn_status status =
-      lattn_profile_observe(w->profile, &o, &w->options, w->q, w->k, w->v, &exec);
+  lattn_status status = lattn_profile_observe(w->profile, &o, &w->options, w->q, w->k, w->v, &exec);
   seconds += bench_seconds() - start;
   return bench_failed("lattn_profile_observe", status) ? -1 : seconds;
 }
@@ -106,9 +104,9 @@ static int columns_are_whole(void *state) {
   int64_t n = w->shape.keys;
   bench_buffer means = bench_buffer_make((size_t)(w->shape.heads * n) * sizeof(double));
   const double *mean = means.data;
-  int whole = !bench_failed("lattn_profile_report",
-                            lattn_profile_report(w->profile, LATTN_TABLE_COLUMNS,
-                                                 w->shape.heads * n, means.data));
+  int whole = !bench_failed(
+      "lattn_profile_report",
+      lattn_profile_report(w->profile, LATTN_TABLE_COLUMNS, w->shape.heads * n, means.data));
   for (int32_t h = 0; h < w->shape.heads; h++, mean += n) {
     double total = 0;
     for (int64_t j = 0; j < n; j++) total += mean[j] * (double)(n - j);

@@ -112,7 +112,6 @@ static double weight(const call *c, int64_t h, int64_t i, int64_t j) {
   return c->weights[(h * c->n + i) * c->n + j];
 }
 
-
 static double value(const call *c, int64_t h, int64_t j, int64_t d) {
   return (double)c->v[(j * c->kv_heads + h / (c->heads / c->kv_heads)) * c->dv + d];
 }
@@ -980,9 +979,9 @@ static void test_calibrated_edges(void) {
   o = out_of(&c), o.data = plain;
   CHECK_STATUS(lattn_attention(&c.a, q_of(&c), k_of(&c), v_of(&c), o, c.lse, NULL), LATTN_OK);
   x.c.beta = 0;
-  CHECK_STATUS(lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c),
-                                          c.lse, NULL),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, NULL),
+      LATTN_OK);
   CHECK(!memcmp(c.out, plain, N * 12 * sizeof(float)));
   free(plain);
   calibrated_close(&x);
@@ -1000,9 +999,9 @@ static void test_calibrated_merge(void) {
   plant_sinks(&c);
   call_run(&c);
   calibrated_open(&x, &c, 0.4f);
-  CHECK_STATUS(lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c),
-                                          c.lse, NULL),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, NULL),
+      LATTN_OK);
   memset(p, 0, sizeof p);
   for (int i = 0; i < 2; i++) {
     lattn_attn a = c.a;
@@ -1032,10 +1031,21 @@ static void test_calibrated_merge(void) {
 
 /* ---- one extra logit, or one extra pair of key and value ---- */
 
-enum { EXTRA_OFF_BY_ONE, EXTRA_LOGIT, EXTRA_TOKEN, EXTRA_KEY_BIAS, EXTRA_PAIR, EXTRA_VALUE, EXTRAS };
-static const char *const extras[] = {"softmax-off-by-one", "learned sink logit",
-                                     "learned sink token", "K bias",
-                                     "KV bias",            "V bias"};
+enum {
+  EXTRA_OFF_BY_ONE,
+  EXTRA_LOGIT,
+  EXTRA_TOKEN,
+  EXTRA_KEY_BIAS,
+  EXTRA_PAIR,
+  EXTRA_VALUE,
+  EXTRAS
+};
+static const char *const extras[] = {"softmax-off-by-one",
+                                     "learned sink logit",
+                                     "learned sink token",
+                                     "K bias",
+                                     "KV bias",
+                                     "V bias"};
 
 /* The extra key is one more partial: attention over it alone, then a merge. splits: parts that the
    real keys are cut into. */

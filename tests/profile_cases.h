@@ -87,11 +87,11 @@ static inline void profile_case_feed(profile_case *c, lattn_profile *p, int64_t 
       o.layer = layer;
       o.lse = c->lse + from * 4;
       o.n_tokens = c->n; /* of the newest row, nobody knows what it emits */
-      CHECK_STATUS(lattn_profile_observe(
-                       p, &o, &c->a, profile_rows(c, c->q, LATTN_F32, from, to, 4, c->dk),
-                       profile_rows(c, c->k, c->type, 0, to, c->kv_heads, c->dk),
-                       profile_rows(c, c->v, c->type, 0, to, c->kv_heads, c->dv), exec),
-                   LATTN_OK);
+      CHECK_STATUS(
+          lattn_profile_observe(p, &o, &c->a, profile_rows(c, c->q, LATTN_F32, from, to, 4, c->dk),
+                                profile_rows(c, c->k, c->type, 0, to, c->kv_heads, c->dk),
+                                profile_rows(c, c->v, c->type, 0, to, c->kv_heads, c->dv), exec),
+          LATTN_OK);
     }
   CHECK_STATUS(lattn_profile_emit(p, 3), LATTN_OK);
 }
@@ -142,12 +142,12 @@ static inline uint64_t profile_case_calibrated(const profile_case *c, const latt
   x.marks = (uint8_t *)calloc((size_t)rows, 1);
   x.means = (double *)calloc((size_t)rows, sizeof(double));
   a.sink_logits = NULL;
-  CHECK_STATUS(lattn_attention_calibrated(
-                   &x, &a, profile_rows(c, c->q, LATTN_F32, 0, c->n, 4, c->dk),
-                   profile_rows(c, c->k, c->type, 0, c->n, c->kv_heads, c->dk),
-                   profile_rows(c, c->v, c->type, 0, c->n, c->kv_heads, c->dv),
-                   tensor_of(out, LATTN_F32, c->n, 4, c->dv), lse, exec),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_attention_calibrated(&x, &a, profile_rows(c, c->q, LATTN_F32, 0, c->n, 4, c->dk),
+                                 profile_rows(c, c->k, c->type, 0, c->n, c->kv_heads, c->dk),
+                                 profile_rows(c, c->v, c->type, 0, c->n, c->kv_heads, c->dv),
+                                 tensor_of(out, LATTN_F32, c->n, 4, c->dv), lse, exec),
+      LATTN_OK);
   hash = hash_f32(hash, out, rows * c->dv);
   hash = hash_f64(hash, x.means, rows);
   hash = hash_bytes(hash, x.marks, (size_t)rows);
