@@ -14477,9 +14477,10 @@ LATTN_FN_ int64_t lattn_area_slots_(const lattn_profile_config *c, int area) {
     case LATTN_AREA_SEEN_:
     case LATTN_AREA_TIMES_: return lattn_times_(layers, columns);
     case LATTN_AREA_CHOSEN_: return batch;
-    case LATTN_AREA_D_: return lattn_times_(batch * heads, (int64_t)(c->value_dim + 1) / 2);
+    case LATTN_AREA_D_: return lattn_times_(batch * heads, ((int64_t)c->value_dim + 1) / 2);
     case LATTN_AREA_U_:
-      return projects ? lattn_times_(LATTN_PROJECTED_ROWS_ * groups, (c->model_dim + 1) / 2) : 0;
+      if (!projects) return 0;
+      return lattn_times_(LATTN_PROJECTED_ROWS_ * groups, ((int64_t)c->model_dim + 1) / 2);
     default: return batch * heads;
   }
 }

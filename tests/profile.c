@@ -1146,6 +1146,110 @@ static void test_extras(void) {
   call_close(&c);
 }
 
+/* ---- published tables, where they are: LONGATTN_HEADS, or shared/heads beside the repository ---- */
+
+enum { PUBLISHED = 1600 };
+
+/* The text of a file of that folder, or NULL; the caller frees it. */
+static char *published(const char *name) {
+  const char *folder = getenv("LONGATTN_HEADS");
+  char path[1024];
+  snprintf(path, sizeof path, "%s/%s", folder ? folder : "../shared/heads", name);
+  FILE *file = fopen(path, "rb");
+  if (!file) return printf("skipped: %s is not there\n", path), NULL;
+  char *text = (char *)memory(1 << 24, 1);
+  text[fread(text, 1, (1 << 24) - 1, file)] = 0;
+  fclose(file);
+  return text;
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* DuoAttention's deployment: gate >= the linearly interpolated quantile of all gates. Ours agrees on
+   every gate that its noise of 1e-6 cannot move across the threshold. */
+static void check_deployment(const double *gates, int layers, int heads, double sparsity) {
+  double sorted[PUBLISHED], at = sparsity * (layers * heads - 1), threshold;
+  int32_t full[PUBLISHED], streaming = 0, n = layers * heads, low = (int32_t)at, unsure = 0;
+  lattn_heads o = {.size = sizeof o, .sparsity = sparsity};
+  memcpy(sorted, gates, (size_t)n * sizeof *gates);
+  qsort(sorted, (size_t)n, sizeof *sorted, ascending);
+  threshold = sorted[low] + (at - low) * (sorted[low + (low + 1 < n)] - sorted[low]);
+  CHECK_STATUS(lattn_heads_choose(&o, layers, heads, gates, full), LATTN_OK);
+  for (int i = 0; i < n; i++) {
+    streaming += !full[i];
+    if (fabs(gates[i] - threshold) > 1e-6) CHECK(full[i] == (gates[i] > threshold));
+    else unsure++;
+  }
+  CHECK_I64(streaming, (int64_t)(sparsity * n + 0.5));
+  CHECK(unsure < n / 2);
+}
+
+static void test_published_gates(void) {
+  static const struct {
+    const char *name;
+    int layers, heads, above;
+  } tables[] = {{"duo/Llama-2-7B-32K-Instruct/full_attention_heads.tsv", 32, 32, 446},
+                {"duo/Meta-Llama-3.1-8B-Instruct/full_attention_heads.tsv", 32, 8, 234},
+                {"duo/Mistral-7B-Instruct-v0.2/full_attention_heads.tsv", 32, 8, 244}};
+  for (int t = 0; t < 3; t++) {
+    double gates[PUBLISHED];
+    int32_t full[PUBLISHED], above = 0, n = 0;
+    lattn_heads o = {.size = sizeof o, .rule = LATTN_HEADS_THRESHOLD, .threshold = 0.5};
+    check_case("%s", tables[t].name);
+    char *text = published(tables[t].name), *at = text, *end;
+    if (!text) continue;
+    while (n < PUBLISHED) {
+      double gate = strtod(at, &end);
+      if (end == at) break;
+      gates[n++] = fmin(1, fmax(0, gate));
+      at = end;
+    }
+    free(text);
+    CHECK_I64(n, tables[t].layers * tables[t].heads);
+    if (n != tables[t].layers * tables[t].heads) continue;
+    CHECK_STATUS(lattn_heads_choose(&o, tables[t].layers, tables[t].heads, gates, full), LATTN_OK);
+    for (int i = 0; i < n; i++) above += full[i];
+    CHECK_I64(above, tables[t].above);
+    check_deployment(gates, tables[t].layers, tables[t].heads, 0.5);
+    check_deployment(gates, tables[t].layers, tables[t].heads, 0.75);
+  }
+}
+
+/* {"layer-head": [score, ...], ...}: means, their counts, and the strongest head. */
+static void test_published_scores(void) {
+  enum { LAYERS = 32, HEADS = 32, KV_HEADS = 8 };
+  double scores[LAYERS * HEADS] = {0}, kv[LAYERS * KV_HEADS];
+  int n = 0, high = 0, strong = 0, zero = 0, best = 0;
+  check_case("published retrieval scores");
+  char *text = published("retrieval_score_Mistral-7B-v0.2.json"), *at = text;
+  for (; at && (at = strchr(at, '"')) != NULL; n++) {
+    char *end;
+    long layer = strtol(at + 1, &end, 10), head = strtol(end + 1, &end, 10);
+    double sum = 0;
+    int count = 0;
+    for (at = strchr(end, '[') + 1; *at != ']'; count++) {
+      sum += strtod(at, &end);
+      at = end + (*end == ',');
+    }
+    CHECK_I64(count, 362);
+    scores[layer * HEADS + head] = sum / count;
+  }
+  if (!text) return;
+  free(text);
+  CHECK_I64(n, LAYERS * HEADS);
+  for (int i = 0; i < LAYERS * HEADS; i++) {
+    high += scores[i] >= 0.1, strong += scores[i] >= 0.5, zero += scores[i] == 0;
+    if (scores[i] > scores[best]) best = i;
+  }
+  CHECK(high == 43 && strong == 5 && zero == 666 && best == 18 * HEADS);
+  CHECK(fabs(scores[best] - 0.943) < 5e-4 && fabs(scores[12 * HEADS + 7] - 0.928) < 5e-4);
+  CHECK_STATUS(lattn_heads_group(LAYERS, HEADS, KV_HEADS, LATTN_GROUP_MAX, scores, kv), LATTN_OK);
+  CHECK(kv[18 * KV_HEADS] == scores[best]);
+}
+
 int main(void) {
   test_echo();
   test_planted_echo();
@@ -1163,5 +1267,7 @@ int main(void) {
   test_calibrated_edges();
   test_calibrated_merge();
   test_extras();
+  test_published_gates();
+  test_published_scores();
   return test_summary();
 }
