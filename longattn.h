@@ -60,9 +60,10 @@
    | LONGATTN_OPENMP    | 0         | 1: lattn_parallel_openmp uses OpenMP (compile with -fopenmp) |
 
    CONTENTS (grep '§' prints the banners)
-     §1 public API        §4 scalar maths      §7 append: pool and cache    §10 advance
-     §2 platform          §5 tiles             §8 read back, save, load     §11 rotary positions
-     §3 vector layer      §6 attend            §9 merge                     §12 clean up, licence */
+     §1 public API       §5 tiles                    §9 merge               §13 clean up, licence
+     §2 platform         §6 attend                   §10 advance
+     §3 vector layer     §7 append: pool and cache   §11 profile
+     §4 scalar maths     §8 read back, save, load    §12 rotary positions */
 
 #ifndef LONGATTN_H_INCLUDED
 #define LONGATTN_H_INCLUDED
@@ -159,6 +160,21 @@
 #define lattn_state_stats_get LATTN_JOIN_(LONGATTN_PREFIX, state_stats_get)
 #define lattn_flow_attention LATTN_JOIN_(LONGATTN_PREFIX, flow_attention)
 #define lattn_flow_scratch LATTN_JOIN_(LONGATTN_PREFIX, flow_scratch)
+#define lattn_profile_bytes LATTN_JOIN_(LONGATTN_PREFIX, profile_bytes)
+#define lattn_profile_init LATTN_JOIN_(LONGATTN_PREFIX, profile_init)
+#define lattn_profile_clear LATTN_JOIN_(LONGATTN_PREFIX, profile_clear)
+#define lattn_profile_observe LATTN_JOIN_(LONGATTN_PREFIX, profile_observe)
+#define lattn_profile_emit LATTN_JOIN_(LONGATTN_PREFIX, profile_emit)
+#define lattn_profile_sample LATTN_JOIN_(LONGATTN_PREFIX, profile_sample)
+#define lattn_profile_report LATTN_JOIN_(LONGATTN_PREFIX, profile_report)
+#define lattn_profile_strongest LATTN_JOIN_(LONGATTN_PREFIX, profile_strongest)
+#define lattn_profile_stats_get LATTN_JOIN_(LONGATTN_PREFIX, profile_stats_get)
+#define lattn_gates_solve LATTN_JOIN_(LONGATTN_PREFIX, gates_solve)
+#define lattn_heads_choose LATTN_JOIN_(LONGATTN_PREFIX, heads_choose)
+#define lattn_heads_group LATTN_JOIN_(LONGATTN_PREFIX, heads_group)
+#define lattn_alibi_length LATTN_JOIN_(LONGATTN_PREFIX, alibi_length)
+#define lattn_attention_calibrated LATTN_JOIN_(LONGATTN_PREFIX, attention_calibrated)
+#define lattn_calibrated_scratch LATTN_JOIN_(LONGATTN_PREFIX, calibrated_scratch)
 #endif
 
 #if defined(LONGATTN_STATIC) && LONGATTN_STATIC
@@ -1350,6 +1366,263 @@ LATTN_API lattn_status lattn_flow_attention(const lattn_flow *options, lattn_ten
                                             const lattn_exec *exec);
 LATTN_API size_t lattn_flow_scratch(int64_t key_dim, int64_t value_dim, int32_t flags,
                                     int32_t n_threads);
+
+/* ---- profile: which head is which (design: heads.md 2-6) ---- */
+
+enum lattn_profile_scores {
+  LATTN_PROFILE_RETRIEVAL = 1, /* does a head look at the token that is being copied? (Wu et al.,
+                                  Retrieval Head, 2024) */
+  LATTN_PROFILE_ECHO = 2,      /* echo and induction scores (Tang et al., RazorAttention, 2024) */
+  LATTN_PROFILE_SINKS = 4,     /* how much of all attention a column gets (Gu et al., When Attention
+                                  Sink Emerges, 2024) */
+  LATTN_PROFILE_GATES = 8,     /* what the output would lose (objective of Xiao et al.,
+                                  DuoAttention, 2024, layer by layer) */
+  LATTN_PROFILE_LOST = 16      /* the share of attention that a streaming head would not see */
+};
+
+/* Watches the heads of a model while it runs, and scores them: give it what each layer's attention
+   was called with. Observing changes nothing of the run. What is observed belongs to the open
+   sample; lattn_profile_sample ends it. Holds no pointer: it may be moved to another place of the
+   same alignment modulo 64. One call at a time. The tables are the same to the bit for any number
+   of threads, and any way of cutting tokens into calls. */
+typedef struct lattn_profile lattn_profile;
+
+typedef struct lattn_profile_config {
+  uint32_t size;        /* sizeof(lattn_profile_config) */
+  int32_t scores;       /* enum lattn_profile_scores, added up */
+  int32_t n_layers;     /* >= 1 */
+  int32_t n_heads;      /* query heads, a multiple of n_kv_heads */
+  int32_t n_kv_heads;   /* 0 = n_heads */
+  int32_t value_dim;    /* GATES, LOST: that of the calls */
+  int32_t model_dim;    /* GATES: 0 = heads weigh by what themselves lose; else rows of the output
+                           projection, which each observation then gives */
+  int32_t top_k;        /* RETRIEVAL: keys of a row that may be the copied token; 0 = 1; <= 64 */
+  int32_t max_needle;   /* RETRIEVAL: most tokens of a needle; 0 = 256 */
+  float sink_threshold; /* SINKS: a column above it is a sink; 0 = 0.3 */
+  int64_t columns;      /* SINKS: positions 0 ... columns - 1 are columns; 0 = 64. Memory: 24 bytes
+                           for each, a query head and layer; time, that of the scores */
+  int64_t sinks;        /* GATES, LOST: the streaming head to compare with sees j < sinks ... */
+  int64_t window;       /* ... or i - j < window, own key included; 0: sinks 64, window 257, as
+                           DuoAttention is deployed */
+  int64_t row_step;     /* GATES, LOST: rows whose position plus 1 is a multiple of it; 0 = 16 */
+  lattn_fault *fault;   /* NULL, or gets the field that an error is about; not kept */
+} lattn_profile_config;
+
+/* What an observation is of: the layer, and what the tokens are. */
+typedef struct lattn_observed {
+  uint32_t size;           /* sizeof(lattn_observed) */
+  int32_t layer;           /* 0 ... n_layers - 1 */
+  int32_t scores;          /* only these; 0 = all of the config */
+  int32_t zero;            /* must be 0 */
+  const float *lse;        /* [n_queries][H], as lattn_attention wrote it (RETRIEVAL, GATES and LOST
+                              do not need it) */
+  const float *lse_low;    /* NULL, or its second float */
+  /* RETRIEVAL. The row at position p >= first_answer emits tokens[p + 1]; a token that is not there
+     yet is given to lattn_profile_emit. Earlier rows are the prompt's. */
+  const int32_t *tokens;   /* [n_tokens]: those at positions 0, 1, ... of all that was given and
+                              emitted, at least as many as there are keys */
+  int64_t n_tokens;
+  int64_t first_answer;
+  int64_t needle_from, needle_to; /* the needle's positions; to = from: nothing is observed */
+  /* ECHO, on random tokens that repeat with a period; without, nothing is observed. */
+  int64_t period;          /* 2 ...; 0 = they do not repeat */
+  int64_t first;           /* tokens before the repeated ones (the first token of a text) */
+  /* GATES, LOST. */
+  int64_t n_rows;          /* 0 = rows by row_step, or these: */
+  const int64_t *rows;     /* [n_rows]: rows of q, rising */
+  const float *projection; /* model_dim > 0: [model_dim][H * value_dim], float32 */
+  const lattn_tensor *residual; /* NULL, or what came into the layer, [n_queries][1][any dim]: its
+                              mean square is what a layer's losses with a projection are divided
+                              by, else that of attention's outputs */
+} lattn_observed;
+
+/* Bytes of memory for a profile. 0: impossible config (lattn_profile_init says why). */
+LATTN_API size_t lattn_profile_bytes(const lattn_profile_config *config);
+
+/* Makes a profile without observations in memory (any alignment; it starts at the first multiple of
+   64). Errors: NULL, SIZE, FIELD, SHAPE, OVERFLOW, VALUE, MEMORY. */
+LATTN_API lattn_status lattn_profile_init(lattn_profile **profile, void *memory, size_t bytes,
+                                          const lattn_profile_config *config);
+
+/* Forgets everything. Errors: NULL. */
+LATTN_API lattn_status lattn_profile_clear(lattn_profile *profile);
+
+/* Observes one call of lattn_attention: options, q, k and v as it got them (the output gate,
+   partial and lse_low are not used), with the lse that it gave. v is looked at for GATES and LOST
+   only, which are always observed together. Cost, beside that of the attention: SINKS the scores of
+   `columns` keys a row; GATES and LOST attention of the chosen rows; ECHO a few keys a row;
+   RETRIEVAL the scores of the answer's rows. Scratch: lattn_attention_scratch; threads share KV
+   heads. A NaN in a row stays in the sums. Errors: as lattn_attention_weights; SHAPE also for heads
+   or dims other than the config's, a layer, row, needle or token that is not there; FIELD for
+   scores that the config lacks; CONFIG for GATES and LOST of LATTN_SIGMOID; VALUE (period); STATE:
+   the sample has another needle. On an error nothing was observed. exec: progress is not used. */
+LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn_observed *observed,
+                                             const lattn_attn *options, lattn_tensor q,
+                                             lattn_tensor k, lattn_tensor v,
+                                             const lattn_exec *exec);
+
+/* The token that the newest row emitted, once it is known: all layers of a step are observed, then
+   this. Does nothing if no row waits for it. Errors: NULL. */
+LATTN_API lattn_status lattn_profile_emit(lattn_profile *profile, int32_t token);
+
+/* Ends the sample: keep 1 adds it to the others (means over samples count it as one), keep 0 drops
+   all that was observed since the last (a wrong answer). Reports count an open sample as kept.
+   Errors: NULL, FIELD. */
+LATTN_API lattn_status lattn_profile_sample(lattn_profile *profile, int32_t keep);
+
+/* Tables of doubles, [layers][heads] if nothing else is said; 0 where nothing was observed. */
+enum lattn_profile_table {
+  LATTN_TABLE_RETRIEVAL = 0,     /* the count: each row whose strongest key is a needle token that
+                                    is then emitted adds 1 / needle length (may exceed 1); mean over
+                                    samples. Retrieval heads have >= 0.1, strong ones > 0.5 */
+  LATTN_TABLE_RETRIEVAL_SET = 1, /* the share of the needle's distinct tokens that were copied so */
+  LATTN_TABLE_ECHO = 2,          /* weight of earlier occurrences of the own token; mean over rows
+                                    from the second period on */
+  LATTN_TABLE_INDUCTION = 3,     /* of the tokens right after them */
+  LATTN_TABLE_SINK = 4,          /* mean weight of token 0, of the rows that see it */
+  LATTN_TABLE_COLUMNS = 5,       /* [layers][heads][columns]: the same of every column */
+  LATTN_TABLE_SINK_SHARES = 6,   /* [columns]: the share of layers and heads in which it is above
+                                    sink_threshold, mean over samples */
+  LATTN_TABLE_LOST = 7,          /* the weight of the keys that streaming would not see; mean over
+                                    rows */
+  LATTN_TABLE_LOST_MOST = 8,     /* the largest */
+  LATTN_TABLE_GATE_LOSS = 9,     /* [layers][kv heads]: mean square of what streaming takes from the
+                                    head's output, over that of the layer's outputs */
+  LATTN_TABLE_GATES = 10         /* [layers][kv heads][kv heads]: Q for lattn_gates_solve; with
+                                    model_dim 0 diagonal, GATE_LOSS */
+};
+
+/* Writes a table of n doubles. Errors: NULL, FIELD, SHAPE (n is not its size), CONFIG (the config
+   lacks that score). */
+LATTN_API lattn_status lattn_profile_report(const lattn_profile *profile, int32_t table, int64_t n,
+                                            double *values);
+
+/* Where the sinks of a head are: the n columns with the largest mean weights, falling, the lower of
+   equals first; positions [n], -1 where there are no more, means [n] or NULL. Errors: NULL, SHAPE,
+   CONFIG. */
+LATTN_API lattn_status lattn_profile_strongest(const lattn_profile *profile, int32_t layer,
+                                               int32_t head, int64_t n, int64_t *positions,
+                                               double *means);
+
+typedef struct lattn_profile_stats {
+  uint32_t size;      /* sizeof(lattn_profile_stats), set by the caller */
+  int32_t zero;
+  int64_t n_samples;  /* kept */
+  int64_t n_needles;  /* of those, with a needle */
+  int64_t bytes;      /* of the profile */
+} lattn_profile_stats;
+
+/* Errors: NULL, SIZE. */
+LATTN_API lattn_status lattn_profile_stats_get(const lattn_profile *profile,
+                                               lattn_profile_stats *stats);
+
+enum lattn_gates_method {
+  LATTN_GATES_PENALTY = 0, /* minimises b' Q b - lambda / (L G) sum b in each layer, 0 <= b <= 1,
+                              where b = 1 - gate, by coordinate descent */
+  LATTN_GATES_BUDGET = 1,  /* the same with the penalty, found by bisection, at which the sum of all
+                              b is the budget (the most below it) */
+  LATTN_GATES_GREEDY = 2   /* b is 0 or 1: budget times, the head whose b costs least beside those
+                              that are 1; the lower index of equals */
+};
+
+typedef struct lattn_gates {
+  uint32_t size;      /* sizeof(lattn_gates) */
+  int32_t method;     /* enum lattn_gates_method */
+  double lambda;      /* PENALTY: >= 0; DuoAttention's is 0.05 */
+  double budget;      /* BUDGET, GREEDY: 0 ... L G; GREEDY: rounded to a whole number */
+  double tolerance;   /* of the projected gradient, relative to max(penalty, largest Q_hh); 0 =
+                         1e-12 */
+  int32_t max_sweeps; /* of one layer; 0 = 100000 */
+  int32_t zero;       /* must be 0 */
+  double *residual;   /* NULL, or gets the largest left over: above tolerance if sweeps ran out */
+  double *penalty;    /* NULL, or gets lambda / (L G) */
+} lattn_gates;
+
+/* Gates [L][G] of KV heads (1: full attention; 0: streaming) from Q [L][G][G], symmetric, positive
+   semidefinite: lattn_profile_report's. In double, the same bits everywhere. A head with Q_hh = 0
+   loses nothing: its gate is 0. gates overlap nothing else. Errors: NULL, SIZE, FIELD, SHAPE, VALUE
+   (not finite, negative Q_hh). */
+LATTN_API lattn_status lattn_gates_solve(const lattn_gates *options, int32_t n_layers,
+                                         int32_t n_kv_heads, const double *q, double *gates);
+
+enum lattn_heads_rule {
+  LATTN_HEADS_SPARSITY = 0,  /* the round(sparsity * L * G) lowest stream (ties: the later layer,
+                                then the later head, streams first): DuoAttention's deployment
+                                without its noise */
+  LATTN_HEADS_THRESHOLD = 1, /* score >= threshold is full. (Published gates of GQA models are
+                                nearly all above 0.5: use SPARSITY) */
+  LATTN_HEADS_RAZOR = 2      /* full are the round(induction_share * L * G) largest of scores
+                                (induction), and the round(echo_share * L * G) largest of echo */
+};
+
+typedef struct lattn_heads {
+  uint32_t size;           /* sizeof(lattn_heads) */
+  int32_t rule;            /* enum lattn_heads_rule */
+  double sparsity;         /* <= 0: all full; >= 1: none */
+  double threshold;
+  double induction_share;  /* both 0: 0.14 and 0.01, the paper's */
+  double echo_share;
+  const double *echo;      /* RAZOR: [L][G] */
+} lattn_heads;
+
+/* Which KV heads keep everything: full [L][G] gets 1, or 0 = streaming (or compressed). Errors:
+   NULL, SIZE, FIELD, SHAPE, VALUE (a NaN). */
+LATTN_API lattn_status lattn_heads_choose(const lattn_heads *options, int32_t n_layers,
+                                          int32_t n_kv_heads, const double *scores, int32_t *full);
+
+enum lattn_heads_group { LATTN_GROUP_MAX = 0, LATTN_GROUP_MEAN = 1 };
+
+/* Scores of query heads [L][H] to those of KV heads [L][G]. Errors: NULL, FIELD, SHAPE. */
+LATTN_API lattn_status lattn_heads_group(int32_t n_layers, int32_t n_heads, int32_t n_kv_heads,
+                                         int32_t group, const double *scores, double *kv_scores);
+
+enum lattn_alibi_form {
+  LATTN_ALIBI_EACH = 0, /* no key at that distance or beyond weighs more than epsilon */
+  LATTN_ALIBI_TOTAL = 1 /* all of them together */
+};
+
+/* The effective length of a head with ALiBi (RazorAttention): *length tokens, the row's own
+   included, are enough. bound >= |scale q.k| of all queries and keys (scale * max |q| * max |k|).
+   Errors: NULL, FIELD, VALUE (slope or epsilon not above 0, bound below 0, not finite). Note: none;
+   beyond 2^62 it is INT64_MAX. */
+LATTN_API lattn_status lattn_alibi_length(int64_t *length, double slope, double bound,
+                                          double epsilon, int32_t form);
+
+enum lattn_calibration_keep {
+  LATTN_KEEP_FIRST_TOKEN = 0, /* token 0 is never calibrated (the paper) */
+  LATTN_KEEP_FIRST_FOUND = 1  /* the first column that is found is spared (the released code) */
+};
+
+/* Calibrated attention (Yu et al., ACT, 2024). Column j of a head is a sink if its mean weight over
+   the rows that see it is above threshold. Their weights are multiplied by beta; the other keys of
+   the row get the freed mass in proportion, so rows still sum to 1. A row with all but 2^-20 of its
+   mass in sinks, one that sees none, and heads with beta 1 stay as they are, to the bit. */
+typedef struct lattn_calibration {
+  uint32_t size;       /* sizeof(lattn_calibration) */
+  int32_t keep;        /* enum lattn_calibration_keep */
+  float threshold;     /* 0 = 0.1 (released code; the paper: 5 / n) */
+  float beta;          /* 0 ... 1; the paper's 0.4 is not a default: 0 takes all of their mass */
+  const float *betas;  /* NULL, or [H], in place of beta: 1 = the head is left alone */
+  int64_t least_rows;  /* a column that fewer rows see is no sink; 0 = 1 */
+  int32_t given;       /* 1: sinks are as `marks` says (those found in the prompt, for the rows of
+                          decode: columns that came later are 0) */
+  int32_t zero;        /* must be 0 */
+  int64_t stride;      /* of marks and means, from head to head; 0 = n_keys */
+  uint8_t *marks;      /* [H][stride]: gets 1 for the sinks that are calibrated, else 0 */
+  double *means;       /* [H][stride]: gets the mean weights; given: not used, may be NULL */
+} lattn_calibration;
+
+/* lattn_attention with that. lse is required, and gets that of plain attention. out must not be q's
+   array. Cost: attention, its scores once more (not if given), and attention again for the heads
+   that have sinks; no n x n. Scratch: lattn_calibrated_scratch. Errors: as lattn_attention; SHAPE
+   (stride); VALUE (threshold, beta); CONFIG for n_sequences > 1, partial, LATTN_SIGMOID and learned
+   sinks. exec: progress is not used. */
+LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
+                                                  const lattn_attn *options, lattn_tensor q,
+                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                                  float *lse, const lattn_exec *exec);
+LATTN_API size_t lattn_calibrated_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                          lattn_tensor v, int32_t n_threads);
 
 #ifdef __cplusplus
 }
@@ -4573,7 +4846,7 @@ typedef struct lattn_turning_ {
 } lattn_turning_;
 
 /* Of one position: angles gets [n_dims / 2] cosines, then as many sines; they then turn rows.
-   §11. */
+   §12. */
 LATTN_FN_ void lattn_angles_(float *angles, const lattn_turning_ *r, int64_t position);
 LATTN_FN_ void lattn_turn_(float *row, const float *angles, const lattn_turning_ *r);
 LATTN_FN_ void lattn_turn_pair_(float *x, float *y, float cosine, float sine);
@@ -4583,6 +4856,20 @@ LATTN_FN_ lattn_status lattn_check_rotary_(const lattn_rotary *r, int64_t dim, l
 
 /* ---- the job ---- */
 
+/* Some of the keys that a row sees: what the profiler takes apart. */
+enum {
+  LATTN_KEPT_ = 1,  /* those that a streaming head would keep: j < sinks or position - j < window */
+  LATTN_LOST_ = 2,  /* the others */
+  LATTN_IN_ = 3,    /* those whose column is marked, of the row's head */
+  LATTN_OUT_ = 4    /* the others */
+};
+typedef struct lattn_part_ {
+  int kind;
+  int64_t sinks, window;
+  const uint8_t *marks; /* [query heads][stride], by key */
+  int64_t stride;
+} lattn_part_;
+
 typedef struct lattn_job_ {
   lattn_attn o;          /* options; of a cache, those that its config and call give */
   lattn_tensor q, k, v, out, key_bias, pair_bias, gate;
@@ -4590,6 +4877,8 @@ typedef struct lattn_job_ {
   lattn_partial *partial;
   const lattn_seq_ *seqs;   /* NULL: keys are k and v; else in caches, o.n_sequences of them */
   const lattn_weights *weights; /* NULL, or these are wanted, and no output */
+  const lattn_weights *chosen;  /* NULL, or its rows and heads are the job's */
+  const lattn_part_ *part;      /* NULL, or only these of the visible keys are seen */
   lattn_seq_ *own_seqs;     /* room in scratch for all that the call has; NULL: one at a time */
   float *grouped;           /* partials of the rows of groups; NULL: none */
   int64_t most_grouped;     /* tokens that it has room for */
@@ -4778,6 +5067,41 @@ LATTN_FN_ void lattn_row_of_cache_(const lattn_cache *cache, int32_t kv, lattn_r
   lattn_row_join_(row);
 }
 
+/* Takes keys [from, to) out of the row's, as far as two ranges can say it (of a row with a range
+   to spare: always). */
+LATTN_FN_ void lattn_row_cut_(lattn_row_ *row, int64_t from, int64_t to) {
+  for (int i = 0; i < 2; i++) {
+    int64_t *lo = i ? &row->sink_lo : &row->lo, *hi = i ? &row->sink_hi : &row->hi;
+    int64_t *other_lo = i ? &row->lo : &row->sink_lo, *other_hi = i ? &row->hi : &row->sink_hi;
+    if (*lo >= *hi || *hi <= from || *lo >= to) continue;
+    if (*lo >= from) {
+      *lo = lattn_min_(to, *hi);
+    } else if (*hi <= to) {
+      *hi = from;
+    } else if (*other_lo >= *other_hi) {
+      int64_t end = *hi;
+      row->sink_lo = *lo;
+      row->sink_hi = from;
+      row->lo = to;
+      row->hi = end;
+      return;
+    }
+  }
+  if (row->sink_lo >= row->sink_hi) row->sink_lo = row->sink_hi = 0;
+  if (row->lo >= row->hi) row->lo = row->hi = row->sink_hi;
+}
+
+/* The keys of a row at that position that are of the part; marks are looked at key by key. */
+LATTN_NOINLINE_ void lattn_row_part_(const lattn_part_ *part, int64_t position, lattn_row_ *row) {
+  int64_t middle = position - lattn_min_(part->window, LATTN_MAX_POSITION_) + 1;
+  middle = lattn_max_(middle, part->sinks);
+  if (part->kind == LATTN_KEPT_ && part->sinks < middle)
+    lattn_row_cut_(row, part->sinks, middle);
+  if (part->kind != LATTN_LOST_) return;
+  lattn_row_cut_(row, 0, part->sinks);
+  lattn_row_cut_(row, middle, INT64_MAX);
+}
+
 /* Row r of the item's sequence. */
 LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64_t r,
                              lattn_row_ *row) {
@@ -4807,9 +5131,31 @@ LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64
     row->hi = lattn_min_(to, row->position + lattn_min_(o->ahead, LATTN_MAX_POSITION_) + 1);
   }
   lattn_row_join_(row);
+  if (job->part) lattn_row_part_(job->part, it->query_position + i, row);
 }
 
-/* Bit t: the row sees key base + t. holes: some of these slots may be in one. */
+/* Lanes of 16 keys that do not belong to the part. */
+LATTN_NOINLINE_ uint32_t lattn_not_of_part_(const lattn_job_ *job, const lattn_item_ *it,
+                                            const lattn_row_ *row, int64_t base) {
+  const lattn_part_ *part = job->part;
+  int64_t position = it->query_position + (row->token - it->q0);
+  uint32_t bits = 0;
+  for (int t = 0; t < 16; t++) {
+    int64_t key = base + t - it->key_position;
+    int kept = base + t < part->sinks || position - (base + t) < part->window;
+    if (part->kind >= LATTN_IN_) {
+      kept = key >= 0 && key < it->nk && part->marks[row->head * part->stride + it->k0 + key];
+      kept = kept == (part->kind == LATTN_IN_);
+    } else if (part->kind == LATTN_LOST_) {
+      kept = !kept;
+    }
+    if (!kept) bits |= 1u << t;
+  }
+  return bits;
+}
+
+/* Bit t: the row sees key base + t. holes: some of these slots may be in one, or of another
+   part. */
 LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it,
                                     const lattn_row_ *row, int64_t base, int holes) {
   uint32_t bits = 0;
@@ -4818,7 +5164,8 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
     int64_t hi = lattn_min_(16, (i ? row->sink_hi : row->hi) - base);
     if (lo < hi) bits |= ((1u << hi) - 1u) & ~((1u << lo) - 1u);
   }
-  if (bits && holes)
+  if (bits && holes && job->part) bits &= ~lattn_not_of_part_(job, it, row, base);
+  if (bits && holes && it->cache)
     for (int t = 0; t < 16; t++)
       if (lattn_in_hole_(it->cache, base + t, 0)) bits &= ~(1u << t);
   if (bits && lattn_by_lane_(job))
@@ -4963,7 +5310,7 @@ typedef struct lattn_block_ {
   int64_t ahead;       /* bytes to where the next block is, for hints; 0 unknown */
   int lo, hi;          /* lanes that any row of the item may see */
   int stored;          /* lanes below it are in k and v, the others are drafts */
-  int holes;           /* some of its slots are in one */
+  int holes;           /* some of its slots are in one, or of another part */
   int pairs;           /* it is prepared in pairs of bfloat16 */
   int n_other;         /* zones besides the rows' own: 0, 1, 2 = more */
   int64_t other;       /* the one */
@@ -5114,6 +5461,17 @@ LATTN_FN_ void lattn_find_zones_(const lattn_job_ *job, const lattn_item_ *it, l
   }
 }
 
+/* Whether a key of the block is marked, of any query head that the item has. */
+LATTN_FN_ int lattn_block_marked_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
+                                  const lattn_block_ *b) {
+  for (int64_t h = it->kv * job->group; h < (it->kv + 1) * job->group; h++) {
+    const uint8_t *marks = job->part->marks + h * job->part->stride + it->k0 - it->key_position;
+    for (int64_t j = base + b->lo; j < base + b->hi; j++)
+      if (marks[j]) return 1;
+  }
+  return 0;
+}
+
 /* Finds the block at base: its lanes, and where their keys and values are. */
 LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                  lattn_block_ *b) {
@@ -5127,6 +5485,9 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, i
   if (b->lo >= b->hi) return;
   if (!it->cache) {
     lattn_find_arrays_(job, it, base, b);
+    b->holes = job->part != 0;
+    if (b->holes && job->part->kind == LATTN_IN_ && !lattn_block_marked_(job, it, base, b))
+      b->lo = b->hi;
     return;
   }
   b->panels = 1;
@@ -5466,15 +5827,22 @@ LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *
                                  job->dv);
 }
 
+/* Whether scores of the tile have to be changed or hidden. */
+LATTN_FN_ int lattn_tile_masked_(const lattn_job_ *job, const lattn_row_ *rows, int64_t base,
+                                 const lattn_block_ *b, int m) {
+  int masked = !job->plain || lattn_by_lane_(job) || b->holes || b->stored < LATTN_BLOCK_;
+  for (int a = 0; a < m; a++)
+    masked |= rows[a].lo > base || rows[a].hi < base + LATTN_BLOCK_;
+  return masked;
+}
+
 /* The maxima of m rows whose tile needs no mask; 0: it does, or a row has no finite score. Four
    chains; NaN is never greater, so it never enters one. */
 LATTN_NOINLINE_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows, int64_t base,
                             const lattn_block_ *b, int m, const float *s, float *top) {
   lattn_v16_ least = lattn_v_set_(-LATTN_INFINITY_), most[LATTN_TILE_ROWS_];
-  int masked = !job->plain || lattn_by_lane_(job) || b->holes || b->stored < LATTN_BLOCK_;
-  for (int a = 0; a < m; a++)
-    masked |= rows[a].lo > base || rows[a].hi < base + LATTN_BLOCK_;
-  if (masked) return 0;
+  int masked = 0;
+  if (lattn_tile_masked_(job, rows, base, b, m)) return 0;
   for (int a = 0; a < m; a++, s += LATTN_BLOCK_) {
     lattn_v16_ t[4];
     LATTN_UNROLL_
@@ -5611,23 +5979,23 @@ LATTN_FN_ void lattn_group_row_(const lattn_job_ *job, const lattn_item_ *it, in
 /* The chosen query heads of a KV head: their number, or the n-th's index among the chosen. */
 LATTN_FN_ int64_t lattn_chosen_heads_(const lattn_job_ *job, int32_t kv) {
   int64_t n = 0;
-  if (!job->weights->n_heads) return job->group;
-  for (int64_t i = 0; i < job->weights->n_heads; i++)
-    n += job->weights->heads[i] / job->group == kv;
+  if (!job->chosen->n_heads) return job->group;
+  for (int64_t i = 0; i < job->chosen->n_heads; i++)
+    n += job->chosen->heads[i] / job->group == kv;
   return n;
 }
 LATTN_FN_ int64_t lattn_chosen_head_(const lattn_job_ *job, int32_t kv, int64_t n) {
-  if (!job->weights->n_heads) return kv * job->group + n;
+  if (!job->chosen->n_heads) return kv * job->group + n;
   for (int64_t i = 0;; i++)
-    if (job->weights->heads[i] / job->group == kv && n-- == 0) return i;
+    if (job->chosen->heads[i] / job->group == kv && n-- == 0) return i;
 }
 
 /* Row r of the chosen ones, as a row of the item: chosen rows in order, each with its heads. */
 LATTN_FN_ int64_t lattn_chosen_row_(const lattn_job_ *job, const lattn_item_ *it, int64_t r) {
   int64_t heads = lattn_chosen_heads_(job, it->kv);
   int64_t head = lattn_chosen_head_(job, it->kv, r % heads), i = r / heads;
-  if (job->weights->n_rows) i = job->weights->rows[i];
-  if (job->weights->n_heads) head = job->weights->heads[head];
+  if (job->chosen->n_rows) i = job->chosen->rows[i];
+  if (job->chosen->n_heads) head = job->chosen->heads[head];
   return i * job->group + head % job->group;
 }
 
@@ -5648,7 +6016,7 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     if (it->of_group)
       lattn_group_row_(job, it, it->row + r, row);
     else
-      lattn_row_at_(job, it, job->weights ? lattn_chosen_row_(job, it, it->row + r) : it->row + r,
+      lattn_row_at_(job, it, job->chosen ? lattn_chosen_row_(job, it, it->row + r) : it->row + r,
                     row);
     lattn_fetch_row_(&job->q, row->token + 8 / job->group, row->head);
     lattn_widen_row_(q, &job->q, row->token, row->head);
@@ -6982,7 +7350,7 @@ typedef struct lattn_weighed_ {
 } lattn_weighed_;
 
 LATTN_FN_ int64_t lattn_chosen_count_(const lattn_job_ *job, int rows) {
-  int64_t n = rows ? job->weights->n_rows : job->weights->n_heads;
+  int64_t n = rows ? job->chosen->n_rows : job->chosen->n_heads;
   return n ? n : rows ? job->q.n_tokens : job->n_kv * job->group;
 }
 
@@ -7084,6 +7452,65 @@ LATTN_FN_ void lattn_weigh_begin_(const lattn_job_ *job, const lattn_item_ *it,
   }
 }
 
+/* Whether nothing but masses is wanted, of a block whose keys are all in the array. */
+LATTN_FN_ int lattn_only_mass_(const lattn_job_ *job, const lattn_item_ *it, int64_t base) {
+  const lattn_weights *w = job->weights;
+  if (w->weights || w->argmax || w->top_keys || !w->mass || it->cache) return 0;
+  return job->o.weighting == LATTN_SOFTMAX && base >= it->key_position &&
+         base + LATTN_BLOCK_ <= it->key_position + it->nk;
+}
+
+/* lattn_weigh_row_ of such a block: 128 weights at once, those of hidden keys 0. visible NULL: all
+   are seen. */
+LATTN_FN_ void lattn_add_mass_(const lattn_job_ *job, const lattn_item_ *it, const lattn_row_ *row,
+                               int64_t r, int64_t base, const float *s, const uint32_t *visible) {
+  const lattn_weights *w = job->weights;
+  int64_t from = row->token * job->n_kv * job->group + row->head, head = row->head;
+  lattn_v16_ lse = lattn_v_set_(w->lse[from]), zero = lattn_v_set_(0);
+  lattn_v16_ low = lattn_v_set_(w->lse_low ? w->lse_low[from] : 0.0f);
+  double *mass;
+  if (lattn_is_empty_(w->lse[from])) return;
+  if (w->n_heads) head = lattn_chosen_head_(job, it->kv, r % lattn_chosen_heads_(job, it->kv));
+  mass = w->mass + head * w->stride + (it->k0 + base - it->key_position);
+  for (int p = 0; p < LATTN_BLOCK_ / LATTN_PANEL_; p += LATTN_EXPS_) {
+    lattn_v16_ x[LATTN_EXPS_];
+    float weight[LATTN_EXPS_ * LATTN_PANEL_];
+    LATTN_UNROLL_
+    for (int i = 0; i < LATTN_EXPS_; i++) {
+      lattn_v16_ y = lattn_v_load_(s + LATTN_PANEL_ * (p + i));
+      x[i] = lattn_v_sub_(lattn_v_if_equal_(y, lse, zero, lattn_v_sub_(y, lse)), low);
+    }
+    lattn_v_exps_(x, LATTN_EXPS_);
+    LATTN_UNROLL_
+    for (int i = 0; i < LATTN_EXPS_; i++)
+      lattn_v_store_(weight + LATTN_PANEL_ * i,
+                     visible ? lattn_v_if_bits_(visible[p + i], x[i], zero) : x[i]);
+    for (int t = 0; t < LATTN_EXPS_ * LATTN_PANEL_; t++)
+      mass[LATTN_PANEL_ * p + t] += (double)weight[t];
+  }
+}
+
+/* Rows r ... of the item, a tile of them, against one block. best: of each. */
+LATTN_FN_ void lattn_weigh_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                 const lattn_block_ *b, int64_t base, int64_t r, float *best) {
+  int m = (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), lo, hi, first, end, masked;
+  int only_mass = lattn_only_mass_(job, it, base);
+  if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
+  masked = !only_mass || lattn_tile_masked_(job, sp->rows + r, base, b, m);
+  for (int a = 0; a < m; a++) {
+    const lattn_row_ *row = sp->rows + r + a;
+    float *s = sp->s + a * LATTN_BLOCK_;
+    uint32_t visible[8];
+    if (masked) lattn_mask_row_(job, it, row, base, b->holes, first, end, s, visible);
+    if (only_mass) {
+      lattn_add_mass_(job, it, row, it->row + r + a, base, s, masked ? visible : 0);
+    } else {
+      lattn_weighed_ to = lattn_weighed_of_(job, it, row, it->row + r + a);
+      lattn_weigh_row_(job, it, &to, base, first, end, s, visible, best + a);
+    }
+  }
+}
+
 /* Rows [row, row + rows) of the item, all keys. */
 LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp) {
   lattn_slot_ best = lattn_space_slot_(sp, 0);
@@ -7101,17 +7528,8 @@ LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_s
     if (base >= it->sink_hi && base + LATTN_BLOCK_ <= it->lo) continue;
     lattn_begin_block_(job, it, sp, base, &b);
     if (b.lo >= b.hi) continue;
-    for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
-      int m = (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), lo, hi, first, end;
-      if (!lattn_tile_scores_(job, it, sp, &b, base, r, m, &lo, &hi, &first, &end)) continue;
-      for (int a = 0; a < m; a++) {
-        float *s = sp->s + a * LATTN_BLOCK_;
-        uint32_t visible[8];
-        lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r + a, it->row + r + a);
-        lattn_mask_row_(job, it, sp->rows + r + a, base, b.holes, first, end, s, visible);
-        lattn_weigh_row_(job, it, &to, base, first, end, s, visible, best.m + r + a);
-      }
-    }
+    for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_)
+      lattn_weigh_tile_(job, it, sp, &b, base, r, best.m + r);
   }
   for (int64_t r = 0; r < it->rows; r++) { /* scores of the best become weights */
     lattn_weighed_ to = lattn_weighed_of_(job, it, sp->rows + r, it->row + r);
@@ -7216,7 +7634,7 @@ LATTN_FN_ lattn_status lattn_check_weights_(lattn_job_ *job, const lattn_weights
   if (own->top_k == 0) own->top_keys = 0, own->top_weights = 0;
   if (!own->top_keys != !own->top_weights)
     return lattn_fail_(f, LATTN_E_CONFIG, "weights.top_weights");
-  job->weights = own;
+  job->weights = job->chosen = own;
   rows = lattn_times_(lattn_chosen_count_(job, 1), lattn_chosen_count_(job, 0));
   if (lattn_times_(rows, lattn_plus_(lattn_times_(own->stride, 8), 8 * own->top_k + 8)) < 0 ||
       lattn_times_(lattn_chosen_count_(job, 0), lattn_times_(own->stride, 8)) < 0)
@@ -14613,7 +15031,1675 @@ LATTN_API lattn_status lattn_state_slopes(float *log_decay, int32_t preset, int3
   return LATTN_OK;
 }
 
-/* ==== §11 rotary positions =======================================================================
+/* ==== §11 profile ================================================================================
+   Scores of heads from what attention was called with. Weights that are wanted of whole columns, or
+   of a row's best keys, come from §6 (attention weights on demand); those of a few keys a row, and
+   attention of some rows over some of their keys (a part), from its tiles. A row's numbers are
+   added in the order of rows, a head's by one worker, in double: no sum depends on threads or on
+   how the tokens were cut into calls.
+
+   A profile is a struct and, behind it, areas of 8-byte slots. Sums that a sample's end adds to
+   those of all samples stand twice: the open sample's, then the closed ones'. */
+
+enum lattn_area_ {
+  LATTN_AREA_ECHO_ROWS_, /* [L] */
+  LATTN_AREA_ECHO_,      /* [L][H] */
+  LATTN_AREA_INDUCTION_, /* [L][H] */
+  LATTN_AREA_PART_ROWS_, /* [L] */
+  LATTN_AREA_LOST_,      /* [L][H] */
+  LATTN_AREA_OUT_,       /* [L]: squares of outputs */
+  LATTN_AREA_RESIDUAL_,  /* [L]: mean squares of what came in */
+  LATTN_AREA_LOSS_,      /* [L][G]: squares of what streaming loses */
+  LATTN_AREA_Q_,         /* [L][G][G]: products of that, projected; its lower triangle */
+  LATTN_AREA_COPIED_,    /* [L][H] */
+  LATTN_AREA_MOST_,      /* [L][H]: not a sum but the largest */
+  LATTN_SUMS_,           /* areas up to here are followed by those of the closed samples */
+  LATTN_AREA_SET_ = 2 * LATTN_SUMS_, /* [L][H]: shares, of the closed samples */
+  LATTN_AREA_COPIES_,    /* [L][H][needle]: 1 where that token was copied */
+  LATTN_AREA_NEEDLE_,    /* [needle]: its tokens, int64 */
+  LATTN_AREA_WAITS_,     /* [L]: 1 if keys wait for the token, int64 */
+  LATTN_AREA_KEYS_,      /* [L][H][top_k]: positions of the newest row's best keys, int64 */
+  LATTN_AREA_MASS_,      /* [L][H][T]: sums of weights, of the open sample */
+  LATTN_AREA_SEEN_,      /* [L][T]: rows that saw the column */
+  LATTN_AREA_MEANS_,     /* [L][H][T]: sums of means, of the closed samples */
+  LATTN_AREA_HITS_,      /* [L][H][T]: samples in which it was a sink */
+  LATTN_AREA_TIMES_,     /* [L][T]: samples in which it was seen */
+  /* From here on, room for one call: */
+  LATTN_AREA_BEST_,      /* [LATTN_ANSWER_ROWS_][H][top_k]: keys, int64, then their weights */
+  LATTN_AREA_CHOSEN_,    /* [B]: rows of a batch */
+  LATTN_AREA_ENDS_,      /* [B][H]: maximum and sum of the kept part, floats */
+  LATTN_AREA_OMEGA_,     /* [B][H] */
+  LATTN_AREA_SQUARE_,    /* [B][H]: of the output */
+  LATTN_AREA_LESS_,      /* [B][H]: of what it loses */
+  LATTN_AREA_D_,         /* [G][B][H / G][dv]: what it loses, floats */
+  LATTN_AREA_U_,         /* [LATTN_PROJECTED_ROWS_][G][model dim]: the same projected, floats */
+  LATTN_AREAS_
+};
+
+enum {
+  LATTN_BATCH_ROWS_ = 192,    /* chosen rows that go through both parts at a time: B */
+  LATTN_PROJECTED_ROWS_ = 24, /* of those, projected at a time */
+  LATTN_ANSWER_ROWS_ = 12,    /* rows of an answer whose best keys are looked for at a time */
+  LATTN_ALL_SCORES_ = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO | LATTN_PROFILE_SINKS |
+                      LATTN_PROFILE_GATES | LATTN_PROFILE_LOST,
+  LATTN_PARTS_ = LATTN_PROFILE_GATES | LATTN_PROFILE_LOST
+};
+
+struct lattn_profile {
+  lattn_profile_config c; /* without zeros */
+  int64_t bytes, n_samples, n_needles, needle_from, needle_to;
+  int32_t open, has_needle; /* something was observed; a needle */
+  int64_t distinct;         /* tokens of the needle */
+  int64_t at[LATTN_AREAS_]; /* of each area, in slots behind this */
+};
+
+LATTN_FN_ size_t lattn_profile_head_(void) {
+  return (size_t)lattn_round64_(sizeof(struct lattn_profile));
+}
+
+LATTN_FN_ double *lattn_area_(const lattn_profile *p, int area) {
+  return (double *)(void *)((char *)(uintptr_t)p + lattn_profile_head_()) + p->at[area];
+}
+LATTN_FN_ int64_t *lattn_area_numbers_(const lattn_profile *p, int area) {
+  return (int64_t *)(void *)lattn_area_(p, area);
+}
+LATTN_FN_ float *lattn_area_floats_(const lattn_profile *p, int area) {
+  return (float *)(void *)lattn_area_(p, area);
+}
+
+/* Slots of an area; -1: too many. */
+LATTN_FN_ int64_t lattn_area_slots_(const lattn_profile_config *c, int area) {
+  int64_t layers = c->n_layers, heads = c->n_heads, groups = c->n_kv_heads;
+  int64_t all = lattn_times_(layers, heads), parts = (c->scores & LATTN_PARTS_) != 0;
+  int64_t echo = (c->scores & LATTN_PROFILE_ECHO) != 0;
+  int64_t copies = (c->scores & LATTN_PROFILE_RETRIEVAL) != 0;
+  int64_t columns = c->scores & LATTN_PROFILE_SINKS ? c->columns : 0;
+  int64_t gates = (c->scores & LATTN_PROFILE_GATES) != 0, projects = gates && c->model_dim;
+  int64_t batch = parts * LATTN_BATCH_ROWS_;
+  if (area >= LATTN_SUMS_ && area < LATTN_AREA_SET_) area -= LATTN_SUMS_;
+  switch (area) {
+    case LATTN_AREA_ECHO_ROWS_: return echo * layers;
+    case LATTN_AREA_ECHO_:
+    case LATTN_AREA_INDUCTION_: return echo * all;
+    case LATTN_AREA_PART_ROWS_:
+    case LATTN_AREA_OUT_:
+    case LATTN_AREA_RESIDUAL_: return parts * layers;
+    case LATTN_AREA_LOST_:
+    case LATTN_AREA_MOST_: return parts * all;
+    case LATTN_AREA_LOSS_: return gates * layers * groups;
+    case LATTN_AREA_Q_: return projects ? lattn_times_(layers, lattn_times_(groups, groups)) : 0;
+    case LATTN_AREA_COPIED_:
+    case LATTN_AREA_SET_: return copies * all;
+    case LATTN_AREA_COPIES_: return copies * lattn_times_(all, c->max_needle);
+    case LATTN_AREA_NEEDLE_: return copies * c->max_needle;
+    case LATTN_AREA_WAITS_: return copies * layers;
+    case LATTN_AREA_KEYS_: return copies * lattn_times_(all, c->top_k);
+    case LATTN_AREA_BEST_: return copies * LATTN_ANSWER_ROWS_ * heads * 2 * c->top_k;
+    case LATTN_AREA_MASS_:
+    case LATTN_AREA_MEANS_:
+    case LATTN_AREA_HITS_: return lattn_times_(all, columns);
+    case LATTN_AREA_SEEN_:
+    case LATTN_AREA_TIMES_: return lattn_times_(layers, columns);
+    case LATTN_AREA_CHOSEN_: return batch;
+    case LATTN_AREA_D_: return lattn_times_(batch * heads, ((int64_t)c->value_dim + 1) / 2);
+    case LATTN_AREA_U_:
+      if (!projects) return 0;
+      return lattn_times_(LATTN_PROJECTED_ROWS_ * groups, ((int64_t)c->model_dim + 1) / 2);
+    default: return batch * heads;
+  }
+}
+
+/* Copies a config with its defaults, and checks it. */
+LATTN_FN_ lattn_status lattn_profile_config_(lattn_profile_config *c,
+                                             const lattn_profile_config *config) {
+  lattn_status s = lattn_import_(c, sizeof *c, sizeof *c, config);
+  lattn_fault *f;
+  if (!config) return LATTN_E_NULL;
+  if (s == LATTN_E_FIELD) return lattn_fail_(config->fault, s, "config.size");
+  if (s) return s;
+  f = c->fault;
+  c->fault = 0;
+  if (!c->scores || c->scores & ~LATTN_ALL_SCORES_)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.scores");
+  if (c->n_layers < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_layers");
+  if (c->n_heads < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_heads");
+  if (c->n_kv_heads == 0) c->n_kv_heads = c->n_heads;
+  if (c->n_kv_heads < 1 || c->n_heads % c->n_kv_heads)
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.n_kv_heads");
+  if (c->value_dim < 0 || (c->value_dim == 0 && c->scores & LATTN_PARTS_))
+    return lattn_fail_(f, LATTN_E_SHAPE, "config.value_dim");
+  if (c->model_dim < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.model_dim");
+  if (c->top_k == 0) c->top_k = 1;
+  if (c->top_k < 1 || c->top_k > 64) return lattn_fail_(f, LATTN_E_SHAPE, "config.top_k");
+  if (c->max_needle == 0) c->max_needle = 256;
+  if (c->max_needle < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.max_needle");
+  if (!(lattn_bits_(c->sink_threshold) << 1)) c->sink_threshold = 0.3f;
+  if (!lattn_is_finite_(c->sink_threshold))
+    return lattn_fail_(f, LATTN_E_VALUE, "config.sink_threshold");
+  if (c->columns == 0) c->columns = 64;
+  if (c->columns < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.columns");
+  if (c->columns > LATTN_MAX_POSITION_) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.columns");
+  if (c->sinks < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.sinks");
+  if (c->window < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.window");
+  if (c->window == 0) c->sinks = 64, c->window = 257;
+  if (c->row_step == 0) c->row_step = 16;
+  if (c->row_step < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.row_step");
+  if (c->row_step > LATTN_MAX_POSITION_)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "config.row_step");
+  c->sinks = lattn_min_(c->sinks, LATTN_MAX_POSITION_);
+  return LATTN_OK;
+}
+
+/* Bytes of a profile of that (checked) config, and where its areas are; 0: too many. */
+LATTN_FN_ size_t lattn_profile_plan_(const lattn_profile_config *c, int64_t at[LATTN_AREAS_]) {
+  int64_t slots = 0;
+  for (int i = 0; i < LATTN_AREAS_; i++) {
+    at[i] = slots;
+    slots = lattn_plus_(slots, lattn_area_slots_(c, i));
+  }
+  slots = lattn_times_(slots, 8);
+  slots = lattn_plus_(slots, (int64_t)lattn_profile_head_() + 64);
+  return slots < 0 ? 0 : (size_t)slots;
+}
+
+LATTN_API size_t lattn_profile_bytes(const lattn_profile_config *config) {
+  lattn_profile_config c, mute;
+  int64_t at[LATTN_AREAS_];
+  if (lattn_import_(&mute, sizeof mute, sizeof mute, config) || !config) return 0;
+  mute.size = sizeof mute;
+  mute.fault = 0;
+  if (lattn_profile_config_(&c, &mute)) return 0;
+  return lattn_profile_plan_(&c, at);
+}
+
+LATTN_API lattn_status lattn_profile_init(lattn_profile **profile, void *memory, size_t bytes,
+                                          const lattn_profile_config *config) {
+  lattn_profile_config c;
+  lattn_profile *p;
+  int64_t at[LATTN_AREAS_];
+  size_t need;
+  uintptr_t place = ((uintptr_t)memory + 63) / 64 * 64;
+  lattn_status s = lattn_profile_config_(&c, config);
+  if (s) return s;
+  need = lattn_profile_plan_(&c, at);
+  if (!need) return lattn_fail_(config->fault, LATTN_E_OVERFLOW, "config");
+  if (!profile) return lattn_fail_(config->fault, LATTN_E_NULL, "profile");
+  if (!memory) return lattn_fail_(config->fault, LATTN_E_NULL, "memory");
+  if (bytes < need) return lattn_fail_(config->fault, LATTN_E_MEMORY, "bytes");
+  p = (lattn_profile *)(void *)((char *)memory + (place - (uintptr_t)memory));
+  LATTN_MEMSET_(p, 0, need - 64);
+  p->c = c;
+  p->bytes = (int64_t)need;
+  LATTN_MEMCPY_(p->at, at, sizeof at);
+  *profile = p;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_profile_clear(lattn_profile *profile) {
+  lattn_profile kept;
+  if (!profile) return LATTN_E_NULL;
+  kept = *profile;
+  LATTN_MEMSET_(profile, 0, (size_t)kept.bytes - 64);
+  profile->c = kept.c;
+  profile->bytes = kept.bytes;
+  LATTN_MEMCPY_(profile->at, kept.at, sizeof kept.at);
+  return LATTN_OK;
+}
+
+/* ---- retrieval ---- */
+
+/* The keys of a row, and the token that it emitted. */
+LATTN_FN_ void lattn_profile_copies_(lattn_profile *p, int64_t layer, const int64_t *keys,
+                                     int64_t key_position, int64_t token) {
+  const int64_t *needle = lattn_area_numbers_(p, LATTN_AREA_NEEDLE_);
+  int64_t length = p->needle_to - p->needle_from, k = p->c.top_k;
+  for (int64_t h = 0; h < p->c.n_heads; h++) {
+    int64_t at = layer * p->c.n_heads + h;
+    double *copies = lattn_area_(p, LATTN_AREA_COPIES_) + at * p->c.max_needle;
+    for (int64_t i = 0; i < k; i++) {
+      int64_t key = keys[h * k + i] < 0 ? -1 : keys[h * k + i] + key_position - p->needle_from;
+      int64_t first = 0;
+      if (key < 0 || key >= length || needle[key] != token) continue;
+      lattn_area_(p, LATTN_AREA_COPIED_)[at] += 1.0 / (double)length;
+      while (needle[first] != token) first++;
+      copies[first] = 1;
+      break;
+    }
+  }
+}
+
+/* The needle of the sample, if it is new. */
+LATTN_FN_ void lattn_profile_needle_(lattn_profile *p, const lattn_observed *o) {
+  int64_t *needle = lattn_area_numbers_(p, LATTN_AREA_NEEDLE_);
+  if (p->has_needle) return;
+  p->has_needle = 1;
+  p->needle_from = o->needle_from;
+  p->needle_to = o->needle_to;
+  p->distinct = 0;
+  for (int64_t i = 0; i < o->needle_to - o->needle_from; i++) {
+    int64_t first = 0;
+    needle[i] = o->tokens[o->needle_from + i];
+    while (needle[first] != needle[i]) first++;
+    p->distinct += first == i;
+  }
+}
+
+/* What a row found: scored with the token that it emitted, or kept until that is known. */
+LATTN_FN_ void lattn_observe_copy_(lattn_profile *p, const lattn_observed *o, int64_t position,
+                                   int64_t key_position, const int64_t *best) {
+  int64_t n = (int64_t)p->c.n_heads * p->c.top_k;
+  int64_t *keys = lattn_area_numbers_(p, LATTN_AREA_KEYS_) + o->layer * n;
+  if (position + 1 < o->n_tokens) {
+    lattn_profile_copies_(p, o->layer, best, key_position, o->tokens[position + 1]);
+    return;
+  }
+  lattn_area_numbers_(p, LATTN_AREA_WAITS_)[o->layer] = 1;
+  for (int64_t i = 0; i < n; i++) keys[i] = best[i] < 0 ? best[i] : best[i] + key_position;
+}
+
+/* Of each row of the answer, every head's best keys. */
+LATTN_NOINLINE_ void lattn_observe_copies_(lattn_profile *p, const lattn_job_ *whole,
+                                           const lattn_observed *o, const lattn_exec *ex,
+                                           int depth) {
+  int64_t first = whole->o.query_position, all = (int64_t)p->c.n_heads * p->c.top_k;
+  int64_t row = lattn_max_(0, lattn_max_(0, o->first_answer) - first), rows[LATTN_ANSWER_ROWS_];
+  int64_t *best = lattn_area_numbers_(p, LATTN_AREA_BEST_);
+  lattn_weights w;
+  LATTN_MEMSET_(&w, 0, sizeof w);
+  w.rows = rows;
+  w.lse = o->lse;
+  w.top_k = p->c.top_k;
+  w.top_keys = best;
+  w.top_weights = (float *)(void *)(best + LATTN_ANSWER_ROWS_ * all);
+  w.stride = whole->k.n_tokens;
+  lattn_profile_needle_(p, o);
+  for (; row < whole->q.n_tokens; row += w.n_rows) {
+    lattn_job_ job = *whole;
+    w.n_rows = lattn_min_(LATTN_ANSWER_ROWS_, whole->q.n_tokens - row);
+    for (int64_t i = 0; i < w.n_rows; i++) rows[i] = row + i;
+    job.weights = job.chosen = &w;
+    lattn_weigh_(&job, ex, depth);
+    for (int64_t i = 0; i < w.n_rows; i++)
+      lattn_observe_copy_(p, o, first + row + i, job.o.key_position, best + i * all);
+  }
+}
+
+LATTN_API lattn_status lattn_profile_emit(lattn_profile *profile, int32_t token) {
+  int64_t keys = profile ? (int64_t)profile->c.n_heads * profile->c.top_k : 0;
+  int64_t *waits;
+  if (!profile) return LATTN_E_NULL;
+  if (!(profile->c.scores & LATTN_PROFILE_RETRIEVAL)) return LATTN_OK;
+  waits = lattn_area_numbers_(profile, LATTN_AREA_WAITS_);
+  for (int64_t l = 0; l < profile->c.n_layers; l++) {
+    if (!waits[l]) continue;
+    waits[l] = 0;
+    lattn_profile_copies_(profile, l, lattn_area_numbers_(profile, LATTN_AREA_KEYS_) + l * keys, 0,
+                          token);
+  }
+  return LATTN_OK;
+}
+
+/* ---- echo and induction: two keys a row and period ---- */
+
+typedef struct lattn_echoes_ {
+  lattn_job_ job;
+  const float *lse, *lse_low;
+  int64_t first, period;
+  double *echo, *induction; /* [H] */
+} lattn_echoes_;
+
+/* Leaves of the rows' keys the two that are `back` before; returns whether there are any, and where
+   they begin. */
+LATTN_FN_ int lattn_echo_rows_(const lattn_echoes_ *e, lattn_item_ *it, lattn_space_ *sp,
+                               int64_t back) {
+  int any = 0;
+  it->lo = it->sink_lo = INT64_MAX;
+  it->hi = it->sink_hi = 0;
+  for (int64_t r = 0; r < it->rows; r++) {
+    lattn_row_ *row = sp->rows + r;
+    int64_t key;
+    lattn_row_at_(&e->job, it, it->row + r, row);
+    key = it->query_position + (row->token - it->q0) - back;
+    any |= key >= e->first;
+    if (key < e->first) key = INT64_MAX - 2;
+    row->lo = lattn_max_(row->lo, key);
+    row->hi = lattn_min_(row->hi, key + 2);
+    row->sink_lo = lattn_max_(row->sink_lo, key);
+    row->sink_hi = lattn_min_(row->sink_hi, key + 2);
+    lattn_row_join_(row);
+    lattn_item_add_(it, row);
+  }
+  return any;
+}
+
+/* Adds the weights of a row's two keys, the first of which is `key`, as far as they are in the
+   block. */
+LATTN_FN_ void lattn_echo_pick_(const lattn_echoes_ *e, const lattn_row_ *row, int64_t key,
+                                int64_t base, const float *s, const uint32_t visible[8],
+                                double sums[2]) {
+  int64_t at = row->token * e->job.n_kv * e->job.group + row->head;
+  lattn_weighed_ to;
+  LATTN_MEMSET_(&to, 0, sizeof to);
+  to.lse = e->lse ? e->lse[at] : 0.0f;
+  to.lse_low = e->lse_low ? e->lse_low[at] : 0.0f;
+  for (int i = 0; i < 2; i++) {
+    int64_t lane = key + i - base;
+    float x[16];
+    if (lane < 0 || lane >= LATTN_BLOCK_ || !(visible[lane / 16] >> lane % 16 & 1u)) continue;
+    lattn_v_store_(x, lattn_weight16_(&e->job, &to, lattn_v_set_(s[lane])));
+    sums[i] += (double)x[0];
+  }
+}
+
+LATTN_FN_ void lattn_echo_tile_(const lattn_echoes_ *e, lattn_item_ *it, lattn_space_ *sp) {
+  double sums[LATTN_TILE_ROWS_][2];
+  LATTN_MEMSET_(sums, 0, sizeof sums);
+  lattn_fill_rows_(&e->job, it, sp);
+  for (int64_t back = e->period; lattn_echo_rows_(e, it, sp, back); back += e->period) {
+    int64_t base = lattn_min_(it->lo, it->sink_lo) / LATTN_BLOCK_ * LATTN_BLOCK_;
+    for (; base < lattn_max_(it->hi, it->sink_hi); base += LATTN_BLOCK_) {
+      lattn_block_ b;
+      int lo, hi, first, end;
+      lattn_begin_block_(&e->job, it, sp, base, &b);
+      if (b.lo >= b.hi || !lattn_tile_scores_(&e->job, it, sp, &b, base, 0, (int)it->rows, &lo, &hi,
+                                              &first, &end))
+        continue;
+      for (int r = 0; r < (int)it->rows; r++) {
+        const lattn_row_ *row = sp->rows + r;
+        int64_t key = it->query_position + (row->token - it->q0) - back;
+        float *s = sp->s + r * LATTN_BLOCK_;
+        uint32_t visible[8];
+        lattn_mask_row_(&e->job, it, row, base, b.holes, first, end, s, visible);
+        lattn_echo_pick_(e, row, key, base, s, visible, sums[r]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < it->rows; r++) {
+    e->echo[sp->rows[r].head] += sums[r][0];
+    e->induction[sp->rows[r].head] += sums[r][1];
+  }
+}
+
+/* A worker's share: all rows from the second period on, of whole KV heads. */
+LATTN_NOINLINE_ void lattn_echo_heads_(const lattn_echoes_ *e, int32_t index, char *memory) {
+  const lattn_job_ *job = &e->job;
+  int64_t most = lattn_min_(job->rows, LATTN_TILE_ROWS_), from, end;
+  lattn_space_ sp;
+  lattn_item_ it;
+  size_t keys_at;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, job, &keys_at);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(job, &it);
+  from = lattn_max_(0, e->first + e->period - it.query_position) * job->group;
+  end = it.nq * job->group;
+  for (it.kv = index; it.kv < job->n_kv; it.kv += job->n_workers)
+    for (it.row = from; it.row < end; it.row += it.rows) {
+      it.rows = lattn_min_(most, end - it.row);
+      lattn_echo_tile_(e, &it, &sp);
+    }
+}
+
+LATTN_NOINLINE_ void lattn_echo_on_stack_(const lattn_echoes_ *e, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_echo_heads_(e, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_echo_task_(void *context, int32_t index) {
+  const lattn_echoes_ *e = (const lattn_echoes_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (e->job.scratch)
+    lattn_echo_heads_(e, index, e->job.scratch + (size_t)index * e->job.worker_bytes);
+  else
+    lattn_echo_on_stack_(e, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_NOINLINE_ void lattn_observe_echo_(lattn_profile *p, const lattn_job_ *whole,
+                                         const lattn_observed *o, const lattn_exec *ex,
+                                         int depth) {
+  int64_t end = whole->o.query_position + whole->q.n_tokens, from = o->first + o->period;
+  lattn_echoes_ e;
+  e.job = *whole;
+  e.lse = o->lse;
+  e.lse_low = o->lse_low;
+  e.first = o->first;
+  e.period = o->period;
+  e.echo = lattn_area_(p, LATTN_AREA_ECHO_) + (int64_t)o->layer * p->c.n_heads;
+  e.induction = lattn_area_(p, LATTN_AREA_INDUCTION_) + (int64_t)o->layer * p->c.n_heads;
+  from = lattn_max_(from, whole->o.query_position);
+  lattn_area_(p, LATTN_AREA_ECHO_ROWS_)[o->layer] += (double)lattn_max_(0, end - from);
+  lattn_place_(&e.job, ex, whole->q.n_tokens * whole->group, depth, 1, 0);
+  lattn_parallel_(ex, e.job.n_workers, lattn_echo_task_, &e);
+}
+
+/* ---- sinks: sums of columns ---- */
+
+/* Rows of the call that see a key. */
+LATTN_FN_ int64_t lattn_rows_seeing_(const lattn_job_ *job, const lattn_item_ *it, int64_t key) {
+  const lattn_attn *o = &job->o;
+  int64_t from = it->query_position, to = it->query_position + it->nq, n = 0;
+  if (!o->visible_from && !o->visible_to && !o->query_positions && !o->key_positions) {
+    if (o->mask != LATTN_FULL) from = lattn_max_(from, key);
+    else if (o->window > 0 && key >= o->sinks) from = lattn_max_(from, key - o->ahead);
+    if (o->window > 0 && key >= o->sinks)
+      to = lattn_min_(to, key + lattn_min_(o->window, LATTN_MAX_POSITION_));
+    return lattn_max_(0, to - from);
+  }
+  for (int64_t i = 0; i < it->nq; i++) {
+    lattn_row_ row;
+    lattn_row_at_(job, it, i * job->group, &row);
+    n += lattn_visible16_(job, it, &row, key / 16 * 16, 0) >> key % 16 & 1u;
+  }
+  return n;
+}
+
+LATTN_NOINLINE_ void lattn_observe_columns_(lattn_profile *p, const lattn_job_ *whole,
+                                            const lattn_observed *o, const lattn_exec *ex,
+                                            int depth) {
+  int64_t layer = o->layer, columns = p->c.columns, first = whole->o.key_position;
+  double *seen = lattn_area_(p, LATTN_AREA_SEEN_) + layer * columns;
+  lattn_weights w;
+  lattn_item_ it;
+  lattn_job_ job = *whole;
+  if (first >= columns) return;
+  job.k.n_tokens = lattn_min_(job.k.n_tokens, columns - first);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(&job, &it);
+  for (int64_t j = first; j < first + job.k.n_tokens; j++)
+    seen[j] += (double)lattn_rows_seeing_(&job, &it, j);
+  LATTN_MEMSET_(&w, 0, sizeof w);
+  w.lse = o->lse;
+  w.lse_low = o->lse_low;
+  w.stride = columns;
+  w.mass = lattn_area_(p, LATTN_AREA_MASS_) + layer * p->c.n_heads * columns + first;
+  job.weights = job.chosen = &w;
+  lattn_weigh_(&job, ex, depth);
+}
+
+/* ---- parts: attention of some rows over some of their keys ---- */
+
+/* What two parts of a row's keys come to: F = full output, P = of the kept part (learned sinks
+   included), o = of the lost part. F - P = omega (o - P), omega = share of the lost part. (F - P as
+   it stands loses all its digits where omega is small.) */
+typedef struct lattn_split_ {
+  lattn_job_ job;       /* its chosen rows are the batch's */
+  lattn_part_ parts[2]; /* kept, lost */
+  int64_t tokens;       /* of the batch */
+  float *ends, *d;      /* of the profile's areas */
+  double *omega, *square, *less;
+} lattn_split_;
+
+/* The worker's rows over one part; returns the slot of the partial. */
+LATTN_FN_ int lattn_run_part_(lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
+                              const lattn_part_ *part) {
+  job->part = part;
+  lattn_fill_rows_(job, it, sp);
+  it->lo = it->sink_lo = INT64_MAX;
+  it->hi = it->sink_hi = 0;
+  for (int64_t r = 0; r < it->rows; r++) lattn_item_add_(it, sp->rows + r);
+  if (it->hi == 0) it->lo = 0;
+  if (it->sink_hi == 0) it->sink_lo = 0;
+  return lattn_run_segments_(job, it, sp, 0, LATTN_MAX_POSITION_);
+}
+
+/* e^(x - most); 0 for nothing. */
+LATTN_FN_ double lattn_share_(float x, float most) {
+  if (lattn_is_empty_(x)) return 0;
+  return (double)lattn_exp_(x == most ? 0.0f : x - most);
+}
+
+/* Where what row r of the item loses goes. */
+LATTN_FN_ float *lattn_split_at_(const lattn_split_ *split, const lattn_item_ *it, int64_t r) {
+  const lattn_job_ *job = &split->job;
+  int64_t row = it->kv * (int64_t)LATTN_BATCH_ROWS_ * job->group + it->row + r;
+  return split->d + row * job->dv;
+}
+
+/* Row r of the item, whose lost part has come, and whose kept part was put aside. */
+LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it,
+                                const lattn_row_ *row, int64_t r, float m, float l,
+                                const float *acc) {
+  const lattn_job_ *job = &split->job;
+  int64_t at = (it->row + r) / job->group * job->n_kv * job->group + row->head;
+  float *d = lattn_split_at_(split, it, r), most = m;
+  float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
+  float kept_m = split->ends[2 * at], kept_l = split->ends[2 * at + 1];
+  int none = lattn_is_empty_(m), none_kept = lattn_is_empty_(kept_m);
+  double kept, lost, total, omega, square = 0, less = 0;
+  if (kept_m > most || lattn_is_nan_(kept_m)) most = kept_m;
+  if (z > most) most = z;
+  kept = lattn_share_(kept_m, most);
+  lost = lattn_share_(m, most);
+  total = lattn_share_(z, most);
+  if (!none_kept) total = lattn_fma64_((double)kept_l, kept, total);
+  kept = none_kept ? 0 : kept / total; /* P is so much of its sum */
+  if (!none) total = lattn_fma64_((double)l, lost, total);
+  omega = none ? 0 : (double)l * lost / total;
+  for (int64_t c = 0; c < job->dv; c++) {
+    double p = none_kept ? 0 : (double)d[c] * kept, x = 0;
+    if (!none) x = (double)acc[c] / (double)l;
+    if (!none && !none_kept) x = lattn_fma64_((double)-d[c], kept, x);
+    square = lattn_fma64_(lattn_fma64_(omega, x, p), lattn_fma64_(omega, x, p), square);
+    x = omega * x;
+    d[c] = (float)x;
+    less = lattn_fma64_(x, x, less);
+  }
+  split->omega[at] = omega;
+  split->square[at] = square;
+  split->less[at] = less;
+}
+
+/* Items of a batch (KV head, some rows), each over its two parts. */
+LATTN_NOINLINE_ void lattn_split_items_(const lattn_split_ *split, int32_t index, char *memory) {
+  lattn_job_ job = split->job;
+  int64_t rows = split->tokens * job.group, blocks = (rows + job.rows - 1) / job.rows;
+  lattn_space_ sp;
+  lattn_item_ it;
+  size_t keys_at;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, &job, &keys_at);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(&job, &it);
+  for (int64_t u = index; u < blocks * job.n_kv; u += job.n_workers) {
+    lattn_slot_ s;
+    it.kv = (int32_t)(u / blocks);
+    it.row = u % blocks * job.rows;
+    it.rows = lattn_min_(job.rows, rows - it.row);
+    s = lattn_space_slot_(&sp, lattn_run_part_(&job, &it, &sp, split->parts));
+    for (int64_t r = 0; r < it.rows; r++) {
+      int64_t at = (it.row + r) / job.group * job.n_kv * job.group + sp.rows[r].head;
+      split->ends[2 * at] = s.m[r];
+      split->ends[2 * at + 1] = s.l[r];
+      if (lattn_is_empty_(s.m[r])) continue;
+      LATTN_MEMCPY_(lattn_split_at_(split, &it, r), s.acc + r * job.columns,
+                    (size_t)job.dv * sizeof(float));
+    }
+    s = lattn_space_slot_(&sp, lattn_run_part_(&job, &it, &sp, split->parts + 1));
+    for (int64_t r = 0; r < it.rows; r++)
+      lattn_split_row_(split, &it, sp.rows + r, r, s.m[r], s.l[r], s.acc + r * job.columns);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_split_on_stack_(const lattn_split_ *split, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_split_items_(split, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_split_task_(void *context, int32_t index) {
+  const lattn_split_ *split = (const lattn_split_ *)context;
+  const lattn_job_ *job = &split->job;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (job->scratch)
+    lattn_split_items_(split, index, job->scratch + (size_t)index * job->worker_bytes);
+  else
+    lattn_split_on_stack_(split, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* Through the output projection W [model][H dv]: u of KV head h, row and channel = W's columns of
+   the head's group times what they lose; Q += products of u, over channels and rows. A worker takes
+   whole heads. */
+typedef struct lattn_projecting_ {
+  const float *w, *d;
+  float *u;
+  double *q;
+  int64_t rows, model, groups, width; /* width: (H / G) dv */
+  int32_t n_workers;
+  char *scratch; /* of the workers: NULL, or worker_bytes each */
+  size_t worker_bytes;
+} lattn_projecting_;
+
+/* Channels [c, c + n) of W for a head, packed into memory if there is some; rows of the batch. */
+LATTN_FN_ void lattn_project_block_(const lattn_projecting_ *p, int64_t h, int64_t c, int n,
+                                    float *packed) {
+  float s[LATTN_TILE_ROWS_ * LATTN_BLOCK_];
+  const float *w = p->w + h * p->width;
+  int64_t stride = p->groups * p->width;
+  int panels = (n + LATTN_PANEL_ - 1) / LATTN_PANEL_;
+  if (packed) lattn_pack_keys_(packed, w, LATTN_F32, c, stride, p->width, 0, n);
+  for (int64_t r = 0; r < p->rows; r += LATTN_TILE_ROWS_) {
+    const float *d = p->d + (h * LATTN_BATCH_ROWS_ + r) * p->width;
+    int m = (int)lattn_min_(LATTN_TILE_ROWS_, p->rows - r);
+    if (packed) lattn_score_f32_(m, d, p->width, packed, 0, 0, panels, s);
+    else lattn_score_strided_(m, LATTN_F32, d, p->width, w, c, stride, 0, n, s);
+    for (int a = 0; a < m; a++)
+      LATTN_MEMCPY_(p->u + ((r + a) * p->groups + h) * p->model + c, s + a * LATTN_BLOCK_,
+                    (size_t)n * sizeof *s);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_project_heads_(const lattn_projecting_ *p, int32_t index) {
+  int64_t panel = p->width * LATTN_PANEL_ * (int64_t)sizeof(float), panels, step;
+  char *memory = p->scratch ? p->scratch + (size_t)index * p->worker_bytes : 0;
+  panels = memory ? lattn_min_((int64_t)p->worker_bytes / panel, LATTN_BLOCK_ / LATTN_PANEL_) : 0;
+  step = panels > 0 ? panels * LATTN_PANEL_ : (int64_t)LATTN_PANEL_;
+  for (int64_t h = index; h < p->groups; h += p->n_workers)
+    for (int64_t c = 0; c < p->model; c += step)
+      lattn_project_block_(p, h, c, (int)lattn_min_(step, p->model - c),
+                           panels > 0 ? (float *)(void *)memory : 0);
+}
+
+/* Sum of products: chains of 8 in each of 16 lanes, their sums in double. */
+LATTN_FN_ double lattn_dot_rows_(const float *x, const float *y, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i += LATTN_BLOCK_) {
+    lattn_v16_ lanes = lattn_v_set_(0);
+    int64_t end = lattn_min_(n, i + LATTN_BLOCK_);
+    for (int64_t j = i; j < end; j += LATTN_PANEL_) {
+      int left = (int)lattn_min_(LATTN_PANEL_, end - j);
+      lanes = lattn_v_fma_(lattn_v_load_n_(x + j, left), lattn_v_load_n_(y + j, left), lanes);
+    }
+    sum += (double)lattn_v_reduce_add_(lanes);
+  }
+  return sum;
+}
+
+LATTN_NOINLINE_ void lattn_project_products_(const lattn_projecting_ *p, int32_t index) {
+  for (int64_t r = 0; r < p->rows; r++)
+    for (int64_t h = index; h < p->groups; h += p->n_workers)
+      for (int64_t k = 0; k <= h; k++)
+        p->q[h * p->groups + k] += lattn_dot_rows_(p->u + (r * p->groups + h) * p->model,
+                                                   p->u + (r * p->groups + k) * p->model, p->model);
+}
+
+LATTN_FN_ void lattn_project_task_(void *context, int32_t index) {
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_project_heads_((const lattn_projecting_ *)context, index);
+  lattn_fpenv_leave_(&saved);
+}
+LATTN_FN_ void lattn_products_task_(void *context, int32_t index) {
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  lattn_project_products_((const lattn_projecting_ *)context, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_FN_ void lattn_project_(lattn_profile *p, const lattn_split_ *split,
+                              const lattn_observed *o, const lattn_exec *ex) {
+  int64_t groups = p->c.n_kv_heads;
+  lattn_projecting_ w;
+  w.w = o->projection;
+  w.u = lattn_area_floats_(p, LATTN_AREA_U_);
+  w.q = lattn_area_(p, LATTN_AREA_Q_) + o->layer * groups * groups;
+  w.model = p->c.model_dim;
+  w.groups = groups;
+  w.width = split->job.group * split->job.dv;
+  w.n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
+  w.scratch = split->job.scratch;
+  w.worker_bytes = split->job.worker_bytes;
+  for (int64_t row = 0; row < split->tokens; row += LATTN_PROJECTED_ROWS_) {
+    w.rows = lattn_min_(LATTN_PROJECTED_ROWS_, split->tokens - row);
+    w.d = split->d + row * w.width;
+    lattn_parallel_(ex, w.n_workers, lattn_project_task_, &w);
+    lattn_parallel_(ex, w.n_workers, lattn_products_task_, &w);
+  }
+}
+
+/* Mean square of what came into the layer at a token. */
+LATTN_FN_ double lattn_mean_square_(const lattn_tensor *t, int64_t token) {
+  double sum = 0;
+  for (int64_t c = 0; c < t->dim; c++) {
+    double x = (double)lattn_get_(t->data, t->type, token * t->stride_token + c);
+    sum = lattn_fma64_(x, x, sum);
+  }
+  return sum / (double)t->dim;
+}
+
+/* Adds a batch up, row by row. */
+LATTN_NOINLINE_ void lattn_split_add_(lattn_profile *p, const lattn_split_ *split,
+                                      const lattn_observed *o, const lattn_tensor *residual) {
+  int64_t heads = p->c.n_heads, groups = p->c.n_kv_heads, layer = o->layer;
+  double *lost = lattn_area_(p, LATTN_AREA_LOST_) + layer * heads;
+  double *most = lattn_area_(p, LATTN_AREA_MOST_) + layer * heads;
+  double *loss = p->c.scores & LATTN_PROFILE_GATES
+                     ? lattn_area_(p, LATTN_AREA_LOSS_) + layer * groups : 0;
+  double *out = lattn_area_(p, LATTN_AREA_OUT_) + layer;
+  lattn_area_(p, LATTN_AREA_PART_ROWS_)[layer] += (double)split->tokens;
+  for (int64_t i = 0; i < split->tokens; i++) {
+    for (int64_t h = 0; h < heads; h++) {
+      int64_t at = i * heads + h;
+      lost[h] += split->omega[at];
+      if (split->omega[at] > most[h]) most[h] = split->omega[at];
+      *out += split->square[at];
+      if (loss) loss[h / split->job.group] += split->less[at];
+    }
+    if (residual)
+      lattn_area_(p, LATTN_AREA_RESIDUAL_)[layer] +=
+          lattn_mean_square_(residual, split->job.chosen->rows[i]);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_observe_parts_(lattn_profile *p, const lattn_job_ *whole,
+                                          const lattn_observed *o, const lattn_tensor *residual,
+                                          const lattn_exec *ex, int depth) {
+  int64_t first = whole->o.query_position, step = p->c.row_step, next;
+  int64_t *chosen = lattn_area_numbers_(p, LATTN_AREA_CHOSEN_), rows = o->n_rows;
+  lattn_weights w;
+  lattn_split_ split;
+  next = (step - (first + 1) % step) % step; /* the first row by step */
+  if (next >= step) next -= step;
+  if (!rows) rows = lattn_max_(0, (whole->q.n_tokens - next + step - 1) / step);
+  LATTN_MEMSET_(&w, 0, sizeof w);
+  LATTN_MEMSET_(&split, 0, sizeof split);
+  split.ends = lattn_area_floats_(p, LATTN_AREA_ENDS_);
+  split.d = lattn_area_floats_(p, LATTN_AREA_D_);
+  split.omega = lattn_area_(p, LATTN_AREA_OMEGA_);
+  split.square = lattn_area_(p, LATTN_AREA_SQUARE_);
+  split.less = lattn_area_(p, LATTN_AREA_LESS_);
+  split.parts[0].kind = LATTN_KEPT_;
+  split.parts[1].kind = LATTN_LOST_;
+  split.parts[0].sinks = split.parts[1].sinks = p->c.sinks;
+  split.parts[0].window = split.parts[1].window = p->c.window;
+  split.job = *whole;
+  split.job.chosen = &w;
+  w.rows = chosen;
+  for (int64_t i = 0; i < rows; i += split.tokens) {
+    split.tokens = w.n_rows = lattn_min_(LATTN_BATCH_ROWS_, rows - i);
+    for (int64_t j = 0; j < split.tokens; j++)
+      chosen[j] = o->n_rows ? o->rows[i + j] : next + (i + j) * step;
+    lattn_place_(&split.job, ex, split.tokens * whole->group, depth, 1, 0);
+    lattn_parallel_(ex, split.job.n_workers, lattn_split_task_, &split);
+    lattn_split_add_(p, &split, o, residual);
+    if (p->c.scores & LATTN_PROFILE_GATES && p->c.model_dim) lattn_project_(p, &split, o, ex);
+  }
+}
+
+/* ---- observe ---- */
+
+/* What is asked for, against the config and the call. which gets the scores. */
+LATTN_FN_ lattn_status lattn_check_observed_(const lattn_profile *p, const lattn_job_ *job,
+                                             lattn_observed *o, int32_t *which, lattn_fault *f) {
+  int64_t keys = job->o.key_position + job->k.n_tokens;
+  if (o->layer < 0 || o->layer >= p->c.n_layers)
+    return lattn_fail_(f, LATTN_E_SHAPE, "observed.layer");
+  if (o->scores & ~p->c.scores) return lattn_fail_(f, LATTN_E_FIELD, "observed.scores");
+  if (o->zero) return lattn_fail_(f, LATTN_E_FIELD, "observed.zero");
+  *which = o->scores ? o->scores : p->c.scores;
+  if (o->needle_from == o->needle_to ||
+      job->o.query_position + job->q.n_tokens <= o->first_answer)
+    *which &= ~LATTN_PROFILE_RETRIEVAL;
+  if (o->period == 0) *which &= ~LATTN_PROFILE_ECHO;
+  if (*which & (LATTN_PROFILE_SINKS | LATTN_PROFILE_ECHO) && !o->lse && job->q.n_tokens > 0 &&
+      job->o.weighting == LATTN_SOFTMAX)
+    return lattn_fail_(f, LATTN_E_NULL, "observed.lse");
+  if (*which & LATTN_PROFILE_RETRIEVAL) {
+    if (!o->tokens) return lattn_fail_(f, LATTN_E_NULL, "observed.tokens");
+    if (o->n_tokens < keys || o->n_tokens < job->o.query_position + job->q.n_tokens)
+      return lattn_fail_(f, LATTN_E_SHAPE, "observed.n_tokens");
+    if (o->needle_from < 0 || o->needle_to < o->needle_from || o->needle_to > o->n_tokens)
+      return lattn_fail_(f, LATTN_E_SHAPE, "observed.needle_from");
+    if (o->needle_to - o->needle_from > p->c.max_needle)
+      return lattn_fail_(f, LATTN_E_SHAPE, "observed.needle_to");
+    if (p->has_needle && (p->needle_from != o->needle_from || p->needle_to != o->needle_to))
+      return lattn_fail_(f, LATTN_E_STATE, "observed.needle_from");
+  }
+  if (*which & LATTN_PROFILE_ECHO) {
+    if (o->period < 2 || o->period > LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_VALUE, "observed.period");
+    if (o->first < 0 || o->first > LATTN_MAX_POSITION_)
+      return lattn_fail_(f, LATTN_E_VALUE, "observed.first");
+  }
+  return LATTN_OK;
+}
+
+/* The same of GATES and LOST. */
+LATTN_FN_ lattn_status lattn_check_parts_of_(const lattn_profile *p, const lattn_job_ *job,
+                                             const lattn_observed *o, lattn_tensor *residual,
+                                             lattn_fault *f) {
+  static const lattn_names_ name = LATTN_NAMES_("residual");
+  lattn_status s = lattn_optional_(o->residual, residual, &name, f);
+  if (s) return s;
+  if (job->v.dim != p->c.value_dim) return lattn_fail_(f, LATTN_E_SHAPE, "v.dim");
+  if (job->o.weighting == LATTN_SIGMOID) return lattn_fail_(f, LATTN_E_CONFIG, "weighting");
+  if (o->n_rows < 0) return lattn_fail_(f, LATTN_E_SHAPE, "observed.n_rows");
+  if (o->n_rows && !o->rows) return lattn_fail_(f, LATTN_E_NULL, "observed.rows");
+  for (int64_t i = 0; i < o->n_rows; i++)
+    if (o->rows[i] < 0 || o->rows[i] >= job->q.n_tokens || (i && o->rows[i] < o->rows[i - 1]))
+      return lattn_fail_(f, LATTN_E_SHAPE, "observed.rows");
+  if (p->c.scores & LATTN_PROFILE_GATES && p->c.model_dim && !o->projection)
+    return lattn_fail_(f, LATTN_E_NULL, "observed.projection");
+  if (o->residual && residual->n_tokens != job->q.n_tokens)
+    return lattn_fail_(f, LATTN_E_SHAPE, "residual.n_tokens");
+  if (o->residual && residual->n_heads != 1)
+    return lattn_fail_(f, LATTN_E_SHAPE, "residual.n_heads");
+  return LATTN_OK;
+}
+
+/* A stateless call that is looked at, not run: checks all but its outputs. */
+LATTN_FN_ lattn_status lattn_check_watched_(lattn_job_ *job, const lattn_attn *options,
+                                            int64_t *segments, lattn_fault *f) {
+  lattn_status s = lattn_check_options_(job, options, f);
+  int64_t n_keys = job->k.n_tokens;
+  if (!s && job->o.n_sequences > 1) s = lattn_fail_(f, LATTN_E_CONFIG, "options.n_sequences");
+  if (!s) s = lattn_check_shapes_(job, 1, f);
+  if (!s) s = lattn_check_sequences_(job, f);
+  if (!s) s = lattn_check_numbers_(job, f);
+  if (!s) s = lattn_check_extras_(job, n_keys, 1, f);
+  if (!s) s = lattn_check_positions_(job, segments, f);
+  if (s) return s;
+  if (job->o.window == 0) job->o.sinks = 0;
+  if (job->o.n_sequences == 1) { /* as if there were none: rows and keys may be left out */
+    lattn_item_ it;
+    LATTN_MEMSET_(&it, 0, sizeof it);
+    lattn_item_sequence_(job, &it);
+    job->o.query_position = it.query_position;
+    job->o.key_position = it.key_position;
+    job->o.n_sequences = 0;
+  } else if (job->o.mask == LATTN_CAUSAL) {
+    job->o.query_position = job->o.key_position + job->k.n_tokens - job->q.n_tokens;
+  }
+  if (job->o.mask == LATTN_CAUSAL) job->o.mask = LATTN_CAUSAL_AT;
+  job->o.partial = 0;
+  job->o.lse_low = 0;
+  job->o.inexact = 0;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn_observed *observed,
+                                             const lattn_attn *options, lattn_tensor q,
+                                             lattn_tensor k, lattn_tensor v,
+                                             const lattn_exec *exec) {
+  lattn_job_ job;
+  lattn_observed o;
+  lattn_exec ex;
+  lattn_tensor residual;
+  int64_t segments = 0;
+  int32_t which = 0;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  if (!profile) return lattn_fail_(ex.fault, LATTN_E_NULL, "profile");
+  if (!observed) return lattn_fail_(ex.fault, LATTN_E_NULL, "observed");
+  s = lattn_import_(&o, sizeof o, sizeof o, observed);
+  if (s) return lattn_fail_(ex.fault, s, "observed.size");
+  lattn_job_init_(&job);
+  job.q = q;
+  job.k = k;
+  job.v = (o.scores ? o.scores : profile->c.scores) & LATTN_PARTS_ ? v : k;
+  s = lattn_check_watched_(&job, options, &segments, ex.fault);
+  if (s) return s;
+  if (q.n_heads != profile->c.n_heads) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "q.n_heads");
+  if (k.n_heads != profile->c.n_kv_heads) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "k.n_heads");
+  s = lattn_check_observed_(profile, &job, &o, &which, ex.fault);
+  if (!s && which & LATTN_PARTS_)
+    s = lattn_check_parts_of_(profile, &job, &o, &residual, ex.fault);
+  if (s) return s;
+  job.o.gate = 0;
+  if (!(which & LATTN_PARTS_)) job.dv = 1, job.columns = 16;
+  {
+    lattn_job_ trial = job; /* scratch that is enough for it is enough for every part of the work */
+    s = lattn_place_(&trial, &ex, q.n_tokens * job.group, lattn_depth_(segments), 1, ex.fault);
+    if (s) return s;
+  }
+  profile->open = 1;
+  if (which & LATTN_PROFILE_RETRIEVAL)
+    lattn_observe_copies_(profile, &job, &o, &ex, lattn_depth_(segments));
+  if (which & LATTN_PROFILE_ECHO)
+    lattn_observe_echo_(profile, &job, &o, &ex, lattn_depth_(segments));
+  if (which & LATTN_PROFILE_SINKS)
+    lattn_observe_columns_(profile, &job, &o, &ex, lattn_depth_(segments));
+  if (which & LATTN_PARTS_)
+    lattn_observe_parts_(profile, &job, &o, o.residual ? &residual : 0, &ex,
+                         lattn_depth_(segments));
+  return LATTN_OK;
+}
+
+/* ---- samples, reports ---- */
+
+/* The mean of a column in the open sample; negative: no row saw it. */
+LATTN_FN_ double lattn_open_mean_(const lattn_profile *p, int64_t layer, int64_t head,
+                                  int64_t column) {
+  double seen = lattn_area_(p, LATTN_AREA_SEEN_)[layer * p->c.columns + column];
+  int64_t at = (layer * p->c.n_heads + head) * p->c.columns + column;
+  return seen > 0 ? lattn_area_(p, LATTN_AREA_MASS_)[at] / seen : -1;
+}
+
+/* The share of the needle that a head copied in the open sample. */
+LATTN_FN_ double lattn_open_set_(const lattn_profile *p, int64_t at) {
+  const double *copies = lattn_area_(p, LATTN_AREA_COPIES_) + at * p->c.max_needle;
+  double n = 0;
+  if (!p->has_needle) return 0;
+  for (int64_t i = 0; i < p->needle_to - p->needle_from; i++) n += copies[i];
+  return n / (double)p->distinct;
+}
+
+LATTN_FN_ void lattn_close_columns_(lattn_profile *p) {
+  int64_t columns = p->c.columns, heads = p->c.n_heads;
+  for (int64_t l = 0; l < p->c.n_layers; l++) {
+    for (int64_t h = 0; h < heads; h++)
+      for (int64_t j = 0; j < columns; j++) {
+        double mean = lattn_open_mean_(p, l, h, j);
+        int64_t at = (l * heads + h) * columns + j;
+        if (mean < 0) continue;
+        lattn_area_(p, LATTN_AREA_MEANS_)[at] += mean;
+        lattn_area_(p, LATTN_AREA_HITS_)[at] += mean > (double)p->c.sink_threshold;
+      }
+    for (int64_t j = 0; j < columns; j++)
+      lattn_area_(p, LATTN_AREA_TIMES_)[l * columns + j] +=
+          lattn_area_(p, LATTN_AREA_SEEN_)[l * columns + j] > 0;
+  }
+}
+
+LATTN_FN_ void lattn_close_sample_(lattn_profile *p) {
+  int64_t all = (int64_t)p->c.n_layers * p->c.n_heads;
+  for (int a = 0; a < LATTN_SUMS_; a++) {
+    double *from = lattn_area_(p, a), *to = lattn_area_(p, a + LATTN_SUMS_);
+    for (int64_t i = 0, n = lattn_area_slots_(&p->c, a); i < n; i++) {
+      if (a != LATTN_AREA_MOST_) to[i] += from[i];
+      else if (from[i] > to[i]) to[i] = from[i];
+    }
+  }
+  if (p->c.scores & LATTN_PROFILE_RETRIEVAL)
+    for (int64_t i = 0; i < all; i++)
+      lattn_area_(p, LATTN_AREA_SET_)[i] += lattn_open_set_(p, i);
+  if (p->c.scores & LATTN_PROFILE_SINKS) lattn_close_columns_(p);
+  p->n_samples++;
+  p->n_needles += p->has_needle;
+}
+
+LATTN_API lattn_status lattn_profile_sample(lattn_profile *profile, int32_t keep) {
+  static const int opens[] = {LATTN_AREA_COPIES_, LATTN_AREA_WAITS_, LATTN_AREA_MASS_,
+                              LATTN_AREA_SEEN_};
+  if (!profile) return LATTN_E_NULL;
+  if (keep != 0 && keep != 1) return LATTN_E_FIELD;
+  if (!profile->open) return LATTN_OK;
+  if (keep) lattn_close_sample_(profile);
+  for (int a = 0; a < LATTN_SUMS_; a++)
+    LATTN_MEMSET_(lattn_area_(profile, a), 0, (size_t)lattn_area_slots_(&profile->c, a) * 8);
+  for (int i = 0; i < 4; i++)
+    LATTN_MEMSET_(lattn_area_(profile, opens[i]), 0,
+                  (size_t)lattn_area_slots_(&profile->c, opens[i]) * 8);
+  profile->open = profile->has_needle = 0;
+  return LATTN_OK;
+}
+
+/* Element i of a sum over all samples, the open one included. */
+LATTN_FN_ double lattn_profile_sum_(const lattn_profile *p, int area, int64_t i) {
+  double open = lattn_area_(p, area)[i], closed = lattn_area_(p, area + LATTN_SUMS_)[i];
+  if (area == LATTN_AREA_MOST_) return open > closed ? open : closed;
+  return closed + open;
+}
+
+/* x / n; 0 where n is. */
+LATTN_FN_ double lattn_over_(double x, double n) { return n > 0 || n < 0 ? x / n : 0; }
+
+/* The mean of a column over samples. */
+LATTN_FN_ double lattn_column_mean_(const lattn_profile *p, int64_t l, int64_t h, int64_t j) {
+  double open = lattn_open_mean_(p, l, h, j);
+  double sum = lattn_area_(p, LATTN_AREA_MEANS_)[(l * p->c.n_heads + h) * p->c.columns + j];
+  double n = lattn_area_(p, LATTN_AREA_TIMES_)[l * p->c.columns + j];
+  if (open >= 0) sum += open, n += 1;
+  return lattn_over_(sum, n);
+}
+
+/* Of layers and heads, the share in which a column is a sink. */
+LATTN_FN_ double lattn_sink_share_(const lattn_profile *p, int64_t j) {
+  double hits = 0, n = 0;
+  for (int64_t l = 0; l < p->c.n_layers; l++)
+    for (int64_t h = 0; h < p->c.n_heads; h++) {
+      double open = lattn_open_mean_(p, l, h, j);
+      hits += lattn_area_(p, LATTN_AREA_HITS_)[(l * p->c.n_heads + h) * p->c.columns + j];
+      n += lattn_area_(p, LATTN_AREA_TIMES_)[l * p->c.columns + j];
+      if (open < 0) continue;
+      hits += open > (double)p->c.sink_threshold;
+      n += 1;
+    }
+  return lattn_over_(hits, n);
+}
+
+/* Q of a layer: what KV heads a and b lose together. */
+LATTN_FN_ double lattn_gate_loss_(const lattn_profile *p, int64_t l, int64_t a, int64_t b) {
+  int64_t groups = p->c.n_kv_heads, low = a < b ? a : b, high = a < b ? b : a;
+  double out = lattn_profile_sum_(p, LATTN_AREA_OUT_, l), residual, x;
+  if (!p->c.model_dim) {
+    if (a != b) return 0;
+    x = lattn_profile_sum_(p, LATTN_AREA_LOSS_, l * groups + a);
+    return lattn_over_(x * (double)groups, out);
+  }
+  residual = lattn_profile_sum_(p, LATTN_AREA_RESIDUAL_, l);
+  if (!(residual > 0)) residual = out / (double)p->c.n_heads / (double)p->c.value_dim;
+  x = lattn_profile_sum_(p, LATTN_AREA_Q_, (l * groups + high) * groups + low);
+  return lattn_over_(x / (double)p->c.model_dim, residual);
+}
+
+/* Element i of a table that has one for each layer and head. */
+LATTN_FN_ double lattn_head_score_(const lattn_profile *p, int32_t table, int64_t i) {
+  int64_t l = i / p->c.n_heads, h = i % p->c.n_heads;
+  double needles = (double)(p->n_needles + p->has_needle);
+  double echoes, rows;
+  switch (table) {
+    case LATTN_TABLE_RETRIEVAL:
+      return lattn_over_(lattn_profile_sum_(p, LATTN_AREA_COPIED_, i), needles);
+    case LATTN_TABLE_RETRIEVAL_SET:
+      return lattn_over_(lattn_area_(p, LATTN_AREA_SET_)[i] + lattn_open_set_(p, i), needles);
+    case LATTN_TABLE_ECHO:
+    case LATTN_TABLE_INDUCTION:
+      echoes = lattn_profile_sum_(p, LATTN_AREA_ECHO_ROWS_, l);
+      return lattn_over_(
+          lattn_profile_sum_(
+              p, table == LATTN_TABLE_ECHO ? LATTN_AREA_ECHO_ : LATTN_AREA_INDUCTION_, i),
+          echoes);
+    case LATTN_TABLE_SINK: return lattn_column_mean_(p, l, h, 0);
+    case LATTN_TABLE_LOST_MOST: return lattn_profile_sum_(p, LATTN_AREA_MOST_, i);
+    default:
+      rows = lattn_profile_sum_(p, LATTN_AREA_PART_ROWS_, l);
+      return lattn_over_(lattn_profile_sum_(p, LATTN_AREA_LOST_, i), rows);
+  }
+}
+
+LATTN_API lattn_status lattn_profile_report(const lattn_profile *profile, int32_t table, int64_t n,
+                                            double *values) {
+  static const int32_t needs[] = {
+      LATTN_PROFILE_RETRIEVAL, LATTN_PROFILE_RETRIEVAL, LATTN_PROFILE_ECHO, LATTN_PROFILE_ECHO,
+      LATTN_PROFILE_SINKS,     LATTN_PROFILE_SINKS,     LATTN_PROFILE_SINKS, LATTN_PARTS_,
+      LATTN_PARTS_,            LATTN_PROFILE_GATES,     LATTN_PROFILE_GATES};
+  const lattn_profile *p = profile;
+  int64_t all, groups, columns;
+  if (!p || !values) return LATTN_E_NULL;
+  if (table < 0 || table > LATTN_TABLE_GATES) return LATTN_E_FIELD;
+  if (!(p->c.scores & needs[table])) return LATTN_E_CONFIG;
+  all = (int64_t)p->c.n_layers * p->c.n_heads;
+  groups = p->c.n_kv_heads;
+  columns = p->c.columns;
+  if (table == LATTN_TABLE_COLUMNS) all *= columns;
+  if (table == LATTN_TABLE_SINK_SHARES) all = columns;
+  if (table >= LATTN_TABLE_GATE_LOSS) all = p->c.n_layers * groups;
+  if (table == LATTN_TABLE_GATES) all *= groups;
+  if (n != all) return LATTN_E_SHAPE;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t row = i / (table == LATTN_TABLE_COLUMNS ? columns : groups);
+    if (table == LATTN_TABLE_COLUMNS)
+      values[i] = lattn_column_mean_(p, row / p->c.n_heads, row % p->c.n_heads, i % columns);
+    else if (table == LATTN_TABLE_SINK_SHARES)
+      values[i] = lattn_sink_share_(p, i);
+    else if (table == LATTN_TABLE_GATES)
+      values[i] = lattn_gate_loss_(p, row / groups, row % groups, i % groups);
+    else if (table == LATTN_TABLE_GATE_LOSS)
+      values[i] = lattn_over_(lattn_profile_sum_(p, LATTN_AREA_LOSS_, i) * (double)groups,
+                              lattn_profile_sum_(p, LATTN_AREA_OUT_, row));
+    else
+      values[i] = lattn_head_score_(p, table, i);
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_profile_strongest(const lattn_profile *profile, int32_t layer,
+                                               int32_t head, int64_t n, int64_t *positions,
+                                               double *means) {
+  const lattn_profile *p = profile;
+  double last = LATTN_INFINITY_;
+  int64_t at = -1;
+  if (!p || (n > 0 && !positions)) return LATTN_E_NULL;
+  if (!(p->c.scores & LATTN_PROFILE_SINKS)) return LATTN_E_CONFIG;
+  if (layer < 0 || layer >= p->c.n_layers || head < 0 || head >= p->c.n_heads || n < 0)
+    return LATTN_E_SHAPE;
+  for (int64_t i = 0; i < n; i++) { /* the next in the order (mean falling, position rising) */
+    double best = 0;
+    int64_t found = -1;
+    for (int64_t j = 0; j < p->c.columns; j++) {
+      double mean = lattn_column_mean_(p, layer, head, j);
+      if (mean > last || (!(mean < last) && j <= at) || !(mean > best)) continue;
+      best = mean;
+      found = j;
+    }
+    positions[i] = found;
+    if (means) means[i] = found < 0 ? 0 : best;
+    if (found < 0) last = 0, at = p->c.columns;
+    else last = best, at = found;
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_profile_stats_get(const lattn_profile *profile,
+                                               lattn_profile_stats *stats) {
+  lattn_profile_stats own;
+  if (!profile || !stats) return LATTN_E_NULL;
+  LATTN_MEMSET_(&own, 0, sizeof own);
+  own.n_samples = profile->n_samples + profile->open;
+  own.n_needles = profile->n_needles + profile->has_needle;
+  own.bytes = profile->bytes;
+  return lattn_export_(stats, &own, sizeof own);
+}
+
+/* ---- gates: a box-constrained quadratic problem a layer ---- */
+
+LATTN_FN_ int lattn_is_finite64_(double x) {
+  uint64_t u;
+  LATTN_MEMCPY_(&u, &x, sizeof u);
+  return (u >> 52 & 0x7ff) != 0x7ff;
+}
+
+LATTN_FN_ double lattn_clip_(double x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
+
+/* Row h of Q b, without its own term if `others`. */
+LATTN_FN_ double lattn_q_row_(const double *q, const double *b, int64_t n, int64_t h, int others) {
+  double sum = 0;
+  for (int64_t k = 0; k < n; k++)
+    if (!others || k != h) sum = lattn_fma64_(q[h * n + k], b[k], sum);
+  return sum;
+}
+
+/* How far b is from the minimum: the largest step of the projected gradient, whose unit is the
+   larger of the penalty and twice the largest Q_hh. */
+LATTN_FN_ double lattn_gates_residual_(const double *q, const double *b, int64_t n,
+                                       double penalty) {
+  double unit = penalty, most = 0;
+  for (int64_t h = 0; h < n; h++)
+    if (2 * q[h * n + h] > unit) unit = 2 * q[h * n + h];
+  for (int64_t h = 0; unit > 0 && h < n; h++) {
+    double slope = lattn_fma64_(2, lattn_q_row_(q, b, n, h, 0), -penalty), step;
+    if (!(q[h * n + h] > 0)) continue; /* it is 1 */
+    step = b[h] - lattn_clip_(b[h] - slope / unit);
+    if (step < 0) step = -step;
+    if (step > most) most = step;
+  }
+  return most;
+}
+
+/* One layer by coordinate descent from b = 0. */
+LATTN_FN_ double lattn_gates_descend_(const lattn_gates *o, const double *q, int64_t n,
+                                      double penalty, double *b) {
+  double left = 1;
+  for (int64_t h = 0; h < n; h++) b[h] = 0;
+  for (int32_t sweep = 0; sweep < o->max_sweeps && left > o->tolerance; sweep++) {
+    for (int64_t h = 0; h < n; h++) {
+      double c = penalty * 0.5, own = q[h * n + h];
+      c = c - lattn_q_row_(q, b, n, h, 1);
+      b[h] = own > 0 ? lattn_clip_(c / own) : 1;
+    }
+    left = lattn_gates_residual_(q, b, n, penalty);
+  }
+  return left;
+}
+
+/* All layers; returns the sum of b, which is in gates. */
+LATTN_FN_ double lattn_gates_layers_(const lattn_gates *o, int64_t layers, int64_t n,
+                                     const double *q, double penalty, double *gates,
+                                     double *residual) {
+  double sum = 0;
+  *residual = 0;
+  for (int64_t l = 0; l < layers; l++) {
+    double left = lattn_gates_descend_(o, q + l * n * n, n, penalty, gates + l * n);
+    if (left > *residual) *residual = left;
+    for (int64_t h = 0; h < n; h++) sum += gates[l * n + h];
+  }
+  return sum;
+}
+
+/* The penalty at which the sum of b is the budget: it never falls with the penalty. */
+LATTN_FN_ double lattn_gates_bisect_(const lattn_gates *o, int64_t layers, int64_t n,
+                                     const double *q, double *gates, double *residual) {
+  double low = 0, high = 0;
+  for (int64_t r = 0; r < layers * n; r++) { /* at `high`, every b is 1 */
+    double sum = 0;
+    for (int64_t k = 0; k < n; k++) sum += q[r * n + k] < 0 ? -q[r * n + k] : q[r * n + k];
+    if (2 * sum > high) high = 2 * sum;
+  }
+  if (lattn_gates_layers_(o, layers, n, q, high, gates, residual) <= o->budget) return high;
+  for (int i = 0; i < 200 && high - low > 1e-15 * high; i++) {
+    double middle = 0.5 * (low + high);
+    if (lattn_gates_layers_(o, layers, n, q, middle, gates, residual) <= o->budget) low = middle;
+    else high = middle;
+  }
+  lattn_gates_layers_(o, layers, n, q, low, gates, residual);
+  return low;
+}
+
+/* b = 1 for as many heads as the budget says, each time where it costs least. */
+LATTN_FN_ void lattn_gates_greedy_(const lattn_gates *o, int64_t layers, int64_t n, const double *q,
+                                   double *gates) {
+  int64_t all = layers * n, budget = (int64_t)(o->budget + 0.5);
+  for (int64_t i = 0; i < all; i++) gates[i] = 0;
+  for (int64_t chosen = 0; chosen < budget; chosen++) {
+    double least = 0;
+    int64_t best = -1;
+    for (int64_t i = 0; i < all; i++) {
+      const double *layer = q + i / n * n * n, *b = gates + i / n * n;
+      double cost = layer[i % n * n + i % n];
+      if (gates[i] > 0) continue;
+      cost = lattn_fma64_(2, lattn_q_row_(layer, b, n, i % n, 1), cost);
+      if (best < 0 || cost < least) least = cost, best = i;
+    }
+    gates[best] = 1;
+  }
+}
+
+LATTN_FN_ lattn_status lattn_check_gates_(lattn_gates *own, const lattn_gates *options,
+                                          int32_t n_layers, int32_t n_kv_heads, const double *q,
+                                          const double *gates) {
+  int64_t all, n = n_kv_heads;
+  lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, options);
+  if (!options || !q || !gates) return LATTN_E_NULL;
+  if (s) return s;
+  if (own->method < LATTN_GATES_PENALTY || own->method > LATTN_GATES_GREEDY) return LATTN_E_FIELD;
+  if (own->zero) return LATTN_E_FIELD;
+  if (n_layers < 1 || n_kv_heads < 1 || own->max_sweeps < 0) return LATTN_E_SHAPE;
+  all = lattn_times_(n_layers, lattn_times_(n, n));
+  if (all < 0) return LATTN_E_OVERFLOW;
+  if (own->max_sweeps == 0) own->max_sweeps = 100000;
+  if (!lattn_is_finite64_(own->lambda) || own->lambda < 0) return LATTN_E_VALUE;
+  if (!lattn_is_finite64_(own->tolerance) || own->tolerance < 0) return LATTN_E_VALUE;
+  if (!(own->tolerance > 0)) own->tolerance = 1e-12;
+  if (!(own->budget >= 0 && own->budget <= (double)(n_layers * n))) return LATTN_E_VALUE;
+  for (int64_t i = 0; i < all; i++)
+    if (!lattn_is_finite64_(q[i]) || (i / n % n == i % n && q[i] < 0)) return LATTN_E_VALUE;
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_gates_solve(const lattn_gates *options, int32_t n_layers,
+                                         int32_t n_kv_heads, const double *q, double *gates) {
+  lattn_gates o;
+  lattn_fpenv_ saved;
+  double residual = 0, penalty = 0;
+  int64_t all = (int64_t)n_layers * n_kv_heads;
+  lattn_status s = lattn_check_gates_(&o, options, n_layers, n_kv_heads, q, gates);
+  if (s) return s;
+  lattn_fpenv_enter_(&saved);
+  if (o.method == LATTN_GATES_GREEDY) {
+    lattn_gates_greedy_(&o, n_layers, n_kv_heads, q, gates);
+  } else if (o.method == LATTN_GATES_BUDGET) {
+    penalty = lattn_gates_bisect_(&o, n_layers, n_kv_heads, q, gates, &residual);
+  } else {
+    penalty = o.lambda / (double)all;
+    lattn_gates_layers_(&o, n_layers, n_kv_heads, q, penalty, gates, &residual);
+  }
+  for (int64_t i = 0; i < all; i++) gates[i] = 1 - gates[i];
+  lattn_fpenv_leave_(&saved);
+  if (o.residual) *o.residual = residual;
+  if (o.penalty) *o.penalty = penalty;
+  return LATTN_OK;
+}
+
+/* ---- which heads are full ---- */
+
+/* How many heads come before head i, from the lowest score on (ties: the later head first), or from
+   the highest (the earlier first). */
+LATTN_FN_ int64_t lattn_rank_(const double *scores, int64_t n, int64_t i, int falling) {
+  int64_t before = 0;
+  for (int64_t j = 0; j < n; j++) {
+    if (falling) before += scores[j] > scores[i] || (scores[j] == scores[i] && j < i);
+    else before += scores[j] < scores[i] || (scores[j] == scores[i] && j > i);
+  }
+  return before;
+}
+
+/* share * n, rounded, within 0 ... n. */
+LATTN_FN_ int64_t lattn_part_of_(double share, int64_t n) {
+  if (!(share > 0)) return 0;
+  return share >= 1 ? n : (int64_t)(lattn_fma64_(share, (double)n, 0.5));
+}
+
+LATTN_API lattn_status lattn_heads_choose(const lattn_heads *options, int32_t n_layers,
+                                          int32_t n_kv_heads, const double *scores, int32_t *full) {
+  lattn_heads o;
+  int64_t n = (int64_t)n_layers * n_kv_heads;
+  lattn_status s = lattn_import_(&o, sizeof o, sizeof o, options);
+  if (!options || !scores || !full) return LATTN_E_NULL;
+  if (s) return s;
+  if (o.rule < LATTN_HEADS_SPARSITY || o.rule > LATTN_HEADS_RAZOR) return LATTN_E_FIELD;
+  if (n_layers < 1 || n_kv_heads < 1) return LATTN_E_SHAPE;
+  if (o.sparsity != o.sparsity || o.threshold != o.threshold) return LATTN_E_VALUE;
+  if (o.induction_share != o.induction_share || o.echo_share != o.echo_share) return LATTN_E_VALUE;
+  if (o.rule == LATTN_HEADS_RAZOR && !o.echo) return LATTN_E_NULL;
+  for (int64_t i = 0; i < n; i++)
+    if (scores[i] != scores[i] || (o.rule == LATTN_HEADS_RAZOR && o.echo[i] != o.echo[i]))
+      return LATTN_E_VALUE;
+  if (!(o.induction_share > 0 || o.induction_share < 0 || o.echo_share > 0 || o.echo_share < 0))
+    o.induction_share = 0.14, o.echo_share = 0.01;
+  for (int64_t i = 0; i < n; i++) {
+    if (o.rule == LATTN_HEADS_SPARSITY)
+      full[i] = lattn_rank_(scores, n, i, 0) >= lattn_part_of_(o.sparsity, n);
+    else if (o.rule == LATTN_HEADS_THRESHOLD)
+      full[i] = scores[i] >= o.threshold;
+    else
+      full[i] = lattn_rank_(scores, n, i, 1) < lattn_part_of_(o.induction_share, n) ||
+                lattn_rank_(o.echo, n, i, 1) < lattn_part_of_(o.echo_share, n);
+  }
+  return LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_heads_group(int32_t n_layers, int32_t n_heads, int32_t n_kv_heads,
+                                         int32_t group, const double *scores, double *kv_scores) {
+  int64_t size;
+  if (!scores || !kv_scores) return LATTN_E_NULL;
+  if (group != LATTN_GROUP_MAX && group != LATTN_GROUP_MEAN) return LATTN_E_FIELD;
+  if (n_layers < 1 || n_kv_heads < 1 || n_heads < 1 || n_heads % n_kv_heads) return LATTN_E_SHAPE;
+  size = n_heads / n_kv_heads;
+  for (int64_t i = 0; i < (int64_t)n_layers * n_kv_heads; i++) {
+    double x = scores[i * size];
+    for (int64_t j = 1; j < size; j++) {
+      double y = scores[i * size + j];
+      if (group == LATTN_GROUP_MEAN) x = x + y;
+      else if (y > x || y != y) x = y;
+    }
+    kv_scores[i] = group == LATTN_GROUP_MEAN ? x / (double)size : x;
+  }
+  return LATTN_OK;
+}
+
+/* ---- ALiBi: how far a head can look ---- */
+
+/* ln(x) of a finite x > 0, to 4 ulp or 2^-52: x = 2^k f, sqrt(1/2) <= f < sqrt(2), ln f =
+   2 artanh(r), r = (f - 1) / (f + 1). */
+LATTN_FN_ double lattn_log64_(double x) {
+  uint64_t u;
+  int64_t k = 0;
+  double f, r, square, y = 0;
+  if (x < 1e-300) { /* no denormals */
+    x = x * 18014398509481984.0;
+    k = -54;
+  }
+  LATTN_MEMCPY_(&u, &x, sizeof u);
+  k += (int64_t)(u >> 52) - 1023;
+  u = (u & 0xfffffffffffffu) | 0x3ff0000000000000u;
+  LATTN_MEMCPY_(&f, &u, sizeof f);
+  if (f > 1.4142135623730951) f = f * 0.5, k++;
+  r = (f - 1) / (f + 1);
+  square = r * r; /* <= 0.0295: the 13th term is below 2^-60 */
+  for (int i = 12; i >= 0; i--) y = lattn_fma64_(y, square, 1.0 / (double)(2 * i + 1));
+  return lattn_fma64_((double)k, 0.6931471805599453, 2 * r * y);
+}
+
+/* 1 - exp(-x), x > 0: by its series for x / 2^k, then k times 1 - (1 - y)^2. */
+LATTN_FN_ double lattn_less_exp_(double x) {
+  double y = 0;
+  int k = 0;
+  if (x > 60) return 1;
+  for (; x > 0.25; k++) x = x * 0.5;
+  for (int i = 14; i >= 1; i--) /* x / i (1 - y of the rest) */
+    y = lattn_fma64_(-(x / (double)i), y, x / (double)i);
+  for (; k > 0; k--) y = lattn_fma64_(-y, y, 2 * y);
+  return y;
+}
+
+LATTN_API lattn_status lattn_alibi_length(int64_t *length, double slope, double bound,
+                                          double epsilon, int32_t form) {
+  double at;
+  int64_t n;
+  lattn_fpenv_ saved;
+  if (!length) return LATTN_E_NULL;
+  if (form != LATTN_ALIBI_EACH && form != LATTN_ALIBI_TOTAL) return LATTN_E_FIELD;
+  if (!(slope > 0) || !lattn_is_finite64_(slope) || !(bound >= 0) || !lattn_is_finite64_(bound) ||
+      !(epsilon > 0) || !lattn_is_finite64_(epsilon))
+    return LATTN_E_VALUE;
+  lattn_fpenv_enter_(&saved);
+  at = lattn_log64_(epsilon);
+  if (form == LATTN_ALIBI_TOTAL) at = at + lattn_log64_(lattn_less_exp_(slope));
+  at = lattn_fma64_(2, bound, -at) / slope;
+  at = lattn_fma64_(at > 0 ? at : -at, 1e-15, at); /* what was rounded */
+  n = at <= 0 ? 0 : at < 4.6e18 ? (int64_t)at : INT64_MAX;
+  if (at > 0 && at < 4.6e18 && (double)n < at) n++;
+  lattn_fpenv_leave_(&saved);
+  *length = n;
+  return LATTN_OK;
+}
+
+/* ---- calibrated attention (ACT) ---- */
+
+typedef struct lattn_calibrating_ {
+  lattn_job_ job;
+  lattn_part_ parts[2]; /* sinks, the others */
+  float beta;
+  const float *betas;
+} lattn_calibrating_;
+
+LATTN_FN_ float lattn_beta_(const lattn_calibrating_ *c, int64_t head) {
+  return c->betas ? c->betas[head] : c->beta;
+}
+
+/* Whether the KV head has a query head with sinks to calibrate. */
+LATTN_FN_ int lattn_calibrates_(const lattn_calibrating_ *c, int64_t kv) {
+  for (int64_t h = kv * c->job.group; h < (kv + 1) * c->job.group; h++) {
+    const uint8_t *marks = c->parts->marks + h * c->parts->stride;
+    if (lattn_bits_(lattn_beta_(c, h)) == 0x3f800000u) continue;
+    for (int64_t j = 0; j < c->job.k.n_tokens; j++)
+      if (marks[j]) return 1;
+  }
+  return 0;
+}
+
+/* The row's output from its two parts, in acc of the others; M = share of the sinks: beta M of
+   theirs, 1 - beta M of the others'. Returns 0 if the row stays as it is. */
+LATTN_FN_ int lattn_calibrate_row_(const lattn_job_ *job, float beta, float sink_m, float sink_l,
+                                   const float *sinks, float m, float l, float *acc) {
+  float most = sink_m > m ? sink_m : m;
+  double sink, rest, total, of_sinks, of_rest;
+  if (lattn_bits_(beta) == 0x3f800000u || lattn_is_empty_(sink_m) || lattn_is_empty_(m)) return 0;
+  sink = (double)sink_l * lattn_share_(sink_m, most);
+  rest = (double)l * lattn_share_(m, most);
+  total = lattn_fma64_((double)sink_l, lattn_share_(sink_m, most), rest);
+  if (!(rest > total * 9.5367431640625e-07)) return 0; /* 2^-20; NaN too */
+  of_sinks = (double)beta * sink / total;
+  of_rest = lattn_fma64_(1.0 - (double)beta, sink, rest) / total;
+  of_sinks = of_sinks / (double)sink_l;
+  of_rest = of_rest / (double)l;
+  for (int64_t c = 0; c < job->dv; c++) {
+    double x = of_rest * (double)acc[c];
+    acc[c] = (float)(of_sinks > 0 ? lattn_fma64_(of_sinks, (double)sinks[c], x) : x);
+  }
+  return 1;
+}
+
+/* Runs over the sinks first, whose partials stay in their slot. */
+LATTN_FN_ void lattn_calibrate_item_(lattn_calibrating_ *c, lattn_job_ *job, lattn_item_ *it,
+                                     lattn_space_ *sp) {
+  int kept = lattn_run_part_(job, it, sp, c->parts);
+  lattn_slot_ sinks = lattn_space_slot_(sp, kept), rest;
+  int64_t any = 0;
+  for (int64_t r = 0; r < it->rows; r++) any |= !lattn_is_empty_(sinks.m[r]);
+  if (!any) return;
+  sp->used = 1u << kept;
+  rest = lattn_space_slot_(sp, lattn_run_part_(job, it, sp, c->parts + 1));
+  sp->used = 0;
+  for (int64_t r = 0; r < it->rows; r++) {
+    const lattn_row_ *row = sp->rows + r;
+    float *acc = rest.acc + r * job->columns;
+    if (!lattn_calibrate_row_(job, lattn_beta_(c, row->head), sinks.m[r], sinks.l[r],
+                              sinks.acc + r * job->columns, rest.m[r], rest.l[r], acc))
+      continue;
+    if (lattn_finish_row_(0.0f, 1.0f, acc, -LATTN_INFINITY_, job->dv, 0,
+                          job->o.gate ? &job->gate : 0, &job->out, row->token, row->head, 0, 0))
+      lattn_raise_(&c->job.overflowed);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_calibrate_heads_(lattn_calibrating_ *c, int32_t index, char *memory) {
+  lattn_job_ job = c->job;
+  int64_t rows = job.q.n_tokens * job.group, blocks = (rows + job.rows - 1) / job.rows;
+  lattn_space_ sp;
+  lattn_item_ it;
+  size_t keys_at;
+  int32_t looked = -1;
+  int wanted = 0;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, &job, &keys_at);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(&job, &it);
+  for (int64_t u = index; u < blocks * job.n_kv; u += job.n_workers) {
+    it.kv = (int32_t)(u / blocks);
+    it.row = u % blocks * job.rows;
+    it.rows = lattn_min_(job.rows, rows - it.row);
+    if (it.kv != looked) wanted = lattn_calibrates_(c, it.kv);
+    looked = it.kv;
+    if (wanted) lattn_calibrate_item_(c, &job, &it, &sp);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_calibrate_on_stack_(lattn_calibrating_ *c, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_calibrate_heads_(c, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_calibrate_task_(void *context, int32_t index) {
+  lattn_calibrating_ *c = (lattn_calibrating_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (c->job.scratch)
+    lattn_calibrate_heads_(c, index, c->job.scratch + (size_t)index * c->job.worker_bytes);
+  else
+    lattn_calibrate_on_stack_(c, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* Options, and their arrays apart from all others. */
+LATTN_FN_ lattn_status lattn_check_calibration_(const lattn_job_ *job, lattn_calibration *c,
+                                                const float *lse, lattn_fault *f) {
+  static const char *const names[2] = {"calibration.marks", "calibration.means"};
+  int64_t heads = job->n_kv * job->group, n = job->k.n_tokens, rows = job->q.n_tokens;
+  lattn_tensor made[2], in[5];
+  if (c->keep != LATTN_KEEP_FIRST_TOKEN && c->keep != LATTN_KEEP_FIRST_FOUND)
+    return lattn_fail_(f, LATTN_E_FIELD, "calibration.keep");
+  if (c->given != 0 && c->given != 1) return lattn_fail_(f, LATTN_E_FIELD, "calibration.given");
+  if (c->zero) return lattn_fail_(f, LATTN_E_FIELD, "calibration.zero");
+  if (!(lattn_bits_(c->threshold) << 1)) c->threshold = 0.1f;
+  if (!lattn_is_finite_(c->threshold) || c->threshold < 0)
+    return lattn_fail_(f, LATTN_E_VALUE, "calibration.threshold");
+  if (!(c->beta >= 0 && c->beta <= 1)) return lattn_fail_(f, LATTN_E_VALUE, "calibration.beta");
+  for (int64_t h = 0; c->betas && h < heads; h++)
+    if (!(c->betas[h] >= 0 && c->betas[h] <= 1))
+      return lattn_fail_(f, LATTN_E_VALUE, "calibration.betas");
+  if (c->least_rows < 0) return lattn_fail_(f, LATTN_E_SHAPE, "calibration.least_rows");
+  if (c->least_rows == 0) c->least_rows = 1;
+  if (c->stride == 0) c->stride = n;
+  if (c->stride < n) return lattn_fail_(f, LATTN_E_SHAPE, "calibration.stride");
+  if (lattn_times_(lattn_times_(heads, c->stride), 8) < 0)
+    return lattn_fail_(f, LATTN_E_OVERFLOW, "calibration.stride");
+  if (n > 0 && !c->marks) return lattn_fail_(f, LATTN_E_NULL, "calibration.marks");
+  if (n > 0 && !c->given && !c->means) return lattn_fail_(f, LATTN_E_NULL, "calibration.means");
+  if (rows > 0 && !lse) return lattn_fail_(f, LATTN_E_NULL, "lse");
+  made[0] = lattn_floats_((const float *)(const void *)c->marks, heads * c->stride / 4);
+  made[1] = lattn_numbers_(c->given ? 0 : c->means, heads * c->stride);
+  in[0] = job->q;
+  in[1] = job->k;
+  in[2] = job->v;
+  in[3] = job->out;
+  in[4] = lattn_floats_(lse, rows * heads);
+  if (job->out.data && lattn_overlap_(&job->out, &job->q))
+    return lattn_fail_(f, LATTN_E_ALIAS, "out");
+  return lattn_check_apart_(made, 2, in, 5, names, f);
+}
+
+/* Column means of plain attention, and which of them are sinks. */
+LATTN_NOINLINE_ void lattn_find_sinks_(const lattn_job_ *whole, const lattn_calibration *c,
+                                       const float *lse, const lattn_exec *ex, int depth) {
+  int64_t heads = whole->n_kv * whole->group, n = whole->k.n_tokens;
+  lattn_job_ job = *whole;
+  lattn_weights w;
+  lattn_item_ it;
+  LATTN_MEMSET_(&w, 0, sizeof w);
+  w.lse = lse;
+  w.stride = c->stride;
+  w.mass = c->means;
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t j = 0; j < n; j++) c->means[h * c->stride + j] = 0;
+  job.weights = job.chosen = &w;
+  job.dv = 1;
+  job.columns = 16;
+  job.o.inexact = 0;
+  lattn_weigh_(&job, ex, depth);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  lattn_item_sequence_(whole, &it);
+  for (int64_t j = 0; j < n; j++) {
+    int64_t seen = lattn_rows_seeing_(whole, &it, j + it.key_position);
+    for (int64_t h = 0; h < heads; h++) {
+      double *mean = c->means + h * c->stride + j;
+      *mean = seen > 0 ? *mean / (double)seen : 0;
+      c->marks[h * c->stride + j] = seen >= c->least_rows && *mean > (double)c->threshold;
+    }
+  }
+  for (int64_t h = 0; h < heads; h++) {
+    uint8_t *marks = c->marks + h * c->stride;
+    int64_t spared = c->keep == LATTN_KEEP_FIRST_TOKEN ? -it.key_position : 0;
+    while (c->keep == LATTN_KEEP_FIRST_FOUND && spared < n && !marks[spared]) spared++;
+    if (spared >= 0 && spared < n) marks[spared] = 0;
+  }
+}
+
+/* All that can be wrong; job and own get the call with its defaults. */
+LATTN_FN_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_calibration *own,
+                                               const lattn_calibration *calibration,
+                                               const lattn_attn *options, float *lse,
+                                               int64_t *segments, lattn_fault *f) {
+  lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, calibration);
+  if (!calibration) return lattn_fail_(f, LATTN_E_NULL, "calibration");
+  if (s) return lattn_fail_(f, s, "calibration.size");
+  s = lattn_check_watched_(job, options, segments, f);
+  if (s) return s;
+  if (options && options->partial) return lattn_fail_(f, LATTN_E_CONFIG, "options.partial");
+  if (job->o.weighting == LATTN_SIGMOID) return lattn_fail_(f, LATTN_E_CONFIG, "weighting");
+  if (job->o.sink_logits) return lattn_fail_(f, LATTN_E_CONFIG, "sink_logits");
+  job->lse = lse;
+  s = lattn_check_outputs_(job, 0, 0, 0, f);
+  return s ? s : lattn_check_calibration_(job, own, lse, f);
+}
+
+LATTN_API size_t lattn_calibrated_scratch(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
+                                          lattn_tensor v, int32_t n_threads) {
+  size_t plain = lattn_attention_scratch(options, q, k, v, n_threads), more;
+  lattn_job_ job;
+  int64_t segments = 0;
+  lattn_job_init_(&job);
+  job.q = q;
+  job.k = k;
+  job.v = v;
+  job.n_workers = n_threads > 0 ? n_threads : 1;
+  if (!plain || lattn_check_options_(&job, options, 0) || lattn_check_shapes_(&job, 0, 0) ||
+      lattn_check_positions_(&job, &segments, 0))
+    return 0;
+  more = lattn_plan_worker_(&job, q.n_tokens * job.group, lattn_depth_(segments) + 1, 0);
+  return !more ? 0 : more > plain ? more : plain;
+}
+
+LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
+                                                  const lattn_attn *options, lattn_tensor q,
+                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                                  float *lse, const lattn_exec *exec) {
+  lattn_calibrating_ c;
+  lattn_calibration own;
+  lattn_exec ex;
+  int64_t segments = 0, depth;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  LATTN_MEMSET_(&c, 0, sizeof c);
+  c.job.q = q;
+  c.job.k = k;
+  c.job.v = v;
+  c.job.out = out;
+  s = lattn_check_calibrated_(&c.job, &own, calibration, options, lse, &segments, ex.fault);
+  if (s) return s;
+  depth = lattn_depth_(segments) + 1;
+  if (!ex.scratch && depth > LATTN_MAX_DEPTH_)
+    return lattn_fail_(ex.fault, LATTN_E_SCRATCH, "exec.scratch");
+  s = lattn_place_(&c.job, &ex, q.n_tokens * c.job.group, (int)depth, 0, ex.fault);
+  if (s) return s;
+  ex.progress = 0;
+  ex.size = sizeof ex;
+  s = lattn_attention(options, q, k, v, out, lse, &ex);
+  if (s < 0) return s;
+  if (!own.given) lattn_find_sinks_(&c.job, &own, lse, &ex, (int)depth);
+  c.parts[0].kind = LATTN_IN_;
+  c.parts[1].kind = LATTN_OUT_;
+  c.parts[0].marks = c.parts[1].marks = own.marks;
+  c.parts[0].stride = c.parts[1].stride = own.stride;
+  c.beta = own.beta;
+  c.betas = own.betas;
+  lattn_parallel_(&ex, c.job.n_workers, lattn_calibrate_task_, &c);
+  return c.job.overflowed ? LATTN_OVERFLOWED : s;
+}
+
+/* ==== §12 rotary positions =======================================================================
    A frequency is kept as *turns a position*, theta/(2 pi), in units of 2^-64 turn. Then the
    angle at a position is one wrapping 64-bit product: exact range reduction, for any position,
    on any machine. What the rounding of a frequency costs is half a unit a position: 2^-65 turn,
@@ -15348,7 +17434,7 @@ LATTN_API void lattn_parallel_openmp(void *pool, int32_t n_tasks,
   for (int32_t i = 0; i < n_tasks; i++) task(context, i);
 }
 
-/* ==== §12 clean up, licence ================================================================== */
+/* ==== §13 clean up, licence ================================================================== */
 
 #if defined(__clang__)
 #pragma clang diagnostic pop

@@ -201,6 +201,7 @@ void bench_decode(const bench_options *options);
 void bench_batch(const bench_options *options);
 void bench_draft(const bench_options *options);
 void bench_weights(const bench_options *options);
+void bench_profile(const bench_options *options);
 void bench_memory(const bench_options *options);
 void bench_cost_of_caches(const bench_options *options);
 void bench_save(const bench_options *options);

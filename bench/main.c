@@ -23,6 +23,7 @@ static int questions(const bench_options *options) {
   bench_batch(options);
   bench_draft(options);
   bench_weights(options);
+  bench_profile(options);
   bench_memory(options);
   bench_capacity_of(options);
   bench_cost_of_caches(options);

@@ -14,6 +14,7 @@
 #include "ref_cache.h"
 #include "ref_state.h"
 #include "state_cases.h"
+#include "profile_cases.h"
 #include "golden.h"
 
 enum {
@@ -22,12 +23,13 @@ enum {
   N_SIGMOID = sizeof golden_sigmoid / sizeof *golden_sigmoid,
   N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache,
   N_STATE = sizeof golden_state / sizeof *golden_state,
-  N_FLOW = sizeof golden_flow / sizeof *golden_flow
+  N_FLOW = sizeof golden_flow / sizeof *golden_flow,
+  N_PROFILE = sizeof golden_profile / sizeof *golden_profile
 };
 
 static uint64_t hashes_attend[N_ATTEND], hashes_cache[N_CACHE];
 static uint64_t hashes_sigmoid[N_SIGMOID], hashes_sigmoid_cache[N_SIGMOID_CACHE];
-static uint64_t hashes_state[N_STATE], hashes_flow[N_FLOW];
+static uint64_t hashes_state[N_STATE], hashes_flow[N_FLOW], hashes_profile[N_PROFILE];
 
 /* How much of a check runs for golden case i: in the quick tier, only a few are cut up. */
 static int thorough(uint64_t i) { return !test_is_quick() || i % 8 == 0; }
@@ -688,6 +690,19 @@ static void cache_heads_alone(void) {
   }
 }
 
+/* ---- the profiler ---- */
+
+static void golden_profile_case(uint64_t i) {
+  static const int64_t cuts[] = {1, 40, 100};
+  check_case("golden profile %d", (int)i);
+  hashes_profile[i] = profile_case_hash(i, 0, 1);
+  check_golden(hashes_profile[i], golden_profile[i]);
+  check_case("golden profile %d, cut and on threads", (int)i);
+  if (!thorough(i)) return;
+  CHECK(profile_case_hash(i, i == 3 ? 700 : cuts[i % 3], 3) == hashes_profile[i]);
+  if (i != 3) CHECK(profile_case_hash(i, 60, 0) == hashes_profile[i]);
+}
+
 /* ---- golden.h ---- */
 
 static void print_hashes(const char *name, const uint64_t *hashes, int n) {
@@ -706,6 +721,7 @@ static int print_golden(void) {
   print_hashes("golden_sigmoid_cache", hashes_sigmoid_cache, N_SIGMOID_CACHE);
   print_hashes("golden_state", hashes_state, N_STATE);
   print_hashes("golden_flow", hashes_flow, N_FLOW);
+  print_hashes("golden_profile", hashes_profile, N_PROFILE);
   return 0;
 }
 
@@ -721,6 +737,7 @@ int main(int argc, char **argv) {
     golden_cache_case(i, 1, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
   for (uint64_t i = 0; i < N_STATE; i++) golden_state_case(i);
   for (uint64_t i = 0; i < N_FLOW; i++) golden_flow_case(i);
+  for (uint64_t i = 0; i < N_PROFILE; i++) golden_profile_case(i);
   if (argc > 1 && strcmp(argv[1], "--print") == 0) return print_golden();
   window_beyond_text();
   cache_is_attention();
