@@ -6430,7 +6430,7 @@ LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *ro
 }
 
 /* The share of a part with that lse in the whole of it and what is kept. */
-LATTN_FN_ float lattn_share_(float lse, float kept) {
+LATTN_FN_ float lattn_lost_share_(float lse, float kept) {
   float x = lse - kept, e;
   if (lattn_is_empty_(lse)) return 0;
   if (x <= 0) {
@@ -6456,9 +6456,9 @@ LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_it
     lattn_dropped_reach_(job, it, d, end);
     score = lattn_dropped_score_(job, row, d, q);
     if (d->sums.least) {
-      estimate = lattn_share_(score, kept);
+      estimate = lattn_lost_share_(score, kept);
       if (job->lost_bound && !(job->o.key_bias || job->o.pair_bias || job->o.score))
-        bound = lattn_share_(lattn_dropped_bound_(job, row, d, q), kept) * 1.00001f;
+        bound = lattn_lost_share_(lattn_dropped_bound_(job, row, d, q), kept) * 1.00001f;
       if (!(bound <= 1.0f)) bound = 1.0f;
     }
     if (d->sums.v)
