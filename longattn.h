@@ -6259,6 +6259,16 @@ LATTN_FN_ void lattn_add_doubles_(double *sum, const float *x, int64_t n) {
   for (; i < n; i++) sum[i] += (double)x[i];
 }
 
+/* A prefix without a token. */
+LATTN_FN_ void lattn_sums_none_(const lattn_sums_ *t, const lattn_rule_ *rule, int64_t dk) {
+  LATTN_MEMSET_(t->to, 0, (size_t)rule->sums_bytes);
+  *t->to = rule->sinks;
+  for (int64_t d = 0; t->least && d < dk; d++) {
+    t->least[d] = LATTN_INFINITY_;
+    t->most[d] = -LATTN_INFINITY_;
+  }
+}
+
 /* Adds the token in a lane of a page. (Squares of floats are exact in double: nothing to fuse.) */
 LATTN_FN_ void lattn_sum_token_(const lattn_sums_ *t, const lattn_storage_ *st, int64_t dk,
                                 int64_t dv, const char *page, int lane, float *row) {
@@ -6341,7 +6351,10 @@ LATTN_FN_ void lattn_dropped_reach_(const lattn_job_ *job, const lattn_item_ *it
     int prefix = *newer.to <= end;
     if (!d->loaded || *d->own.to > end || (prefix && *d->own.to < *newer.to)) {
       lattn_sums_ from = lattn_cache_sums_(it->cache, it->kv, prefix);
-      LATTN_MEMCPY_(d->own.to, from.to, (size_t)d->rule->sums_bytes);
+      if (*from.to > end) /* all that it lost lies in pages of sinks, which are held */
+        lattn_sums_none_(&d->own, d->rule, job->dk);
+      else
+        LATTN_MEMCPY_(d->own.to, from.to, (size_t)d->rule->sums_bytes);
       d->loaded = 1;
     }
     lattn_sum_tokens_(it->cache, it->kv, &d->own, job->dk, job->dv, end, d->row);
@@ -7937,16 +7950,9 @@ LATTN_FN_ lattn_sums_ lattn_cache_sums_(const lattn_cache *cache, int32_t kv, in
   return lattn_sums_at_(rule, cache->dk, cache->dv, p);
 }
 
-/* A prefix without a token. */
 LATTN_FN_ void lattn_sums_clear_(const lattn_cache *cache, int32_t kv, int prefix) {
-  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
   lattn_sums_ t = lattn_cache_sums_(cache, kv, prefix);
-  LATTN_MEMSET_(t.to, 0, (size_t)rule->sums_bytes);
-  *t.to = rule->sinks;
-  for (int64_t d = 0; t.least && d < cache->dk; d++) {
-    t.least[d] = LATTN_INFINITY_;
-    t.most[d] = -LATTN_INFINITY_;
-  }
+  lattn_sums_none_(&t, lattn_cache_rule_(cache, kv), cache->dk);
 }
 
 /* Brings a prefix up to `to`; the head holds those tokens. */
