@@ -15548,7 +15548,7 @@ LATTN_FN_ int lattn_run_part_(const lattn_job_ *job, lattn_item_ *it, lattn_spac
 }
 
 /* e^(x - most); 0 for nothing. */
-LATTN_FN_ double lattn_share_(float x, float most) {
+LATTN_FN_ double lattn_power_(float x, float most) {
   if (lattn_is_empty_(x)) return 0;
   return (double)lattn_exp_(x == most ? 0.0f : x - most);
 }
@@ -15573,9 +15573,9 @@ LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it
   double kept, lost, total, omega, square = 0, less = 0;
   if (kept_m > most || lattn_is_nan_(kept_m)) most = kept_m;
   if (z > most) most = z;
-  kept = lattn_share_(kept_m, most);
-  lost = lattn_share_(m, most);
-  total = lattn_share_(z, most);
+  kept = lattn_power_(kept_m, most);
+  lost = lattn_power_(m, most);
+  total = lattn_power_(z, most);
   if (!none_kept) total = lattn_fma64_((double)kept_l, kept, total);
   kept = none_kept ? 0 : kept / total; /* P is so much of its sum */
   if (!none) total = lattn_fma64_((double)l, lost, total);
@@ -16478,9 +16478,9 @@ LATTN_FN_ int lattn_calibrate_row_(const lattn_job_ *job, float beta, float sink
   float most = sink_m > m ? sink_m : m;
   double sink, rest, total, of_sinks, of_rest;
   if (lattn_bits_(beta) == 0x3f800000u || lattn_is_empty_(sink_m) || lattn_is_empty_(m)) return 0;
-  sink = (double)sink_l * lattn_share_(sink_m, most);
-  rest = (double)l * lattn_share_(m, most);
-  total = lattn_fma64_((double)sink_l, lattn_share_(sink_m, most), rest);
+  sink = (double)sink_l * lattn_power_(sink_m, most);
+  rest = (double)l * lattn_power_(m, most);
+  total = lattn_fma64_((double)sink_l, lattn_power_(sink_m, most), rest);
   if (!(rest > total * 9.5367431640625e-07)) return 0; /* 2^-20; NaN too */
   of_sinks = (double)beta * sink / total;
   of_rest = lattn_fma64_(1.0 - (double)beta, sink, rest) / total;
