@@ -4878,7 +4878,6 @@ typedef struct lattn_job_ {
   const lattn_seq_ *seqs;   /* NULL: keys are k and v; else in caches, o.n_sequences of them */
   const lattn_weights *weights; /* NULL, or these are wanted, and no output */
   const lattn_weights *chosen;  /* NULL, or its rows and heads are the job's */
-  const lattn_part_ *part;      /* NULL, or only these of the visible keys are seen */
   lattn_seq_ *own_seqs;     /* room in scratch for all that the call has; NULL: one at a time */
   float *grouped;           /* partials of the rows of groups; NULL: none */
   int64_t most_grouped;     /* tokens that it has room for */
@@ -4929,6 +4928,7 @@ typedef struct lattn_item_ {
   int64_t run[2], run_end[2];       /* runs of segments that hold its keys: [run, run_end) twice */
   int64_t units, first_unit, slot;  /* slot: of its first unit in shared, if units > 1 */
   int of_group;                     /* rows of all sequences of the group that `sequence` leads */
+  const lattn_part_ *part;          /* NULL, or only these of the visible keys are seen */
 } lattn_item_;
 
 /* Partials of all rows of an item: what a segment, or a subtree of segments, came to. */
@@ -5131,13 +5131,13 @@ LATTN_FN_ void lattn_row_at_(const lattn_job_ *job, const lattn_item_ *it, int64
     row->hi = lattn_min_(to, row->position + lattn_min_(o->ahead, LATTN_MAX_POSITION_) + 1);
   }
   lattn_row_join_(row);
-  if (job->part) lattn_row_part_(job->part, it->query_position + i, row);
+  if (it->part) lattn_row_part_(it->part, it->query_position + i, row);
 }
 
 /* Lanes of 16 keys that do not belong to the part. */
-LATTN_NOINLINE_ uint32_t lattn_not_of_part_(const lattn_job_ *job, const lattn_item_ *it,
-                                            const lattn_row_ *row, int64_t base) {
-  const lattn_part_ *part = job->part;
+LATTN_NOINLINE_ uint32_t lattn_not_of_part_(const lattn_item_ *it, const lattn_row_ *row,
+                                            int64_t base) {
+  const lattn_part_ *part = it->part;
   int64_t position = it->query_position + (row->token - it->q0);
   uint32_t bits = 0;
   for (int t = 0; t < 16; t++) {
@@ -5164,7 +5164,7 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
     int64_t hi = lattn_min_(16, (i ? row->sink_hi : row->hi) - base);
     if (lo < hi) bits |= ((1u << hi) - 1u) & ~((1u << lo) - 1u);
   }
-  if (bits && holes && job->part) bits &= ~lattn_not_of_part_(job, it, row, base);
+  if (bits && holes && it->part) bits &= ~lattn_not_of_part_(it, row, base);
   if (bits && holes && it->cache)
     for (int t = 0; t < 16; t++)
       if (lattn_in_hole_(it->cache, base + t, 0)) bits &= ~(1u << t);
@@ -5465,7 +5465,7 @@ LATTN_FN_ void lattn_find_zones_(const lattn_job_ *job, const lattn_item_ *it, l
 LATTN_FN_ int lattn_block_marked_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                   const lattn_block_ *b) {
   for (int64_t h = it->kv * job->group; h < (it->kv + 1) * job->group; h++) {
-    const uint8_t *marks = job->part->marks + h * job->part->stride + it->k0 - it->key_position;
+    const uint8_t *marks = it->part->marks + h * it->part->stride + it->k0 - it->key_position;
     for (int64_t j = base + b->lo; j < base + b->hi; j++)
       if (marks[j]) return 1;
   }
@@ -5485,8 +5485,8 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, i
   if (b->lo >= b->hi) return;
   if (!it->cache) {
     lattn_find_arrays_(job, it, base, b);
-    b->holes = job->part != 0;
-    if (b->holes && job->part->kind == LATTN_IN_ && !lattn_block_marked_(job, it, base, b))
+    b->holes = it->part != 0;
+    if (b->holes && it->part->kind == LATTN_IN_ && !lattn_block_marked_(job, it, base, b))
       b->lo = b->hi;
     return;
   }
@@ -15541,9 +15541,9 @@ typedef struct lattn_split_ {
 } lattn_split_;
 
 /* The worker's rows over one part; returns the slot of the partial. */
-LATTN_FN_ int lattn_run_part_(lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
+LATTN_FN_ int lattn_run_part_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
                               const lattn_part_ *part) {
-  job->part = part;
+  it->part = part;
   lattn_fill_rows_(job, it, sp);
   it->lo = it->sink_lo = INT64_MAX;
   it->hi = it->sink_hi = 0;
@@ -15554,7 +15554,7 @@ LATTN_FN_ int lattn_run_part_(lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp
 }
 
 /* e^(x - most); 0 for nothing. */
-LATTN_FN_ double lattn_share_(float x, float most) {
+LATTN_FN_ double lattn_power_(float x, float most) {
   if (lattn_is_empty_(x)) return 0;
   return (double)lattn_exp_(x == most ? 0.0f : x - most);
 }
@@ -15579,9 +15579,9 @@ LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it
   double kept, lost, total, omega, square = 0, less = 0;
   if (kept_m > most || lattn_is_nan_(kept_m)) most = kept_m;
   if (z > most) most = z;
-  kept = lattn_share_(kept_m, most);
-  lost = lattn_share_(m, most);
-  total = lattn_share_(z, most);
+  kept = lattn_power_(kept_m, most);
+  lost = lattn_power_(m, most);
+  total = lattn_power_(z, most);
   if (!none_kept) total = lattn_fma64_((double)kept_l, kept, total);
   kept = none_kept ? 0 : kept / total; /* P is so much of its sum */
   if (!none) total = lattn_fma64_((double)l, lost, total);
@@ -15602,32 +15602,32 @@ LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it
 
 /* Items of a batch (KV head, some rows), each over its two parts. */
 LATTN_NOINLINE_ void lattn_split_items_(const lattn_split_ *split, int32_t index, char *memory) {
-  lattn_job_ job = split->job;
-  int64_t rows = split->tokens * job.group, blocks = (rows + job.rows - 1) / job.rows;
+  const lattn_job_ *job = &split->job;
+  int64_t rows = split->tokens * job->group, blocks = (rows + job->rows - 1) / job->rows;
   lattn_space_ sp;
   lattn_item_ it;
   size_t keys_at;
   LATTN_MEMSET_(&sp, 0, sizeof sp);
-  lattn_carve_(&sp, memory, &job, &keys_at);
+  lattn_carve_(&sp, memory, job, &keys_at);
   LATTN_MEMSET_(&it, 0, sizeof it);
-  lattn_item_sequence_(&job, &it);
-  for (int64_t u = index; u < blocks * job.n_kv; u += job.n_workers) {
+  lattn_item_sequence_(job, &it);
+  for (int64_t u = index; u < blocks * job->n_kv; u += job->n_workers) {
     lattn_slot_ s;
     it.kv = (int32_t)(u / blocks);
-    it.row = u % blocks * job.rows;
-    it.rows = lattn_min_(job.rows, rows - it.row);
-    s = lattn_space_slot_(&sp, lattn_run_part_(&job, &it, &sp, split->parts));
+    it.row = u % blocks * job->rows;
+    it.rows = lattn_min_(job->rows, rows - it.row);
+    s = lattn_space_slot_(&sp, lattn_run_part_(job, &it, &sp, split->parts));
     for (int64_t r = 0; r < it.rows; r++) {
-      int64_t at = (it.row + r) / job.group * job.n_kv * job.group + sp.rows[r].head;
+      int64_t at = (it.row + r) / job->group * job->n_kv * job->group + sp.rows[r].head;
       split->ends[2 * at] = s.m[r];
       split->ends[2 * at + 1] = s.l[r];
       if (lattn_is_empty_(s.m[r])) continue;
-      LATTN_MEMCPY_(lattn_split_at_(split, &it, r), s.acc + r * job.columns,
-                    (size_t)job.dv * sizeof(float));
+      LATTN_MEMCPY_(lattn_split_at_(split, &it, r), s.acc + r * job->columns,
+                    (size_t)job->dv * sizeof(float));
     }
-    s = lattn_space_slot_(&sp, lattn_run_part_(&job, &it, &sp, split->parts + 1));
+    s = lattn_space_slot_(&sp, lattn_run_part_(job, &it, &sp, split->parts + 1));
     for (int64_t r = 0; r < it.rows; r++)
-      lattn_split_row_(split, &it, sp.rows + r, r, s.m[r], s.l[r], s.acc + r * job.columns);
+      lattn_split_row_(split, &it, sp.rows + r, r, s.m[r], s.l[r], s.acc + r * job->columns);
   }
 }
 
@@ -15911,6 +15911,13 @@ LATTN_FN_ lattn_status lattn_check_watched_(lattn_job_ *job, const lattn_attn *o
   return LATTN_OK;
 }
 
+/* Scratch that is enough for the whole call is enough for every part of the work. */
+LATTN_NOINLINE_ lattn_status lattn_check_scratch_(const lattn_job_ *job, const lattn_exec *ex,
+                                                  int depth) {
+  lattn_job_ trial = *job;
+  return lattn_place_(&trial, ex, job->q.n_tokens * job->group, depth, 1, ex->fault);
+}
+
 LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn_observed *observed,
                                              const lattn_attn *options, lattn_tensor q,
                                              lattn_tensor k, lattn_tensor v,
@@ -15941,11 +15948,8 @@ LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn
   if (s) return s;
   job.o.gate = 0;
   if (!(which & LATTN_PARTS_)) job.dv = 1, job.columns = 16;
-  {
-    lattn_job_ trial = job; /* scratch that is enough for it is enough for every part of the work */
-    s = lattn_place_(&trial, &ex, q.n_tokens * job.group, lattn_depth_(segments), 1, ex.fault);
-    if (s) return s;
-  }
+  s = lattn_check_scratch_(&job, &ex, lattn_depth_(segments));
+  if (s) return s;
   profile->open = 1;
   if (which & LATTN_PROFILE_RETRIEVAL)
     lattn_observe_copies_(profile, &job, &o, &ex, lattn_depth_(segments));
@@ -16480,9 +16484,9 @@ LATTN_FN_ int lattn_calibrate_row_(const lattn_job_ *job, float beta, float sink
   float most = sink_m > m ? sink_m : m;
   double sink, rest, total, of_sinks, of_rest;
   if (lattn_bits_(beta) == 0x3f800000u || lattn_is_empty_(sink_m) || lattn_is_empty_(m)) return 0;
-  sink = (double)sink_l * lattn_share_(sink_m, most);
-  rest = (double)l * lattn_share_(m, most);
-  total = lattn_fma64_((double)sink_l, lattn_share_(sink_m, most), rest);
+  sink = (double)sink_l * lattn_power_(sink_m, most);
+  rest = (double)l * lattn_power_(m, most);
+  total = lattn_fma64_((double)sink_l, lattn_power_(sink_m, most), rest);
   if (!(rest > total * 9.5367431640625e-07)) return 0; /* 2^-20; NaN too */
   of_sinks = (double)beta * sink / total;
   of_rest = lattn_fma64_(1.0 - (double)beta, sink, rest) / total;
@@ -16496,8 +16500,8 @@ LATTN_FN_ int lattn_calibrate_row_(const lattn_job_ *job, float beta, float sink
 }
 
 /* Runs over the sinks first, whose partials stay in their slot. */
-LATTN_FN_ void lattn_calibrate_item_(lattn_calibrating_ *c, lattn_job_ *job, lattn_item_ *it,
-                                     lattn_space_ *sp) {
+LATTN_FN_ void lattn_calibrate_item_(lattn_calibrating_ *c, lattn_item_ *it, lattn_space_ *sp) {
+  const lattn_job_ *job = &c->job;
   int kept = lattn_run_part_(job, it, sp, c->parts);
   lattn_slot_ sinks = lattn_space_slot_(sp, kept), rest;
   int64_t any = 0;
@@ -16519,24 +16523,24 @@ LATTN_FN_ void lattn_calibrate_item_(lattn_calibrating_ *c, lattn_job_ *job, lat
 }
 
 LATTN_NOINLINE_ void lattn_calibrate_heads_(lattn_calibrating_ *c, int32_t index, char *memory) {
-  lattn_job_ job = c->job;
-  int64_t rows = job.q.n_tokens * job.group, blocks = (rows + job.rows - 1) / job.rows;
+  const lattn_job_ *job = &c->job;
+  int64_t rows = job->q.n_tokens * job->group, blocks = (rows + job->rows - 1) / job->rows;
   lattn_space_ sp;
   lattn_item_ it;
   size_t keys_at;
   int32_t looked = -1;
   int wanted = 0;
   LATTN_MEMSET_(&sp, 0, sizeof sp);
-  lattn_carve_(&sp, memory, &job, &keys_at);
+  lattn_carve_(&sp, memory, job, &keys_at);
   LATTN_MEMSET_(&it, 0, sizeof it);
-  lattn_item_sequence_(&job, &it);
-  for (int64_t u = index; u < blocks * job.n_kv; u += job.n_workers) {
+  lattn_item_sequence_(job, &it);
+  for (int64_t u = index; u < blocks * job->n_kv; u += job->n_workers) {
     it.kv = (int32_t)(u / blocks);
-    it.row = u % blocks * job.rows;
-    it.rows = lattn_min_(job.rows, rows - it.row);
+    it.row = u % blocks * job->rows;
+    it.rows = lattn_min_(job->rows, rows - it.row);
     if (it.kv != looked) wanted = lattn_calibrates_(c, it.kv);
     looked = it.kv;
-    if (wanted) lattn_calibrate_item_(c, &job, &it, &sp);
+    if (wanted) lattn_calibrate_item_(c, &it, &sp);
   }
 }
 
@@ -16668,41 +16672,58 @@ LATTN_API size_t lattn_calibrated_scratch(const lattn_attn *options, lattn_tenso
   return !more ? 0 : more > plain ? more : plain;
 }
 
-LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
-                                                  const lattn_attn *options, lattn_tensor q,
-                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
-                                                  float *lse, const lattn_exec *exec) {
+/* Everything but plain attention: its checks (run 0), or what comes after it. */
+LATTN_NOINLINE_ lattn_status lattn_calibrate_(const lattn_calibration *calibration,
+                                              const lattn_attn *options, const lattn_tensor *views,
+                                              float *lse, const lattn_exec *ex, int run) {
   lattn_calibrating_ c;
   lattn_calibration own;
-  lattn_exec ex;
-  int64_t segments = 0, depth;
-  lattn_status s = lattn_exec_in_(&ex, exec);
-  if (s) return s;
+  int64_t segments = 0;
+  int depth;
+  lattn_status s;
   LATTN_MEMSET_(&c, 0, sizeof c);
-  c.job.q = q;
-  c.job.k = k;
-  c.job.v = v;
-  c.job.out = out;
-  s = lattn_check_calibrated_(&c.job, &own, calibration, options, lse, &segments, ex.fault);
+  c.job.q = views[0];
+  c.job.k = views[1];
+  c.job.v = views[2];
+  c.job.out = views[3];
+  s = lattn_check_calibrated_(&c.job, &own, calibration, options, lse, &segments, ex->fault);
   if (s) return s;
   depth = lattn_depth_(segments) + 1;
-  if (!ex.scratch && depth > LATTN_MAX_DEPTH_)
-    return lattn_fail_(ex.fault, LATTN_E_SCRATCH, "exec.scratch");
-  s = lattn_place_(&c.job, &ex, q.n_tokens * c.job.group, (int)depth, 0, ex.fault);
-  if (s) return s;
-  ex.progress = 0;
-  ex.size = sizeof ex;
-  s = lattn_attention(options, q, k, v, out, lse, &ex);
-  if (s < 0) return s;
-  if (!own.given) lattn_find_sinks_(&c.job, &own, lse, &ex, (int)depth);
+  if (!ex->scratch && depth > LATTN_MAX_DEPTH_)
+    return lattn_fail_(ex->fault, LATTN_E_SCRATCH, "exec.scratch");
+  s = lattn_place_(&c.job, ex, c.job.q.n_tokens * c.job.group, depth, 0, ex->fault);
+  if (s || !run) return s;
+  if (!own.given) lattn_find_sinks_(&c.job, &own, lse, ex, depth);
   c.parts[0].kind = LATTN_IN_;
   c.parts[1].kind = LATTN_OUT_;
   c.parts[0].marks = c.parts[1].marks = own.marks;
   c.parts[0].stride = c.parts[1].stride = own.stride;
   c.beta = own.beta;
   c.betas = own.betas;
-  lattn_parallel_(&ex, c.job.n_workers, lattn_calibrate_task_, &c);
-  return c.job.overflowed ? LATTN_OVERFLOWED : s;
+  lattn_parallel_(ex, c.job.n_workers, lattn_calibrate_task_, &c);
+  return c.job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
+}
+
+LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
+                                                  const lattn_attn *options, lattn_tensor q,
+                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                                  float *lse, const lattn_exec *exec) {
+  lattn_exec ex;
+  lattn_tensor views[4];
+  lattn_status s = lattn_exec_in_(&ex, exec), more;
+  if (s) return s;
+  views[0] = q;
+  views[1] = k;
+  views[2] = v;
+  views[3] = out;
+  s = lattn_calibrate_(calibration, options, views, lse, &ex, 0);
+  if (s) return s;
+  ex.progress = 0;
+  ex.size = sizeof ex;
+  s = lattn_attention(options, q, k, v, out, lse, &ex);
+  if (s < 0) return s;
+  more = lattn_calibrate_(calibration, options, views, lse, &ex, 1);
+  return more ? more : s;
 }
 
 /* ==== §12 rotary positions =======================================================================

@@ -54,6 +54,13 @@ static lattn_checkpoint *checkpoint;
 static lattn_call call;
 static lattn_attn attn;
 static lattn_weights wanted;
+static lattn_profile *profile;
+static lattn_observed observed;
+static lattn_calibration calibration;
+static unsigned char profile_memory[1 << 21], marks[HEADS * TOKENS];
+static double means[HEADS * TOKENS];
+static float projection[8 * HEADS * VALUE_DIM];
+static int32_t tokens[TOKENS];
 static lattn_partial parts[2];
 static lattn_sequence sequences[2];
 static lattn_status status;
@@ -126,6 +133,15 @@ static void call_attention(void) {
 }
 static void call_attention_weights(void) {
   status = lattn_attention_weights(&attn, Q, ALL_K, &wanted, NULL);
+}
+static void call_profile(void) {
+  status = lattn_profile_observe(profile, &observed, &attn, Q, ALL_K, ALL_V, NULL);
+}
+static void call_profile_sample(void) { status = lattn_profile_sample(profile, 1); }
+static void call_calibrated(void) {
+  lattn_attn plain = attn;
+  plain.sink_logits = NULL;
+  status = lattn_attention_calibrated(&calibration, &plain, Q, ALL_K, ALL_V, OUT, lse, NULL);
 }
 static void call_merge(void) { status = lattn_merge(NULL, 2, parts, OUT, lse, NULL); }
 static void call_read(void) {
@@ -429,8 +445,33 @@ static void run_all(void (*each)(const char *name, void (*run)(void))) {
   each("lattn_cache_load", call_load);
   each("lattn_attention", call_attention);
   each("lattn_attention_weights", call_attention_weights);
+  each("lattn_profile_observe", call_profile);
+  each("lattn_profile_sample", call_profile_sample);
+  each("lattn_attention_calibrated", call_calibrated);
   each("lattn_merge", call_merge);
   each("lattn_rotate", call_rotate);
+}
+
+/* Every score, of rows whose losses are looked at one by one. */
+static void set_profile(void) {
+  lattn_profile_config c;
+  memset(&c, 0, sizeof c);
+  c.size = sizeof c;
+  c.scores = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO | LATTN_PROFILE_SINKS |
+             LATTN_PROFILE_GATES | LATTN_PROFILE_LOST;
+  c.n_layers = 1, c.n_heads = HEADS, c.n_kv_heads = 1, c.value_dim = VALUE_DIM, c.model_dim = 8;
+  c.top_k = 4, c.columns = TOKENS, c.sinks = 4, c.window = 50, c.row_step = 1;
+  CHECK(lattn_profile_bytes(&c) <= sizeof profile_memory);
+  CHECK_STATUS(lattn_profile_init(&profile, profile_memory, sizeof profile_memory, &c), LATTN_OK);
+  observed.size = sizeof observed;
+  observed.lse = lse;
+  observed.tokens = tokens, observed.n_tokens = TOKENS;
+  observed.needle_from = 10, observed.needle_to = 20;
+  observed.period = 40, observed.first = 1;
+  observed.projection = projection;
+  calibration.size = sizeof calibration;
+  calibration.beta = 0.5f, calibration.threshold = 1e-3f;
+  calibration.marks = marks, calibration.means = means;
 }
 
 static void run_plainly(const char *name, void (*run)(void)) {
@@ -443,6 +484,7 @@ int main(void) {
   set_arrays();
   call_turns();
   set_options();
+  set_profile();
   test_harness();
   for (int kind = 0; kind < 6; kind++)
     for (int measured = 0; measured < 2; measured++) {
