@@ -10276,7 +10276,7 @@ LATTN_FN_ int lattn_load_heads_(lattn_stream_ *st, lattn_cache *own, const lattn
     lattn_rule_ *rule = lattn_rules_(own) + i;
     uint64_t sink_end = lattn_stream_get_(st, 8), first = lattn_stream_get_(st, 8);
     int64_t expected, begin;
-    if (first > h->n_slots || (!rule->window && first)) right = 0;
+    if (first > h->n_slots || (!rule->window && first > sink_end)) right = 0;
     rule->first_block = right ? lattn_blocks_((int64_t)first) : 0;
     if (right) lattn_saved_range_(own, rule, &expected, &begin);
     if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;
