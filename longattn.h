@@ -6282,11 +6282,12 @@ LATTN_FN_ void lattn_sum_token_(const lattn_sums_ *t, const lattn_storage_ *st, 
       t->squares[d + i] += (double)row[i] * (double)row[i];
     for (int64_t i = 0; t->least && i < n; i++) {
       square += (double)row[i] * (double)row[i];
-      if (!(row[i] >= t->least[d + i])) t->least[d + i] = row[i]; /* a NaN stays */
-      if (!(row[i] <= t->most[d + i])) t->most[d + i] = row[i];
+      int is_nan = lattn_is_nan_(row[i]); /* it stays */
+      if (is_nan || row[i] < t->least[d + i]) t->least[d + i] = row[i];
+      if (is_nan || row[i] > t->most[d + i]) t->most[d + i] = row[i];
     }
   }
-  if (!(square <= *t->longest)) *t->longest = square;
+  if (square > *t->longest) *t->longest = square; /* not a NaN: the box has it */
   for (int64_t c = 0, n; t->v && c < dv; c += n) {
     n = lattn_min_(dv - c, step);
     lattn_stored_value_(row, st, page, lane, dv, c, n);
@@ -6421,20 +6422,27 @@ LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *ro
 }
 
 /* No dropped key scores more: neither |q| times the longest, nor the box around all of them, can. A
-   float's rounding of a score is below 2^-14 of |q| |k|, for any dim. */
+   float's rounding of a score is below 2^-14 of |q| |k|, for any dim; that of an integer query
+   (lattn_query_ints_) half a step, which its largest dim has 127 or 127 * 128 of. */
 LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *row,
                                      const lattn_dropped_ *d, const float *q) {
-  double box = 0, square = 0, most;
+  double box = 0, square = 0, sizes = 0, most, step;
   int64_t distance = row->position - d->end + 1; /* the nearest; or the farthest */
   float length, u;
   for (int64_t i = 0; i < job->dk; i++) {
     double x = (double)q[i] * (double)d->sums.least[i], y = (double)q[i] * (double)d->sums.most[i];
     square += (double)q[i] * (double)q[i];
     box += x > y ? x : y;
+    x = -(double)d->sums.least[i];
+    sizes += x > (double)d->sums.most[i] ? x : (double)d->sums.most[i];
   }
   length = (float)(square * *d->sums.longest);
   length *= lattn_rsqrt_(length);
   most = (double)length < box ? (double)length : box;
+  if (lattn_is_int_(d->rule->s.key_type)) {
+    step = (double)lattn_extreme_(q, job->dk) / (d->rule->s.key_type == LATTN_I8 ? 127 * 128 : 127);
+    most = lattn_fma64_(step < 0 ? -step : step, sizes * 0.5, most);
+  }
   u = (float)lattn_fma64_((double)length, 0x1p-13, most);
   if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0)
     distance = row->position - d->rule->sinks;
@@ -6472,6 +6480,7 @@ LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_it
       estimate = lattn_lost_share_(score, kept);
       if (job->lost_bound && !(job->o.key_bias || job->o.pair_bias || job->o.score))
         bound = lattn_lost_share_(lattn_dropped_bound_(job, row, d, q), kept) * 1.00001f;
+      if (bound < 0x1p-126f) bound = 0x1p-126f; /* what exp makes 0 is not nothing */
       if (!(bound <= 1.0f)) bound = 1.0f;
     }
     if (d->sums.v)
@@ -10694,7 +10703,7 @@ LATTN_FN_ int lattn_load_heads_(lattn_stream_ *st, lattn_cache *own, const lattn
     lattn_rule_ *rule = lattn_rules_(own) + i;
     uint64_t sink_end = lattn_stream_get_(st, 8), first = lattn_stream_get_(st, 8);
     int64_t expected, begin;
-    if (first > h->n_slots || (!rule->window && first)) right = 0;
+    if (first > h->n_slots || (!rule->window && first > sink_end)) right = 0;
     rule->first_block = right ? lattn_blocks_((int64_t)first) : 0;
     if (right) lattn_saved_range_(own, rule, &expected, &begin);
     if (right && ((uint64_t)expected != sink_end || (uint64_t)begin != first)) right = 0;

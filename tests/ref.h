@@ -87,7 +87,9 @@ typedef struct ref_call {
   int32_t key_type, value_type; /* storage that rounds keys (after rotation) and values; 0 = f32 */
   const int64_t *slots; /* NULL = absolute indices, or [n_keys]: where keys lie in the blocks */
   int32_t bf16;         /* multiplied in bfloat16: ref_bf16 */
-  double *table;        /* cos, sin of positions below REF_TABLE, made when needed */
+  int32_t has_mean;     /* one more key, of this score and error, its value in row n_keys of v */
+  double mean_score, mean_error;
+  double *table; /* cos, sin of positions below REF_TABLE, made when needed */
   double *scores, *errors, *weights, *query, *key, *absolute; /* of one row */
   int64_t *visible;                                           /* keys that the row sees, rising */
 } ref_call;
@@ -388,6 +390,12 @@ static inline int64_t ref_scores(ref_call *c, int64_t row, int64_t head, int *fo
   *folds = (int)(blocks > 16 ? 15 : blocks > 0 ? blocks - 1 : 0);
   *levels = a->sink_logits != NULL;
   for (int64_t reach = 1; reach < segments; reach *= 2) (*levels)++;
+  if (c->has_mean) {
+    c->visible[n] = c->n_keys;
+    c->scores[n] = c->mean_score;
+    c->errors[n++] = c->mean_error;
+    (*levels)++;
+  }
   return n;
 }
 

@@ -45,8 +45,11 @@ static inline void setup_init(setup *s, int32_t n_heads, int32_t n_kv_heads, int
 
 static inline void setup_stream(setup *s, int head, int64_t sinks, int64_t window, int64_t slack,
                                 int32_t positions) {
-  lattn_head h = {.policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks,
-                  .window = window, .slack = slack};
+  lattn_head h = {.policy = LATTN_HEAD_STREAMING,
+                  .positions = positions,
+                  .sinks = sinks,
+                  .window = window,
+                  .slack = slack};
   s->heads[head] = h;
 }
 
@@ -89,6 +92,19 @@ static inline int setup_in_cache(const setup *s, int64_t g) {
   if (s->heads[g].policy != LATTN_HEAD_STREAMING) return 0;
   if (positions) return positions == LATTN_POSITIONS_IN_CACHE;
   return s->config.rotary || s->config.alibi_slopes;
+}
+
+/* The window that a head has after a mark at so many tokens (-1: none). */
+static inline int64_t setup_window(const lattn_head *h, int64_t mark) {
+  int64_t part = h->window_divisor && mark > 0 ? mark / h->window_divisor : 0;
+  return part > h->window ? part : h->window;
+}
+
+/* Streaming becomes compensated: absolute positions. */
+static inline void setup_compensate(setup *s, int head, int32_t flags) {
+  s->heads[head].policy = LATTN_HEAD_COMPENSATED;
+  s->heads[head].positions = LATTN_POSITIONS_DEFAULT;
+  s->heads[head].flags = flags;
 }
 
 /* ---- statistics ---- */
@@ -197,6 +213,16 @@ static inline void ref_store_keys(ref_call *c, const setup *s) {
   }
 }
 
+/* Room for the score and value of so many keys more. */
+static inline void ref_more_keys(ref_call *c, int64_t n) {
+  size_t keys = (size_t)(c->n_keys + n);
+  c->v = (float *)realloc(c->v, keys * (size_t)(c->kv_heads * c->value_dim) * sizeof *c->v);
+  c->scores = (double *)realloc(c->scores, keys * sizeof *c->scores);
+  c->errors = (double *)realloc(c->errors, keys * sizeof *c->errors);
+  c->weights = (double *)realloc(c->weights, keys * sizeof *c->weights);
+  c->visible = (int64_t *)realloc(c->visible, keys * sizeof *c->visible);
+}
+
 /* The reference of all tokens of the list, which must outlive it; close with ref_close. Then
    ref_cache_attend. Removed tokens are not in the list: positions close up over them. */
 static inline void ref_cache_open(ref_call *c, const setup *s, const token_list *t) {
@@ -216,17 +242,91 @@ static inline void ref_cache_open(ref_call *c, const setup *s, const token_list 
   if (s->config.key_type > LATTN_F32) ref_store_keys(c, s);
   for (int64_t i = 0; i < t->n * t->v_row; i++)
     c->v[i] = ref_rounded(s->config.value_type, c->v[i]);
+  ref_more_keys(c, 1);
 }
 
-/* The row as the policy of its KV head has it. */
+/* A compensated head's key for the tokens from ... end - 1 that the row no longer sees (heads.md
+   3.3): their mean as stored, counted as often. What the score may be off: as any key's (the mean
+   of what the keys' rotations are off is no more than the largest), u for the mean made a float,
+   u |term| for the mean distance and for its product; then n * 2^-53 for sums in double, against
+   the mean of |k|, or of k^2 (with variances: 16u of their term more, each dim's being a difference
+   that is rounded to float), ln within 4u, and u for each sum. The mean value is rounded to float
+   by us and by the cache: within the roundings that ref.h allows for one more level of the tree. */
+static inline void ref_compensate(ref_call *c, const setup *s, int64_t row, int64_t head,
+                                  int64_t from, int64_t end) {
+  int64_t g = head / (c->heads / c->kv_heads), dk = c->key_dim, dv = c->value_dim;
+  double n = (double)(end - from), scale = ref_scale(c), cap = (double)c->options.softcap;
+  double dot = 0, size = 0, all = 0, far = 0, spread = 0, squares = 0, score;
+  double q[CACHE_DIMS], y[CACHE_DIMS];
+  double mean[CACHE_DIMS] = {0}, square[CACHE_DIMS] = {0}, absolute[CACHE_DIMS] = {0};
+  double value[CACHE_DIMS] = {0};
+  for (int64_t d = 0; d < dk; d++) q[d] = (double)c->q[(row * c->heads + head) * dk + d];
+  if (c->rotary) ref_rotate(q, c->rotary, row, NULL);
+  for (int64_t j = from; j < end; j++) {
+    double length = 0;
+    for (int64_t d = 0; d < dk; d++) y[d] = (double)c->k[(j * c->kv_heads + g) * dk + d];
+    if (c->rotary) ref_rotate(y, c->rotary, j, NULL);
+    for (int64_t d = 0; d < dk; d++) {
+      mean[d] += y[d] / n;
+      square[d] += y[d] * y[d] / n;
+      absolute[d] += fabs(y[d]) / n;
+      length += y[d] * y[d];
+    }
+    far = fmax(far, length);
+    for (int64_t d = 0; d < dv; d++) value[d] += (double)c->v[(j * c->kv_heads + g) * dv + d] / n;
+  }
+  for (int64_t d = 0; d < dk; d++) {
+    double t = scale * q[d];
+    dot += q[d] * mean[d];
+    size += fabs(q[d]) * absolute[d];
+    all += q[d] * q[d];
+    spread += t * t * (square[d] - mean[d] * mean[d]) / 2;
+    squares += t * t * square[d] / 2;
+  }
+  score = scale * dot;
+  c->mean_error = ((double)(dk + 5) * REF_U + n * 0x1p-52) * fabs(scale) * size + 0x1p-100;
+  if (c->rotary) c->mean_error += 16 * REF_U * fabs(scale) * sqrt(all * far);
+  if (cap > 0) {
+    score = cap * tanh(score / cap);
+    c->mean_error += 8 * REF_U * fabs(score);
+  }
+  if (c->options.alibi_slopes) {
+    double term =
+        (double)c->options.alibi_slopes[head] * ((double)row - (double)(from + end - 1) / 2);
+    score -= term;
+    c->mean_error += 2 * REF_U * (fabs(term) + fabs(score));
+  }
+  if (s->heads[g].flags & LATTN_HEAD_VARIANCE) {
+    score += spread;
+    c->mean_error += 16 * REF_U * spread + (n + 8) * 0x1p-50 * squares + REF_U * fabs(score);
+  }
+  score += log(n);
+  c->mean_error += REF_U * (4 * log(n) + 2 * fabs(score));
+  c->mean_score = score;
+  c->has_mean = 1;
+  for (int64_t d = 0; d < dv; d++) c->v[(c->n_keys * c->kv_heads + g) * dv + d] = (float)value[d];
+}
+
+/* The row as the policy of its KV head has it. `mark`: the number of tokens there were when the
+   prompt ended; -1: it has not. */
+static inline void ref_cache_attend_marked(ref_call *c, const setup *s, int64_t row, int64_t head,
+                                           int64_t mark, ref_row *r) {
+  const lattn_head *h = &s->heads[head / (c->heads / c->kv_heads)];
+  int streams = h->policy != LATTN_HEAD_FULL && (!h->mark || (mark >= 0 && row >= mark));
+  int64_t window = setup_window(h, mark);
+  c->options.sinks = streams ? h->sinks : 0;
+  c->options.window = streams ? window : 0;
+  c->in_cache = streams && setup_in_cache(s, h - s->heads);
+  c->has_mean = 0;
+  if (streams && h->policy == LATTN_HEAD_COMPENSATED && row - window >= h->sinks)
+    ref_compensate(c, s, row, head, h->sinks, row - window + 1);
+  ref_attend(c, row, head, r);
+  c->has_mean = 0;
+}
+
 static inline void ref_cache_attend(ref_call *c, const setup *s, int64_t row, int64_t head,
                                     ref_row *r) {
-  int64_t g = head / (c->heads / c->kv_heads);
-  int streams = s->heads[g].policy == LATTN_HEAD_STREAMING;
-  c->options.sinks = streams ? s->heads[g].sinks : 0;
-  c->options.window = streams ? s->heads[g].window : 0;
-  c->in_cache = setup_in_cache(s, g);
-  ref_attend(c, row, head, r);
+  ref_cache_attend_marked(c, s, row, head, -1, r);
 }
 
 /* StreamingLLM as its authors run it: the cache keeps unrotated keys, the sinks and the newest
