@@ -6223,6 +6223,26 @@ LATTN_FN_ lattn_sums_ lattn_sums_at_(const lattn_rule_ *rule, int64_t dk, int64_
 /* Prefix 0 or 1 of a head of a cache. */
 LATTN_FN_ lattn_sums_ lattn_cache_sums_(const lattn_cache *cache, int32_t kv, int prefix);
 
+/* Elements at, at + 16, ... of a panel. */
+LATTN_INLINE_ void lattn_gather_(float *row, const char *panel, int type, int64_t at, int64_t n) {
+  const size_t size = lattn_type_size_(type);
+  const char *from = panel + (size_t)at * size;
+  float lanes[LATTN_PANEL_] = {0};
+  char *to = (char *)(void *)lanes;
+  for (int64_t i = 0; i < n; i += LATTN_PANEL_, from += LATTN_PANEL_ * LATTN_PANEL_ * size) {
+    int some = n - i < LATTN_PANEL_ ? (int)(n - i) : LATTN_PANEL_;
+    if (some == LATTN_PANEL_) {
+      LATTN_UNROLL_
+      for (size_t j = 0; j < LATTN_PANEL_; j++)
+        LATTN_MEMCPY_(to + j * size, from + j * LATTN_PANEL_ * size, size);
+    } else {
+      for (int j = 0; j < some; j++)
+        LATTN_MEMCPY_(to + (size_t)j * size, from + (size_t)j * LATTN_PANEL_ * size, size);
+    }
+    lattn_v_store_n_(row + i, lattn_v_get_(lanes, type, 0), some);
+  }
+}
+
 /* Dims [d, d + n) of a key or value of a page as the floats they stand for; all, of integers. */
 LATTN_FN_ void lattn_stored_key_(float *row, const lattn_storage_ *st, const char *page, int lane,
                                  int64_t dk, int64_t d, int64_t n) {
@@ -6232,8 +6252,7 @@ LATTN_FN_ void lattn_stored_key_(float *row, const lattn_storage_ *st, const cha
     lattn_get_key_ints_(panel, st->key_type, lane, row, dk);
     return;
   }
-#define LATTN_BODY_(T) \
-  for (int64_t i = 0; i < n; i++) row[i] = lattn_get_(panel, T, (d + i) * LATTN_PANEL_ + lane)
+#define LATTN_BODY_(T) lattn_gather_(row, panel, T, d * LATTN_PANEL_ + lane, n)
   LATTN_EACH_TYPE_(st->key_type, LATTN_BODY_)
 #undef LATTN_BODY_
 }
@@ -6246,10 +6265,7 @@ LATTN_FN_ void lattn_stored_value_(float *row, const lattn_storage_ *st, const c
       lattn_scale_(row, dv, lattn_value_scale_(values + lattn_scales_at_(st, LATTN_BLOCK_), lane));
     return;
   }
-#define LATTN_BODY_(T) \
-  for (int64_t i = 0; i < n; i++) row[i] = lattn_get_(values, T, lane * dv + c + i)
-  LATTN_EACH_TYPE_(st->value_type, LATTN_BODY_)
-#undef LATTN_BODY_
+  lattn_widen_(row, values, st->value_type, lane * dv + c, n);
 }
 
 LATTN_FN_ void lattn_add_doubles_(double *sum, const float *x, int64_t n) {
