@@ -126,6 +126,17 @@ static lattn_profile *profile_open(const lattn_profile_config *c, void **held) {
   return p;
 }
 
+/* To other memory of the same alignment modulo 64. */
+static void profile_move(lattn_profile **p, void **held, size_t bytes) {
+  char *to = (char *)malloc(bytes + 64), *from = (char *)*p;
+  size_t at = ((uintptr_t)from - (uintptr_t)to) % 64;
+  memcpy(to + at, from, bytes - 64);
+  memset(*held, 0xa5, bytes);
+  free(*held);
+  *held = to;
+  *p = (lattn_profile *)(void *)(to + at);
+}
+
 static lattn_profile_config config_of(const call *c, int32_t scores) {
   lattn_profile_config p;
   memset(&p, 0, sizeof p);
@@ -293,6 +304,8 @@ static void test_sinks(void) {
     observe_rows(p, &o, &c, 0, 300); /* another sample, the same: the means stay */
     check_columns(&c, p, columns[kind]);
     CHECK_STATUS(lattn_profile_sample(p, 0), LATTN_OK);
+    check_columns(&c, p, columns[kind]);
+    profile_move(&p, &held, lattn_profile_bytes(&config));
     check_columns(&c, p, columns[kind]);
     free(held);
     call_close(&c);
