@@ -6,8 +6,8 @@
    streaming (attention sinks + recent window, constant memory for ever). Caches share pages: forks,
    checkpoints and rollback, draft trees, batches of many sequences, removal from the middle, files.
    States of fixed size: linear, gated, delta-rule, flow and recurrent attention, neural memories.
-   Partial results merge exactly across threads, machines and devices. No dependency; no malloc,
-   libm or stdio.
+   A profiler that says which head is which. Partial results merge exactly across threads, machines
+   and devices. No dependency; no malloc, libm or stdio.
 
    BUILD. In exactly one C or C++ file:
 

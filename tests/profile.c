@@ -2,11 +2,11 @@
  * double-precision references, written from the definitions over the whole matrix of weights.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   THE BOUND of weights. Inputs are of size <= 2, softmax over n <= 400 keys. A score is a chain of d
-   <= 32 fused multiply-adds, each term at most 4 / sqrt(d): off by d u * 4 sqrt(d) <= 4e-5 at worst,
-   by its root-mean-square 1e-6; lse is off by that, and half an ulp of its own (|lse| < 16: 5e-7);
-   exp by 2 ulp. So a weight is off by less than LOOSE of itself, and so are means and shares of
-   weights. Sums are in double. */
+   THE BOUND of weights. Inputs are of size <= 2, softmax over n <= 400 keys. A score is a chain of
+   d <= 32 fused multiply-adds, each term at most 4 / sqrt(d): off by d u * 4 sqrt(d) <= 4e-5 at
+   worst, by its root-mean-square 1e-6; lse is off by that, and half an ulp of its own (|lse| < 16:
+   5e-7); exp by 2 ulp. So a weight is off by less than LOOSE of itself, and so are means and shares
+   of weights. Sums are in double. */
 #include "test.h"
 
 #define LONGATTN_IMPLEMENTATION
@@ -124,6 +124,17 @@ static lattn_profile *profile_open(const lattn_profile_config *c, void **held) {
   *held = malloc(bytes);
   CHECK_STATUS(lattn_profile_init(&p, *held, bytes, c), LATTN_OK);
   return p;
+}
+
+/* To other memory of the same alignment modulo 64. */
+static void profile_move(lattn_profile **p, void **held, size_t bytes) {
+  char *to = (char *)malloc(bytes + 64), *from = (char *)*p;
+  size_t at = ((uintptr_t)from - (uintptr_t)to) % 64;
+  memcpy(to + at, from, bytes - 64);
+  memset(*held, 0xa5, bytes);
+  free(*held);
+  *held = to;
+  *p = (lattn_profile *)(void *)(to + at);
 }
 
 static lattn_profile_config config_of(const call *c, int32_t scores) {
@@ -294,6 +305,8 @@ static void test_sinks(void) {
     check_columns(&c, p, columns[kind]);
     CHECK_STATUS(lattn_profile_sample(p, 0), LATTN_OK);
     check_columns(&c, p, columns[kind]);
+    profile_move(&p, &held, lattn_profile_bytes(&config));
+    check_columns(&c, p, columns[kind]);
     free(held);
     call_close(&c);
   }
@@ -463,9 +476,53 @@ static void losses_of_row(const call *c, const losses *to, int64_t at, int64_t i
   }
 }
 
+/* What streaming loses, projected and not, against the tables. w: [model][heads * dv]. */
+static void check_products(const call *c, const lattn_profile *p, const losses *l, int64_t n,
+                           const float *w, int64_t model, double square, double norm) {
+  int64_t G = c->kv_heads, g = c->heads / G, width = c->heads * c->dv;
+  double *loss = report(p, LATTN_TABLE_GATE_LOSS, G), *q = report(p, LATTN_TABLE_GATES, G * G);
+  double *u = (double *)memory(n * G * (model + 1), 8), largest = 0; /* [rows][G][model] */
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t m = 0; m < model; m++)
+      for (int64_t k = 0; k < width; k++)
+        u[(i * G + k / (g * c->dv)) * model + m] += (double)w[m * width + k] * l->d[i * width + k];
+  for (int64_t a = 0; a < G; a++) {
+    double own = 0;
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t k = a * g * c->dv; k < (a + 1) * g * c->dv; k++)
+        own += l->d[i * width + k] * l->d[i * width + k];
+    own = square > 0 ? own / (double)(g * c->dv) / (square / (double)width) : 0;
+    check_near(loss[a], own, 2 * LOOSE, "loss", a);
+    for (int64_t b = 0; b < G; b++) {
+      double want = a == b && !model ? own : 0;
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t m = 0; m < model; m++)
+          want += u[(i * G + a) * model + m] * u[(i * G + b) * model + m] / (double)model / norm;
+      largest = fmax(largest, fabs(want));
+      if (!(fabs(q[a * G + b] - want) <= 2 * LOOSE * largest + 1e-12)) /* signs cancel */
+        FAIL("Q %d %d is %.9g, expected %.9g", (int)a, (int)b, q[a * G + b], want);
+      CHECK(!memcmp(&q[a * G + b], &q[b * G + a], 8));
+    }
+  }
+  free(loss), free(q), free(u);
+}
+
+/* Observes all tokens: at once with the rows given, or in two calls, by row_step. */
+static void observe_losses(const call *c, lattn_profile *p, lattn_observed *o, const float *x) {
+  lattn_tensor part = tensor_of(x, 0, c->n, 1, 5);
+  int64_t from = o->n_rows ? 0 : c->n / 3;
+  if (x) o->residual = &part;
+  part.n_tokens = from;
+  if (from) observe_rows(p, o, c, 0, from);
+  part.n_tokens = c->n - from;
+  if (x) part.data = x + from * 5;
+  observe_rows(p, o, c, from, c->n);
+}
+
 static void check_losses(call *c, int64_t sinks, int64_t window, int64_t step, int32_t model,
                          int listed, int with_residual) {
-  int64_t rows[MOST], n = 0, H = c->heads, G = c->kv_heads, g = H / G, width = H * c->dv;
+  int64_t rows[MOST], n = 0, H = c->heads, width = H * c->dv;
+  double square = 0, came_in = 0;
   test_rng rng = rng_seed(11);
   void *held;
   lattn_profile_config config = config_of(c, LATTN_PROFILE_GATES | LATTN_PROFILE_LOST);
@@ -473,69 +530,30 @@ static void check_losses(call *c, int64_t sinks, int64_t window, int64_t step, i
   lattn_profile *p = profile_open(&config, &held);
   lattn_observed o = observed_of(c);
   float *w = (float *)memory(model * width, sizeof *w), *x = (float *)memory(c->n * 5, sizeof *x);
-  lattn_tensor residual = tensor_of(x, 0, c->n, 1, 5);
   for (int64_t i = 0; i < model * width; i++) w[i] = rng_uniform(&rng);
   for (int64_t i = 0; i < c->n * 5; i++) x[i] = rng_uniform(&rng);
   for (int64_t i = 0; i < c->n; i++)
     if (listed ? i % 7 == 3 || i % 11 == 2 : (i + 1) % step == 0) rows[n++] = i;
   if (model) o.projection = w;
-  if (with_residual) o.residual = &residual;
-  if (listed) {
-    o.n_rows = n, o.rows = rows;
-    observe_rows(p, &o, c, 0, c->n);
-  } else {
-    lattn_tensor part = residual;
-    if (with_residual) o.residual = &part;
-    part.n_tokens = c->n / 3;
-    observe_rows(p, &o, c, 0, c->n / 3);
-    part.n_tokens = c->n - c->n / 3;
-    part.data = x + c->n / 3 * 5;
-    observe_rows(p, &o, c, c->n / 3, c->n);
-  }
+  if (listed) o.n_rows = n, o.rows = rows;
+  observe_losses(c, p, &o, with_residual ? x : NULL);
   losses l = {(double *)memory(n * H, 8), (double *)memory(n * width, 8),
               (double *)memory(n * width, 8)};
   for (int64_t i = 0; i < n; i++) losses_of_row(c, &l, i, rows[i], sinks, window);
   double *lost = report(p, LATTN_TABLE_LOST, H), *most = report(p, LATTN_TABLE_LOST_MOST, H);
-  double *loss = report(p, LATTN_TABLE_GATE_LOSS, G), *q = report(p, LATTN_TABLE_GATES, G * G);
-  double square = 0, came_in = 0, largest = 0;
   for (int64_t i = 0; i < n * width; i++) square += l.full[i] * l.full[i];
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t d = 0; d < 5; d++)
-      came_in += (double)x[rows[i] * 5 + d] * (double)x[rows[i] * 5 + d] / 5;
+  for (int64_t i = 0; i < n * 5; i++) {
+    double y = (double)x[rows[i / 5] * 5 + i % 5];
+    came_in += y * y / 5;
+  }
   for (int64_t h = 0; h < H; h++) {
     double sum = 0, top = 0;
     for (int64_t i = 0; i < n; i++) sum += l.omega[i * H + h], top = fmax(top, l.omega[i * H + h]);
     check_near(lost[h], n ? sum / (double)n : 0, LOOSE, "lost", h);
     check_near(most[h], top, LOOSE, "largest lost", h);
   }
-  double *u = (double *)memory(n * G * (model + 1), 8); /* [rows][G][model] */
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t m = 0; m < model; m++)
-      for (int64_t h = 0; h < H; h++)
-        for (int64_t d = 0; d < c->dv; d++)
-          u[(i * G + h / g) * model + m] +=
-              (double)w[m * width + h * c->dv + d] * l.d[(i * H + h) * c->dv + d];
-  for (int64_t a = 0; a < G; a++) {
-    double own = 0;
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t k = a * g * c->dv; k < (a + 1) * g * c->dv; k++)
-        own += l.d[i * width + k] * l.d[i * width + k];
-    own = square > 0 ? own / (double)(g * c->dv) / (square / (double)width) : 0;
-    check_near(loss[a], own, 2 * LOOSE, "loss", a);
-    for (int64_t b = 0; b < G; b++) {
-      double want = a == b ? own : 0, norm = with_residual ? came_in : square / (double)width;
-      if (model) want = 0;
-      for (int64_t i = 0; i < n; i++)
-        for (int64_t m = 0; m < model; m++)
-          want += u[(i * G + a) * model + m] * u[(i * G + b) * model + m] / model / norm;
-      largest = fmax(largest, fabs(want));
-      if (!(fabs(q[a * G + b] - want) <= 2 * LOOSE * largest + 1e-12)) /* signs cancel */
-        FAIL("Q %d %d is %.9g, expected %.9g", (int)a, (int)b, q[a * G + b], want);
-      CHECK(!memcmp(&q[a * G + b], &q[b * G + a], 8));
-    }
-  }
-  free(l.omega), free(l.d), free(l.full), free(u), free(w), free(x), free(held);
-  free(lost), free(most), free(loss), free(q);
+  check_products(c, p, &l, n, w, model, square, with_residual ? came_in : square / (double)width);
+  free(l.omega), free(l.d), free(l.full), free(w), free(x), free(held), free(lost), free(most);
 }
 
 static void test_losses(void) {
@@ -684,8 +702,8 @@ static void test_gates_laws(void) {
   }
 }
 
-/* Planted heads in a real run: local ones (keys far away score -20) stream before any that looks far
-   back. */
+/* Planted heads in a real run: local ones (keys far away score -20) stream before any that looks
+   far back. */
 static void test_planted_gates(void) {
   enum { H = 6 };
   call c;
@@ -1047,6 +1065,31 @@ static const char *const extras[] = {"softmax-off-by-one",
                                      "KV bias",
                                      "V bias"};
 
+/* The dense formula: out [dv] of a row, and its lse. */
+static double extra_row(const call *c, int kind, int64_t i, int64_t h, const float *key,
+                        const float *vector, double z, double *out) {
+  int with_value = kind == EXTRA_TOKEN || kind == EXTRA_PAIR;
+  double most, sum = 0;
+  for (int d = 0; kind >= EXTRA_TOKEN && d < c->dk; d++)
+    z += (double)c->q[(i * c->heads + h) * c->dk + d] * (double)key[h * c->dk + d] /
+         sqrt((double)c->dk);
+  if (kind == EXTRA_VALUE) z = (double)-INFINITY; /* no extra key */
+  most = z;
+  for (int64_t j = 0; j <= i; j++) most = fmax(most, score_of(c, h, i, j));
+  sum = exp(z - most);
+  for (int d = 0; d < c->dv; d++) out[d] = with_value ? sum * (double)vector[h * c->dv + d] : 0;
+  for (int64_t j = 0; j <= i; j++) {
+    double w = exp(score_of(c, h, i, j) - most);
+    sum += w;
+    for (int d = 0; d < c->dv; d++) out[d] += w * value(c, h, j, d);
+  }
+  for (int d = 0; d < c->dv; d++) {
+    out[d] /= sum;
+    if (kind == EXTRA_VALUE) out[d] += (double)vector[h * c->dv + d];
+  }
+  return most + log(sum);
+}
+
 /* The extra key is one more partial: attention over it alone, then a merge. splits: parts that the
    real keys are cut into. */
 static void check_extra(int kind, int splits, float size) {
@@ -1092,28 +1135,9 @@ static void check_extra(int kind, int splits, float size) {
   for (int i = 0; kind == EXTRA_VALUE && i < N * H * DV; i++) got[i] += vector[i % (H * DV)];
   for (int64_t i = 0; i < N; i++)
     for (int64_t h = 0; h < H; h++) {
-      double z = (double)logits[h], most, sum = 0, o_row[DV] = {0};
-      if (kind >= EXTRA_TOKEN) {
-        z = 0;
-        for (int d = 0; d < DK; d++)
-          z += (double)c.q[(i * H + h) * DK + d] * (double)key[h * DK + d] / sqrt((double)DK);
-      }
-      most = kind == EXTRA_VALUE ? (double)-INFINITY : z;
-      for (int64_t j = 0; j <= i; j++) most = fmax(most, score_of(&c, h, i, j));
-      if (kind != EXTRA_VALUE) sum = exp(z - most);
-      for (int d = 0; d < DV; d++)
-        if (kind == EXTRA_TOKEN || kind == EXTRA_PAIR) o_row[d] = sum * (double)vector[h * DV + d];
-      for (int64_t j = 0; j <= i; j++) {
-        double w = exp(score_of(&c, h, i, j) - most);
-        sum += w;
-        for (int d = 0; d < DV; d++) o_row[d] += w * value(&c, h, j, d);
-      }
-      for (int d = 0; d < DV; d++) {
-        double want = o_row[d] / sum;
-        if (kind == EXTRA_VALUE) want += (double)vector[h * DV + d];
-        CHECK(fabs((double)got[(i * H + h) * DV + d] - want) < LOOSE);
-      }
-      CHECK(fabs((double)lse[i * H + h] - most - log(sum)) < LOOSE * (1 + fabs(most)));
+      double want[DV], log_sum = extra_row(&c, kind, i, h, key, vector, (double)logits[h], want);
+      for (int d = 0; d < DV; d++) CHECK(fabs((double)got[(i * H + h) * DV + d] - want[d]) < LOOSE);
+      CHECK(fabs((double)lse[i * H + h] - log_sum) < LOOSE * (1 + fabs(log_sum)));
     }
   call_close(&c);
 }
@@ -1146,7 +1170,7 @@ static void test_extras(void) {
   call_close(&c);
 }
 
-/* ---- published tables, where they are: LONGATTN_HEADS, or shared/heads beside the repository ---- */
+/* ---- published tables, if there are: in LONGATTN_HEADS, or ../shared/heads ---- */
 
 enum { PUBLISHED = 1600 };
 
@@ -1168,8 +1192,8 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* DuoAttention's deployment: gate >= the linearly interpolated quantile of all gates. Ours agrees on
-   every gate that its noise of 1e-6 cannot move across the threshold. */
+/* DuoAttention's deployment: gate >= the linearly interpolated quantile of all gates. Ours agrees
+   on every gate that its noise of 1e-6 cannot move across the threshold. */
 static void check_deployment(const double *gates, int layers, int heads, double sparsity) {
   double sorted[PUBLISHED], at = sparsity * (layers * heads - 1), threshold;
   int32_t full[PUBLISHED], streaming = 0, n = layers * heads, low = (int32_t)at, unsure = 0;

@@ -1,5 +1,5 @@
-/* profile_hostile.c - bad input to the profiler, to gates and to calibrated attention: every argument
- * and field; memory a byte short; scratch too small. Nothing changes after an error.
+/* profile_hostile.c - bad input to the profiler, to gates and to calibrated attention: every
+ * argument and field; memory a byte short; scratch too small. Nothing changes after an error.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "test.h"
 

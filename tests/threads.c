@@ -10,6 +10,7 @@
 
 #include "ref.h"
 #include "ref_cache.h"
+#include "profile_cases.h"
 
 enum { N_CACHES = 5, PREFIX = 300, OWN = 40, TEXT = PREFIX + N_CACHES * OWN + 200, ROWS = 3 };
 
@@ -256,6 +257,10 @@ int main(void) {
   for (uint64_t kind = 0; kind < 16; kind++) {
     test_looks(kind, kind & 1 ? 4 : 2);
     test_changes(kind, kind & 1 ? 2 : 4);
+  }
+  for (uint64_t i = 1; i < 3; i++) {
+    check_case("profile and calibration %d on threads", (int)i);
+    CHECK(profile_case_hash(i, 0, 5) == profile_case_hash(i, 0, 1));
   }
   return test_summary();
 }
