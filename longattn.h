@@ -9774,7 +9774,7 @@ LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
     lattn_drop_blocks_(cache, rule, lattn_blocks_(slots), INT64_MAX);
     rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(slots));
-    if (rule->mark && (n_tokens < rule->marked || n_tokens == 0)) lattn_unmark_(cache, i);
+    if (rule->mark && n_tokens < rule->marked) lattn_unmark_(cache, i);
   }
   while (cache->n_holes && lattn_holes_(cache)[cache->n_holes - 1].from >= slots) cache->n_holes--;
   lattn_sum_holes_(cache);
@@ -9801,6 +9801,7 @@ LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache) {
   if (!cache) return LATTN_E_NULL;
   cache->n_drafts = 0;
   lattn_cut_(cache, 0);
+  for (int32_t i = 0; i < cache->n_kv; i++) lattn_unmark_(cache, i);
   lattn_pool_settle_(lattn_cache_pool_(cache));
   return LATTN_OK;
 }

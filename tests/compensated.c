@@ -813,6 +813,13 @@ static void test_sums(void) {
       low_v += fabs(sum_v) >= fabs(b) ? (sum_v - y) + b : (b - y) + sum_v;
       sum_k = x, sum_v = y;
       if (i < 999) continue;
+      if (at + 1000 < n && at % 100000) { /* most are only appended: a tenth of the time */
+        for (int part = 0; part < 1000; part += 500)
+          CHECK_STATUS(lattn_cache_append(r.cache, tensor_of(k + part, LATTN_F32, 500, 1, 1),
+                                          tensor_of(v + part, LATTN_F32, 500, 1, 1), NULL),
+                       LATTN_OK);
+        continue;
+      }
       CHECK_STATUS(lattn_cache_extend(r.cache, &call, tensor_of(q, LATTN_F32, 1000, 1, 1),
                                       tensor_of(k, LATTN_F32, 1000, 1, 1),
                                       tensor_of(v, LATTN_F32, 1000, 1, 1),
