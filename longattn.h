@@ -654,7 +654,7 @@ enum lattn_mark {
 
 enum lattn_head_flags {
   /* Keeps what lost_bound and lost_estimate of a call need: sums and bounds over the keys that left
-     the window, 2 * (12 to 20) * key_dim bytes. */
+     the window, 32 bytes a key dim. */
   LATTN_HEAD_LOST = 1,
   /* Of a compensated head: its key's score gets 1/2 * sum_d (scale q_d)^2 C_d more, C_d the
      variance of dim d over the keys it stands for: to second order what the mean leaves out. An
