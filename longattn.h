@@ -1,10 +1,11 @@
-/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.3.0
+/* longattn.h - exact and long-context attention on a CPU, in one C11 header. Version 0.4.0
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. Licence text: end of file. */
 /* ==== §0 what this is, quick start, switches, contents ===========================================
 
-   Full softmax attention over any shape, and KV caches with one policy per KV head: full, or
-   streaming (attention sinks + recent window, constant memory for ever). Caches share pages: forks,
-   checkpoints and rollback, draft trees, batches of many sequences, removal from the middle, files.
+   Full softmax attention over any shape, and KV caches with one policy per KV head: full, streaming
+   (attention sinks + recent window, constant memory for ever), or compensated (and one key for all
+   that was dropped). Caches share pages: forks, checkpoints and rollback, draft trees, batches of
+   many sequences, removal from the middle, files.
    States of fixed size: linear, gated, delta-rule, flow and recurrent attention, neural memories.
    A profiler that says which head is which. Partial results merge exactly across threads, machines
    and devices. No dependency; no malloc, libm or stdio.
@@ -41,7 +42,8 @@
    page: one block of one KV head, K and V together. pool: what pages come from. slot: where a token
    is stored; position: what you count; equal until tokens are removed, which leaves a hole. draft:
    a token that is tried, and then accepted or dropped. state: all that a recurrent method keeps of
-   a sequence; decay: what multiplies it at each token.
+   a sequence; decay: what multiplies it at each token. mark: an event between two tokens, such as
+   the end of a prompt, from which on some heads keep less.
 
    ONE ANSWER. The same bits from every SIMD level, compiler, number of threads, and way of cutting
    tokens into calls; prefill = decode; packed = alone. Three exceptions, each by name: a target
@@ -85,7 +87,7 @@
    - An int32_t field that names a kind holds one of the enumerators said. */
 
 #define LATTN_VERSION_MAJOR 0
-#define LATTN_VERSION_MINOR 3
+#define LATTN_VERSION_MINOR 4
 #define LATTN_VERSION_PATCH 0
 #define LATTN_VERSION_NUMBER \
   (LATTN_VERSION_MAJOR * 10000 + LATTN_VERSION_MINOR * 100 + LATTN_VERSION_PATCH)
