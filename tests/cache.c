@@ -42,6 +42,7 @@ typedef struct rig {
   int64_t appended;            /* tokens that the last append left beyond the trimmed window */
   lattn_tensor key_bias, gate; /* data NULL = none; indexed by position, so any cut sees the same */
   int scored;                  /* a score callback is on */
+  int64_t mark;                /* tokens when the prompt ended; -1: it has not */
 } rig;
 
 static void *source_alloc(void *user, size_t bytes, size_t alignment) {
@@ -94,6 +95,7 @@ static lattn_cache *cache_new(lattn_pool *pool, const setup *s) {
 static void rig_open(rig *r, setup *s, int64_t capacity, enum pages_from from) {
   memset(r, 0, sizeof *r);
   r->s = s;
+  r->mark = -1;
   r->tokens = tokens_new(s, capacity);
   r->heads = setup_heads(s);
   r->value_dim = setup_value_dim(s);
@@ -258,8 +260,9 @@ static void model_grow(rig *r, int64_t n_new, int64_t appended) {
   r->appended = appended;
   for (int64_t g = 0; g < r->s->config.n_kv_heads; g++) {
     const lattn_head *head = &r->s->heads[g];
-    int64_t kept = r->tokens.n - appended - (head->window - 1 + head->slack);
-    if (head->policy == LATTN_HEAD_STREAMING && kept > r->held_from[g]) r->held_from[g] = kept;
+    int64_t window = setup_window(head, r->mark);
+    int64_t kept = r->tokens.n - appended - (window - 1 + head->slack);
+    if (setup_streams(head, r->mark) && kept > r->held_from[g]) r->held_from[g] = kept;
   }
 }
 
@@ -307,7 +310,9 @@ static void op_attend(rig *r, int64_t n, test_rng *rng) {
   int64_t first = r->tokens.n - n;
   int held = 1;
   for (int64_t g = 0; g < r->s->config.n_kv_heads && n; g++)
-    held &= holds(r, g, first - r->s->heads[g].window + 1, r->tokens.n);
+    held &= !setup_streams(&r->s->heads[g], r->mark) ||
+            ((!r->s->heads[g].mark || first >= r->mark) &&
+             holds(r, g, first - setup_window(&r->s->heads[g], r->mark) + 1, r->tokens.n));
   call_open(&c, r, first, n, rng);
   const lattn_call *call = call_of(&o, r, &c, n);
   uint64_t before = hash_bytes(HASH_SEED, c.out.data, c.out.bytes);
@@ -319,16 +324,31 @@ static void op_attend(rig *r, int64_t n, test_rng *rng) {
 }
 
 /* Truncates to n: refused exactly when the next token's window is not held (nor, for a window of
-   1, the newest token, whose page goes on being filled). */
+   1, the newest token, whose page goes on being filled), or, to before a mark, any token. */
 static void op_truncate(rig *r, int64_t n) {
   int held = 1;
-  for (int64_t g = 0; g < r->s->config.n_kv_heads && n < r->tokens.n; g++)
-    held &= holds(r, g, n - (r->s->heads[g].window > 2 ? r->s->heads[g].window : 2) + 1, n);
+  for (int64_t g = 0; g < r->s->config.n_kv_heads && n < r->tokens.n; g++) {
+    int64_t window = setup_window(&r->s->heads[g], r->mark),
+            from = n - (window > 2 ? window : 2) + 1;
+    if (r->s->heads[g].mark && n < r->mark) from = 0;
+    held &= holds(r, g, from, n);
+  }
   lattn_status status = lattn_cache_truncate(r->cache, n);
   if (!CHECK_STATUS(status, held ? LATTN_OK : LATTN_E_EVICTED) || !held) return;
   r->tokens.n = n;
   for (int64_t g = 0; g < r->s->config.n_kv_heads; g++)
-    if (r->held_from[g] > n) r->held_from[g] = n;
+    if (r->held_from[g] > n || (r->s->heads[g].mark && n < r->mark))
+      r->held_from[g] = r->s->heads[g].mark && n < r->mark ? 0 : n;
+  if (n < r->mark) r->mark = -1;
+}
+
+/* The end of the prompt: what was attended before it stays noted. */
+static void op_mark(rig *r, test_rng *rng) {
+  lattn_exec exec = {.size = sizeof exec, .n_threads = (int32_t)rng_range(rng, 0, 3)};
+  int first = r->mark < 0;
+  CHECK_STATUS(lattn_cache_mark(r->cache, LATTN_PROMPT_END, &exec), LATTN_OK);
+  if (first) r->mark = r->tokens.n;
+  model_grow(r, 0, 0);
 }
 
 static void op_clear(rig *r) {
@@ -336,6 +356,7 @@ static void op_clear(rig *r) {
   CHECK_I64(pool_stats(r->pool).n_pages, 0);
   r->tokens.n = 0;
   r->appended = 0;
+  r->mark = -1;
   memset(r->held_from, 0, sizeof r->held_from);
 }
 
@@ -368,19 +389,21 @@ static int64_t page_limit(const setup *s) {
 
 static void check_head_stats(const rig *r, int64_t g, const lattn_cache_head_stats *stats) {
   const lattn_head *head = &r->s->heads[g];
-  int64_t n = r->tokens.n, kept = head->window - 1 + head->slack + r->appended;
+  int streams = setup_streams(head, r->mark);
+  int64_t n = r->tokens.n, window = setup_window(head, r->mark);
+  int64_t kept = window - 1 + head->slack + r->appended;
   CHECK_I64(stats->policy, head->policy);
-  CHECK_I64(stats->positions,
-            setup_in_cache(r->s, g) ? LATTN_POSITIONS_IN_CACHE : LATTN_POSITIONS_ABSOLUTE);
-  if (head->policy != LATTN_HEAD_STREAMING) {
-    CHECK_I64(stats->first_token, 0);
+  CHECK_I64(stats->positions, setup_in_cache(r->s, g) && streams ? LATTN_POSITIONS_IN_CACHE
+                                                                 : LATTN_POSITIONS_ABSOLUTE);
+  if (!streams) {
+    CHECK(stats->first_token <= stats->n_sink_tokens);
     CHECK_I64(stats->n_tokens_held, n);
     CHECK(stats->page_bytes <= (n / REF_BLOCK + 1) * page_limit(r->s));
     return;
   }
   int64_t sinks = stats->n_sink_tokens, first = stats->first_token;
   CHECK_I64(stats->sinks, head->sinks);
-  CHECK_I64(stats->window, head->window);
+  CHECK_I64(stats->window, window);
   CHECK_I64(stats->slack, head->slack);
   CHECK(first >= sinks && first <= n && sinks <= n);
   CHECK(first == 0 || sinks >= (n < head->sinks ? n : head->sinks));
@@ -446,6 +469,18 @@ static void random_rotary(setup *s, test_rng *rng) {
   CHECK_STATUS(lattn_rotary_turns(s->turns, &scaling), LATTN_OK);
 }
 
+/* Compensated heads, heads that tell what they lost, and heads that wait for a mark. */
+static void random_policies(setup *s, test_rng *rng) {
+  for (int32_t g = 0; g < s->config.n_kv_heads; g++) {
+    int kind = (int)rng_below(rng, 5);
+    if (!s->heads[g].policy) continue;
+    if (kind < 4) setup_compensate(s, g, kind == 1 ? LATTN_HEAD_VARIANCE : 0);
+    if (rng_chance(rng, 30)) s->heads[g].flags |= LATTN_HEAD_LOST;
+    if (rng_chance(rng, 50)) s->heads[g].mark = LATTN_PROMPT_END;
+    if (s->heads[g].mark && rng_chance(rng, 50)) s->heads[g].window_divisor = rng_range(rng, 1, 5);
+  }
+}
+
 /* Any mix of policies; windows and sinks around the edges of panels and blocks. */
 static void random_heads(setup *s, test_rng *rng) {
   static const int64_t sinks[] = {0, 1, 4, 4, 15, 16, 17, 128, 130};
@@ -457,8 +492,9 @@ static void random_heads(setup *s, test_rng *rng) {
     int32_t positions = (int32_t)rng_below(rng, has_positions ? 3 : 2);
     if (all_stream || rng_chance(rng, 60))
       setup_stream(s, g, PICK(rng, sinks), PICK(rng, windows), PICK(rng, slacks), positions);
-    full |= s->heads[g].policy == LATTN_HEAD_FULL;
   }
+  if (rng_chance(rng, 40)) random_policies(s, rng);
+  for (int32_t g = 0; g < s->config.n_kv_heads; g++) full |= !setup_streams(&s->heads[g], -1);
   if (!full && rng_chance(rng, 60)) s->config.capacity = 0; /* no limit */
 }
 
@@ -518,8 +554,10 @@ static void random_op(rig *r, test_rng *rng, int64_t largest) {
   } else if (op < 95) {
     int64_t back = rng_chance(rng, 50) ? rng_below(rng, 20) : rng_below(rng, largest);
     op_truncate(r, back > n || rng_chance(rng, 5) ? rng_below(rng, n + 1) : n - back);
-  } else if (op < 97) {
+  } else if (op < 96) {
     op_clear(r);
+  } else if (op < 98) {
+    op_mark(r, rng);
   } else if (r->s->config.capacity) {
     op_overfill(r, rng);
   }
@@ -539,14 +577,20 @@ static void check_one_call(const rig *r, enum pages_from from, test_rng *rng) {
   memcpy(whole.out, r->out, (size_t)(n * r->heads * r->value_dim) * sizeof(float));
   memcpy(whole.lse, r->lse, (size_t)(n * r->heads) * sizeof(float));
   memcpy(whole.done, r->done, (size_t)n);
-  call_open(&c, r, 0, n, rng);
-  const lattn_call *call = call_of(&o, r, &c, n);
-  CHECK_STATUS(
-      lattn_cache_extend(whole.cache, call, view_q(r, &c, n), view_k(r, &c, n), view_v(r, &c, n),
-                         view_out(r, &c, n), (float *)(void *)c.lse.data, &c.exec),
-      LATTN_OK);
-  note_rows(&whole, &c, 0, n);
-  call_close(&c);
+  for (int64_t first = 0, count = n; first <= n; first += count) { /* before a mark, behind it */
+    count = r->mark >= 0 && first < r->mark ? r->mark : n - first;
+    if (r->mark == first)
+      CHECK_STATUS(lattn_cache_mark(whole.cache, LATTN_PROMPT_END, NULL), LATTN_OK);
+    call_open(&c, r, first, count, rng);
+    const lattn_call *call = call_of(&o, r, &c, count);
+    CHECK_STATUS(lattn_cache_extend(whole.cache, call, view_q(r, &c, count), view_k(r, &c, count),
+                                    view_v(r, &c, count), view_out(r, &c, count),
+                                    (float *)(void *)c.lse.data, &c.exec),
+                 LATTN_OK);
+    note_rows(&whole, &c, first, count);
+    call_close(&c);
+    if (count == 0) break;
+  }
   rig_close(&whole);
 }
 
@@ -563,7 +607,7 @@ static void check_reference(const rig *r, int samples, test_rng *rng) {
     int64_t token = i == 0 ? r->tokens.n - 1 : rng_below(rng, r->tokens.n);
     int64_t head = rng_below(rng, r->heads), at = token * r->heads + head;
     if (!r->done[token]) continue;
-    ref_cache_attend(&c, r->s, token, head, &row);
+    ref_cache_attend_marked(&c, r->s, token, head, r->mark, &row);
     for (int64_t d = 0; d < r->value_dim; d++) {
       double got = (double)r->out[at * r->value_dim + d];
       double ratio = ref_ratio(got, row.out[d], row.bound[d]);
@@ -591,7 +635,13 @@ static void random_case(uint64_t seed) {
   enum pages_from from = rng_chance(&rng, 40) ? FROM_ALLOCATOR : FROM_ARENA;
   check_case("random cache: seed %" PRIu64, seed);
   random_setup(&s, &rng, capacity, is_long);
-  if (seed % 5 == 2) setup_sigmoid(&s, seed % 3 ? -3 : 0);
+  if (seed % 5 == 2) {
+    setup_sigmoid(&s, seed % 3 ? -3 : 0);
+    for (int g = 0; g < s.config.n_kv_heads; g++) {
+      if (s.heads[g].policy == LATTN_HEAD_COMPENSATED) s.heads[g].policy = LATTN_HEAD_STREAMING;
+      s.heads[g].flags = 0;
+    }
+  }
   rig_open(&r, &s, capacity, from);
   random_options(&r, &rng);
   for (int64_t i = 0; i < ops; i++) {

@@ -1462,11 +1462,10 @@ static void test_weights(void) {
     CHECK_STATUS(lattn_cache_attend(r.cache, &call, q, to, lse, NULL), LATTN_OK);
     CHECK_STATUS(lattn_cache_weights(r.cache, &call, q, &w, NULL), LATTN_OK);
     for (int64_t h = 0; h < 2; h++) {
-      double sum = 0, mean = 0, sizes = 0;
+      double sum = 0, mean = 0;
       for (int64_t j = 0; j < n; j++) {
         int seen = j < 3 || j > n - 1 - 50;
         sum += (double)p[h * n + j];
-        sizes += seen;
         if (!seen) CHECK(p[h * n + j] == 0);
       }
       if (n > 53) {

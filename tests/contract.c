@@ -22,6 +22,7 @@ enum {
   N_CACHE = sizeof golden_cache / sizeof *golden_cache,
   N_SIGMOID = sizeof golden_sigmoid / sizeof *golden_sigmoid,
   N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache,
+  N_COMPENSATED = sizeof golden_compensated / sizeof *golden_compensated,
   N_STATE = sizeof golden_state / sizeof *golden_state,
   N_FLOW = sizeof golden_flow / sizeof *golden_flow,
   N_PROFILE = sizeof golden_profile / sizeof *golden_profile
@@ -29,6 +30,7 @@ enum {
 
 static uint64_t hashes_attend[N_ATTEND], hashes_cache[N_CACHE];
 static uint64_t hashes_sigmoid[N_SIGMOID], hashes_sigmoid_cache[N_SIGMOID_CACHE];
+static uint64_t hashes_compensated[N_COMPENSATED];
 static uint64_t hashes_state[N_STATE], hashes_flow[N_FLOW], hashes_profile[N_PROFILE];
 
 /* How much of a check runs for golden case i: in the quick tier, only a few are cut up. */
@@ -295,6 +297,28 @@ static int64_t cache_setup(setup *s, test_rng *r) {
   return n;
 }
 
+/* Its streaming heads become compensated (or the first, if there is none), or tell what they lost;
+   some wait for a mark. Of types of all sorts. */
+static void compensate(setup *s, test_rng *r) {
+  static const int32_t dims[] = {16, 20, 32};
+  int streams = 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++) streams |= s->heads[g].policy;
+  if (!streams) setup_stream(s, 0, rng_below(r, 6), rng_range(r, 1, 60), 0, 0);
+  for (int g = 0; g < s->config.n_kv_heads; g++) {
+    lattn_head *head = &s->heads[g];
+    if (!head->policy) continue;
+    if (rng_chance(r, 80)) setup_compensate(s, g, rng_chance(r, 30) ? LATTN_HEAD_VARIANCE : 0);
+    if (rng_chance(r, 60)) head->flags |= LATTN_HEAD_LOST;
+    if (rng_chance(r, 40)) head->mark = LATTN_PROMPT_END;
+    if (head->mark && rng_chance(r, 50)) head->window_divisor = rng_range(r, 2, 6);
+  }
+  if (rng_chance(r, 70)) return;
+  s->config.key_type = (int32_t)rng_range(r, LATTN_I8, LATTN_I4);
+  s->config.value_type = (int32_t)rng_range(r, LATTN_F16, LATTN_I4);
+  s->config.value_dim = dims[rng_below(r, 3)];
+  s->config.key_dim = dims[rng_below(r, 3)];
+}
+
 static void *page_alloc(void *user, size_t bytes, size_t alignment) {
   void *page = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   (void)user;
@@ -317,7 +341,7 @@ typedef struct text_run {
   const setup *s;
   const token_list *tokens;
   lattn_cache *cache;
-  float *out, *lse;
+  float *out, *lse, *bound, *estimate;
   lattn_exec exec;
 } text_run;
 
@@ -329,11 +353,15 @@ static void feed_some(text_run *t, int64_t first, int64_t n, int apart) {
   lattn_tensor out = tensor_of(t->out + first * heads * dim, LATTN_F32, n, heads, dim);
   float *lse = t->lse + first * heads;
   const lattn_exec *exec = t->exec.size ? &t->exec : NULL;
+  lattn_call lost = {.size = sizeof lost};
+  const lattn_call *call = setup_sums(t->s) ? &lost : NULL;
+  lost.lost_bound = t->bound + first * heads;
+  lost.lost_estimate = t->estimate + first * heads;
   if (apart) {
     CHECK_STATUS(lattn_cache_append(t->cache, k, v, exec), LATTN_OK);
-    CHECK_STATUS(lattn_cache_attend(t->cache, NULL, q, out, lse, exec), LATTN_OK);
+    CHECK_STATUS(lattn_cache_attend(t->cache, call, q, out, lse, exec), LATTN_OK);
   } else {
-    CHECK_STATUS(lattn_cache_extend(t->cache, NULL, q, k, v, out, lse, exec), LATTN_OK);
+    CHECK_STATUS(lattn_cache_extend(t->cache, call, q, k, v, out, lse, exec), LATTN_OK);
   }
 }
 
@@ -349,6 +377,7 @@ static int64_t cut_length(const text_run *t, enum feed how, test_rng *r) {
 static uint64_t text_hash(const setup *s, const token_list *tokens, enum feed how, int allocator,
                           int32_t n_threads) {
   int64_t heads = setup_heads(s), n = tokens->n, outputs = n * heads * setup_value_dim(s);
+  int64_t mark = setup_waits(s) ? n / 2 : -1;
   lattn_pool_config pool_config = {sizeof pool_config, 0, NULL, NULL, NULL};
   test_rng r = rng_seed((uint64_t)how + 77);
   lattn_pool *pool = NULL;
@@ -363,6 +392,8 @@ static uint64_t text_hash(const setup *s, const token_list *tokens, enum feed ho
   t.tokens = tokens;
   t.out = (float *)ref_memory(outputs, sizeof(float));
   t.lse = (float *)ref_memory(n * heads, sizeof(float));
+  t.bound = (float *)ref_memory(n * heads, sizeof(float));
+  t.estimate = (float *)ref_memory(n * heads, sizeof(float));
   bytes = lattn_pool_bytes(&pool_config, &s->config, 1);
   arena = ref_memory((int64_t)bytes, 1);
   memset(arena, 0xff, bytes);
@@ -378,28 +409,40 @@ static uint64_t text_hash(const setup *s, const token_list *tokens, enum feed ho
   for (int64_t first = 0; first < n && t.cache;) {
     int64_t count = cut_length(&t, how, &r);
     if (count > n - first) count = n - first;
+    if (first < mark && count > mark - first) count = mark - first;
+    if (first == mark) CHECK_STATUS(lattn_cache_mark(t.cache, LATTN_PROMPT_END, NULL), LATTN_OK);
     feed_some(&t, first, count, how == FEED_APPEND);
     first += count;
   }
   hash = hash_f32(HASH_SEED, t.out, outputs);
   hash = hash_f32(hash, t.lse, n * heads);
+  if (setup_sums(s)) {
+    hash = hash_f32(hash, t.bound, n * heads);
+    hash = hash_f32(hash, t.estimate, n * heads);
+  }
   if (t.cache) CHECK_STATUS(lattn_cache_release(t.cache), LATTN_OK);
   free(t.exec.scratch);
   free(arena);
   free(t.out);
   free(t.lse);
+  free(t.bound);
+  free(t.estimate);
   return hash;
 }
 
-static void golden_cache_case(uint64_t i, int sigmoid, uint64_t *kept, uint64_t want) {
+enum cache_kind { CACHE_PLAIN, CACHE_SIGMOID, CACHE_COMPENSATED };
+
+static void golden_cache_case(uint64_t i, enum cache_kind kind, uint64_t *kept, uint64_t want) {
+  static const char *const kinds[] = {"", ", sigmoid", ", compensated"};
   test_rng r = rng_seed(i + 5000);
   setup s;
   token_list tokens;
   int64_t n;
   uint64_t hash;
-  check_case("golden cache %" PRIu64 "%s", i, sigmoid ? ", sigmoid" : "");
+  check_case("golden cache %" PRIu64 "%s", i, kinds[kind]);
   n = cache_setup(&s, &r);
-  if (sigmoid) setup_sigmoid(&s, -2.25f);
+  if (kind == CACHE_SIGMOID) setup_sigmoid(&s, -2.25f);
+  if (kind == CACHE_COMPENSATED) compensate(&s, &r);
   tokens = tokens_new(&s, n);
   tokens_make(&tokens, n, &r);
   tokens.n = n;
@@ -719,6 +762,7 @@ static int print_golden(void) {
   print_hashes("golden_cache", hashes_cache, N_CACHE);
   print_hashes("golden_sigmoid", hashes_sigmoid, N_SIGMOID);
   print_hashes("golden_sigmoid_cache", hashes_sigmoid_cache, N_SIGMOID_CACHE);
+  print_hashes("golden_compensated", hashes_compensated, N_COMPENSATED);
   print_hashes("golden_state", hashes_state, N_STATE);
   print_hashes("golden_flow", hashes_flow, N_FLOW);
   print_hashes("golden_profile", hashes_profile, N_PROFILE);
@@ -730,11 +774,14 @@ int main(int argc, char **argv) {
   test_global.printed = argc > 1 ? TEST_PRINTED_MAX : 0; /* --print: only the hashes */
   for (uint64_t i = 0; i < N_ATTEND; i++)
     golden_attention(i, 0, &hashes_attend[i], golden_attend[i]);
-  for (uint64_t i = 0; i < N_CACHE; i++) golden_cache_case(i, 0, &hashes_cache[i], golden_cache[i]);
+  for (uint64_t i = 0; i < N_CACHE; i++)
+    golden_cache_case(i, CACHE_PLAIN, &hashes_cache[i], golden_cache[i]);
   for (uint64_t i = 0; i < N_SIGMOID; i++)
     golden_attention(i, 1, &hashes_sigmoid[i], golden_sigmoid[i]);
   for (uint64_t i = 0; i < N_SIGMOID_CACHE; i++)
-    golden_cache_case(i, 1, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
+    golden_cache_case(i, CACHE_SIGMOID, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
+  for (uint64_t i = 0; i < N_COMPENSATED; i++)
+    golden_cache_case(i + 900, CACHE_COMPENSATED, &hashes_compensated[i], golden_compensated[i]);
   for (uint64_t i = 0; i < N_STATE; i++) golden_state_case(i);
   for (uint64_t i = 0; i < N_FLOW; i++) golden_flow_case(i);
   for (uint64_t i = 0; i < N_PROFILE; i++) golden_profile_case(i);

@@ -687,6 +687,9 @@ typedef struct object_args {
   size_t arena_bytes;
   int32_t kv_head;
   int64_t n_tokens;
+  int32_t mark;
+  SIZED(lattn_exec) exec;
+  const lattn_exec *exec_at;
   int32_t file_fails, file_flip; /* the caller's functions fail; a bit of the file is wrong */
 } object_args;
 
@@ -747,6 +750,27 @@ static void object_reset_cache(void) {
                          tensor_of(world.v, LATTN_F32, KEYS, KV_HEADS, VALUE_DIM), NULL),
       LATTN_OK);
   object.n_tokens = KEYS - 1;
+  object.mark = LATTN_PROMPT_END;
+  exec_reset(&object.exec.s);
+  object.exec_at = &object.exec.s;
+}
+
+/* Its streaming head is compensated, tells what it lost, and waits for the mark. */
+static void object_reset_waiting(void) {
+  object_reset_pool();
+  object.config.s.key_dim = KEY_DIM;
+  object.heads[1].policy = LATTN_HEAD_COMPENSATED;
+  object.heads[1].flags = LATTN_HEAD_LOST | LATTN_HEAD_VARIANCE;
+  object.heads[1].mark = LATTN_PROMPT_END;
+  object.heads[1].window_divisor = 2;
+  CHECK_STATUS(lattn_cache_init(&object.cache_in, object.pool_in, &object.config.s), LATTN_OK);
+  CHECK_STATUS(
+      lattn_cache_append(object.cache_in, tensor_of(world.k, LATTN_F32, KEYS, KV_HEADS, KEY_DIM),
+                         tensor_of(world.v, LATTN_F32, KEYS, KV_HEADS, VALUE_DIM), NULL),
+      LATTN_OK);
+  object.mark = LATTN_PROMPT_END;
+  exec_reset(&object.exec.s);
+  object.exec_at = &object.exec.s;
 }
 
 static lattn_status object_pool_init(void) {
@@ -800,6 +824,10 @@ static lattn_status object_load(void) {
   status = lattn_cache_load(object.cache_in, file_read, NULL);
   object_file.bytes[20] ^= (unsigned char)object.file_flip;
   return status;
+}
+
+static lattn_status object_mark(void) {
+  return lattn_cache_mark(object.cache_in, object.mark, object.exec_at);
 }
 
 static lattn_status object_clear(void) { return lattn_cache_clear(object.cache_in); }
@@ -938,6 +966,16 @@ static const mutation truncate_list[] = {
     I64(n_tokens, KEYS + 1, AS(SHAPE)),  I64(n_tokens, INT64_MAX, AS(SHAPE)),
     I64(n_tokens, INT64_MIN, AS(SHAPE)), I64(n_tokens, KEYS, FINE),
 };
+static const mutation mark_list[] = {
+    PTR(cache_in, NULL, AS(NULL)),
+    PTR(exec_at, NULL, FINE),
+    I32(mark, 0, AS(FIELD)),
+    I32(mark, 2, AS(FIELD)),
+    I32(mark, -1, AS(FIELD)),
+    I32(mark, INT32_MIN, AS(FIELD)),
+    SIZES_AS(exec, lattn_exec, AS(SIZE) | MUTE),
+    I32(exec.s.n_threads, 3, FINE),
+};
 static const mutation no_cache_list[] = {PTR(cache_in, NULL, AS(NULL))};
 static const mutation save_list[] = {
     PTR(cache_in, NULL, AS(NULL)),
@@ -961,6 +999,8 @@ VARIANT(head_stats_target, "cache_head_stats_get", object, object_reset_cache, o
         0);
 VARIANT(truncate_target, "cache_truncate", object, object_reset_cache, object_truncate, 0);
 VARIANT(save_target, "cache_save", object, object_reset_cache, object_save, 0);
+VARIANT(mark_target, "cache_mark", object, object_reset_cache, object_mark, 1);
+VARIANT(mark_waiting_target, "cache_mark (waiting)", object, object_reset_waiting, object_mark, 1);
 VARIANT(clear_target, "cache_clear", object, object_reset_cache, object_clear, 0);
 VARIANT(release_target, "cache_release", object, object_reset_cache, object_release, 0);
 
@@ -1037,6 +1077,8 @@ static void test_objects(void) {
   RUN(stats_target, stats_list);
   RUN(head_stats_target, head_stats_list);
   RUN(truncate_target, truncate_list);
+  RUN(mark_target, mark_list);
+  RUN(mark_waiting_target, mark_list);
   RUN(save_target, save_list);
   test_load();
   RUN(clear_target, no_cache_list);
@@ -1059,6 +1101,7 @@ typedef struct use_args {
 static use_args use;
 
 enum { NEW = ROWS, BEFORE = KEYS, TOTAL = BEFORE + NEW };
+static float use_lost[NEW * HEADS];
 static float use_bias[HEADS * TOTAL], use_pair[NEW * HEADS * TOTAL];
 
 static void use_reset(void) {
@@ -1112,7 +1155,13 @@ static lattn_status use_attend(void) {
       FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),                            \
       PTR(lse, world.out, AS(ALIAS)), PTR(lse, world.q, AS(ALIAS)),                                \
       PTR(out.data, world.q + 1, AS(ALIAS)), PTR(out.data, world.gate, AS(ALIAS)),                 \
-      PTR(out.data, use_bias, AS(ALIAS)), PTR(lse, use_pair, AS(ALIAS))
+      PTR(out.data, use_bias, AS(ALIAS)), PTR(lse, use_pair, AS(ALIAS)),                           \
+      PTR(call.s.lost_bound, use_lost, FINE), PTR(call.s.lost_estimate, use_lost, FINE),           \
+      PTR(call.s.lost_bound, world.out, AS(ALIAS)), PTR(call.s.lost_bound, world.lse, AS(ALIAS)),  \
+      PTR(call.s.lost_estimate, world.out, AS(ALIAS)), PTR(call.s.lost_bound, world.q, AS(ALIAS)), \
+      PTR(call.s.lost_estimate, world.q, AS(ALIAS)), PTR(call.s.lost_bound, use_pair, AS(ALIAS)),  \
+      PTR(call.s.lost_estimate, world.gate, AS(ALIAS)),                                            \
+      I32(call.s.size, offsetof(lattn_call, lost_bound), FINE) /* of version 0.2 */
 static const mutation extend_list[] = {
     USE_COMMON,
     INPUT(k),
@@ -1126,6 +1175,8 @@ static const mutation extend_list[] = {
     PTR(out.data, world.k, AS(ALIAS)),
     PTR(out.data, world.v, AS(ALIAS)),
     PTR(lse, world.k, AS(ALIAS)),
+    PTR(call.s.lost_bound, world.k, AS(ALIAS)),
+    PTR(call.s.lost_estimate, world.v, AS(ALIAS)),
 };
 static const mutation append_list[] = {
     PTR(cache, NULL, AS(NULL)),

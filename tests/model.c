@@ -35,6 +35,7 @@ enum {
 /* What a cache, a checkpoint or a file holds. Slots of a hole have an id too: nobody reads it. */
 typedef struct state {
   int64_t n_slots, n_tokens;
+  int64_t mark; /* tokens at the end of the prompt; -1: not yet (or nobody waits) */
   int32_t n_holes;
   int64_t from[MAX_HOLES + 2], to[MAX_HOLES + 2]; /* slots of the holes, rising */
   uint32_t ids[MAX_SLOTS];                        /* the token in each slot */
@@ -141,6 +142,8 @@ static int same_config(int a, int b) {
   for (int g = 0; g < setup_of(a)->config.n_kv_heads; g++) {
     const lattn_head *x = &setup_of(a)->heads[g], *y = &setup_of(b)->heads[g];
     if (x->policy != y->policy || x->sinks != y->sinks || x->window != y->window) return 0;
+    if (x->flags != y->flags || x->mark != y->mark) return 0;
+    if (x->window_divisor != y->window_divisor) return 0;
     if (setup_in_cache(setup_of(a), g) != setup_in_cache(setup_of(b), g)) return 0;
   }
   return 1;
@@ -211,6 +214,7 @@ static void state_copy(state *to, const state *from) {
   memcpy(to->ids, from->ids, (size_t)from->n_slots * sizeof *to->ids);
   to->n_slots = from->n_slots;
   to->n_tokens = from->n_tokens;
+  to->mark = from->mark;
   to->n_holes = from->n_holes;
 }
 
@@ -221,12 +225,19 @@ static void state_share(int v, state *to, const state *from) {
     for (int b = 0; b < MAX_BLOCKS; b++) page_hold(to->page[g][b]);
 }
 
+/* The first token that head g keeps: of its window and slack of the next token. */
+static int64_t keeps_from(int v, const state *st, int g) {
+  const lattn_head *head = &setup_of(v)->heads[g];
+  int64_t keep = st->n_tokens - (setup_window(head, st->mark) - 1) - head->slack;
+  return setup_streams(head, st->mark) && keep > 0 ? keep : 0;
+}
+
 /* Drops what lies before the sinks, window and slack of the next token, in whole pages. */
 static void state_evict(int v, state *st) {
   for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++) {
     const lattn_head *head = &setup_of(v)->heads[g];
-    int64_t keep = st->n_tokens - (head->window - 1) - head->slack;
-    if (head->policy != LATTN_HEAD_STREAMING || keep <= 0) continue;
+    int64_t keep = keeps_from(v, st, g);
+    if (keep == 0) continue;
     int64_t b = (head->sinks + REF_BLOCK - 1) / REF_BLOCK, end = slot_of(st, keep) / REF_BLOCK;
     for (; b < end; b++) page_drop(&st->page[g][b]);
   }
@@ -263,6 +274,7 @@ static void state_grow(int v, state *st, const uint32_t *ids, int64_t n, int ext
 static void state_truncate(int v, state *st, int64_t n) {
   st->n_slots = n ? slot_of(st, n - 1) + 1 : 0;
   st->n_tokens = n;
+  if (n < st->mark) st->mark = -1;
   while (st->n_holes && st->from[st->n_holes - 1] >= st->n_slots) st->n_holes--;
   for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
     for (int64_t b = (st->n_slots + REF_BLOCK - 1) / REF_BLOCK; b < MAX_BLOCKS; b++)
@@ -521,12 +533,12 @@ static token_list tokens_listed(const setup *s, const state *st, int64_t n, cons
 }
 
 /* The float64 reference of one head of one row, whose token is the last of the list. */
-static void check_row(const setup *s, const token_list *t, int64_t head, const float *out,
-                      float lse) {
+static void check_row(const setup *s, const token_list *t, int64_t mark, int64_t head,
+                      const float *out, float lse) {
   ref_call c;
   ref_cache_open(&c, s, t);
   ref_row row = ref_row_new(&c);
-  ref_cache_attend(&c, s, t->n - 1, head, &row);
+  ref_cache_attend_marked(&c, s, t->n - 1, head, mark, &row);
   for (int64_t d = 0; d < setup_value_dim(s); d++) {
     double ratio = ref_ratio((double)out[d], row.out[d], row.bound[d]);
     if (!(ratio <= 1))
@@ -548,7 +560,7 @@ static void check_sampled(int v, const state *st, int64_t at, int64_t n, int per
   int64_t row = rng_below(&w.rng, n), head = rng_below(&w.rng, setup_heads(s));
   int64_t index = (at + row) * setup_heads(s) + head;
   token_list t = tokens_listed(s, st, st->n_tokens - n + row + 1, NULL, 0);
-  check_row(s, &t, head, w.out + index * setup_value_dim(s), w.lse[index]);
+  check_row(s, &t, st->mark, head, w.out + index * setup_value_dim(s), w.lse[index]);
   tokens_free(&t);
 }
 
@@ -588,7 +600,7 @@ static lattn_cache *twin_new(int v, const state *st) {
   s->config.max_holes = MAX_HOLES;
   s->config.max_drafts = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++)
-    if (s->heads[g].policy == LATTN_HEAD_STREAMING) s->heads[g].slack = MAX_SLOTS;
+    if (s->heads[g].policy != LATTN_HEAD_FULL) s->heads[g].slack = MAX_SLOTS;
   CHECK_STATUS(lattn_pool_init(&pool, w.twin_arena.data, w.twin_arena.bytes, NULL), LATTN_OK);
   if (!CHECK_STATUS(lattn_cache_init(&twin, pool, &s->config), LATTN_OK)) return NULL;
   for (int32_t i = 0; i < st->n_holes; i++) {
@@ -596,6 +608,11 @@ static lattn_cache *twin_new(int v, const state *st) {
     at = st->to[i] + 1;
     CHECK_STATUS(lattn_cache_remove(twin, st->from[i] - gone, st->to[i] - gone), LATTN_OK);
     gone += st->to[i] - st->from[i];
+  }
+  if (st->mark >= 0 && setup_waits(s)) { /* then there is no hole */
+    twin_append(twin, st->ids, st->mark);
+    CHECK_STATUS(lattn_cache_mark(twin, LATTN_PROMPT_END, NULL), LATTN_OK);
+    at = st->mark;
   }
   twin_append(twin, st->ids + at, st->n_slots - at);
   return twin;
@@ -631,9 +648,7 @@ static void check_decoded(int v, const state *st, const uint32_t *ids, int64_t a
    is what is held of these. */
 static int holds_slack(const live *c) {
   for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
-    const lattn_head *head = &setup_of(c->v)->heads[g];
-    int64_t keep = c->st.n_tokens - (head->window - 1) - head->slack;
-    int64_t b = head->policy == LATTN_HEAD_STREAMING && keep > 0 ? slot_of(&c->st, keep) : 0;
+    int64_t keep = keeps_from(c->v, &c->st, g), b = keep ? slot_of(&c->st, keep) : 0;
     for (b /= REF_BLOCK; b * REF_BLOCK < c->st.n_slots; b++)
       if (!c->st.page[g][b] && !in_hole(&c->st, b)) return 0;
   }
@@ -653,7 +668,17 @@ static lattn_cache *twin_fitted(int v, lattn_cache *twin) {
   return fitted;
 }
 
-/* Newest rows and saved bytes of the cache and of a twin are the same. */
+/* Whether head g can serve the newest n rows: those behind a mark, whose windows are held. */
+static int holds_rows(const live *c, int g, int64_t n) {
+  const lattn_head *head = &setup_of(c->v)->heads[g];
+  int64_t first = c->st.n_tokens - n;
+  if (n == 0 || !setup_streams(head, c->st.mark)) return 1;
+  if (head->mark && first < c->st.mark) return 0;
+  return held(&c->st, g, first - setup_window(head, c->st.mark) + 1, c->st.n_tokens);
+}
+
+/* Newest rows and saved bytes of the cache and of a twin are the same. (A cache with sums is saved
+   with all that it holds, whatever its slack.) */
 static void check_twin(const live *c) {
   static file ours, its;
   const setup *s = setup_of(c->v);
@@ -664,9 +689,7 @@ static void check_twin(const live *c) {
   if (!twin) return;
   ids_newest(&c->st, ids, n);
   tokens_fill(s, ids, 0, n);
-  for (int g = 0; g < s->config.n_kv_heads; g++)
-    resident &= held(&c->st, g, c->st.n_tokens - n - s->heads[g].window + 1, c->st.n_tokens) ||
-                s->heads[g].policy == LATTN_HEAD_FULL;
+  for (int g = 0; g < s->config.n_kv_heads; g++) resident &= holds_rows(c, g, n);
   if (n && resident) {
     CHECK_STATUS(lattn_cache_attend(twin, NULL, view_q(s, n), view_out(s, out, n), lse, NULL),
                  LATTN_OK);
@@ -676,7 +699,7 @@ static void check_twin(const live *c) {
     CHECK(same_rows(out, w.out, n * setup_heads(s) * setup_value_dim(s)));
     CHECK(same_rows(lse, w.lse, n * setup_heads(s)));
   }
-  if (c->n_drafts || !holds_slack(c)) return;
+  if (c->n_drafts || !holds_slack(c) || setup_sums(s)) return;
   file_save(&ours, c->cache);
   file_save(&its, twin_fitted(c->v, twin));
   CHECK_I64((int64_t)ours.n, (int64_t)its.n);
@@ -717,6 +740,7 @@ static live *live_new(void) {
   for (int i = 0; i < MAX_CACHES; i++)
     if (!w.caches[i]) {
       w.caches[i] = c;
+      c->st.mark = -1;
       w.n_caches++;
       return c;
     }
@@ -749,6 +773,7 @@ static void make_room(live *c, int64_t n) {
   if (c->st.n_slots + n <= MAX_SLOTS) return;
   CHECK_STATUS(lattn_cache_clear(c->cache), LATTN_OK);
   state_truncate(c->v, &c->st, 0);
+  c->st.mark = -1;
   c->n_drafts = 0;
 }
 
@@ -810,9 +835,7 @@ static live *op_attend(live *c) {
   ids_newest(&c->st, ids, n);
   tokens_fill(s, ids, 0, n);
   for (int g = 0; g < s->config.n_kv_heads && n; g++)
-    if (s->heads[g].policy == LATTN_HEAD_STREAMING &&
-        !held(&c->st, g, c->st.n_tokens - n - s->heads[g].window + 1, c->st.n_tokens))
-      refusals = REFUSES(LATTN_E_EVICTED);
+    if (!holds_rows(c, g, n)) refusals = REFUSES(LATTN_E_EVICTED);
   probe p = probe_begin(c, 0);
   lattn_status got = lattn_cache_attend(c->cache, NULL, view_q(s, n), view_out(s, w.out, n), w.lse,
                                         random_exec(&exec, w.variants[c->v].scratch));
@@ -821,12 +844,14 @@ static live *op_attend(live *c) {
 }
 
 /* Whether each head holds the window of the next token at position n (and, with `newest`, the
-   token before it in any case). */
+   token before it in any case); before a mark, that it holds all. */
 static int holds_window(const live *c, const state *st, int64_t n, int newest) {
   for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
     const lattn_head *head = &setup_of(c->v)->heads[g];
-    int64_t reach = head->window - 1 > newest ? head->window - 1 : newest;
-    if (head->policy == LATTN_HEAD_STREAMING && !held(st, g, n - reach, n)) return 0;
+    int64_t window = setup_window(head, st->mark),
+            reach = window - 1 > newest ? window - 1 : newest;
+    if (head->mark && n < st->mark) reach = n;
+    if (setup_streams(head, st->mark) && !held(st, g, n - reach, n)) return 0;
   }
   return 1;
 }
@@ -847,6 +872,7 @@ static live *op_truncate(live *c) {
 static live *op_clear(live *c) {
   w.tallies[w.operation].done += CHECK_STATUS(lattn_cache_clear(c->cache), LATTN_OK);
   state_truncate(c->v, &c->st, 0);
+  c->st.mark = -1;
   c->n_drafts = 0;
   return c;
 }
@@ -869,6 +895,8 @@ static live *op_remove(live *c) {
     for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++)
       if (from < setup_of(c->v)->heads[g].sinks) refusals |= REFUSES(LATTN_E_CONFIG);
     if (!holds_window(c, &after, after.n_tokens, 0)) refusals |= REFUSES(LATTN_E_EVICTED);
+    if (setup_sums(setup_of(c->v)) || setup_waits(setup_of(c->v)))
+      refusals = REFUSES(LATTN_E_CONFIG) | pending(c);
   }
   probe p = probe_begin(c, 2);
   if (!settle(&p, lattn_cache_remove(c->cache, from, to), refusals, TAKES_NOTHING)) return c;
@@ -878,6 +906,18 @@ static live *op_remove(live *c) {
   for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++)
     for (int64_t b = 0; b < MAX_BLOCKS; b++)
       if (in_hole(&c->st, b)) page_drop(&c->st.page[g][b]);
+  return c;
+}
+
+/* Heads that wait for it drop what they have no room for; those that have met one stay. */
+static live *op_mark(live *c) {
+  lattn_exec exec;
+  probe p = probe_begin(c, 2);
+  lattn_status got =
+      lattn_cache_mark(c->cache, LATTN_PROMPT_END, random_exec(&exec, w.variants[c->v].scratch));
+  if (!settle(&p, got, pending(c), TAKES_NOTHING)) return c;
+  if (c->st.mark < 0) c->st.mark = c->st.n_tokens;
+  state_evict(c->v, &c->st);
   return c;
 }
 
@@ -939,13 +979,23 @@ static file *random_file(int v) {
 static void state_narrow(live *c) {
   for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
     const lattn_head *head = &setup_of(c->v)->heads[g];
-    int64_t keep = c->st.n_tokens - (head->window - 1) - head->slack;
+    int64_t keep = keeps_from(c->v, &c->st, g);
     int64_t b = (head->sinks + REF_BLOCK - 1) / REF_BLOCK, first;
-    if (head->policy != LATTN_HEAD_STREAMING || keep <= 0) continue;
+    if (keep == 0) continue;
     first = slot_of(&c->st, head_stats(c->cache, g).first_token) / REF_BLOCK;
     if (first > slot_of(&c->st, keep) / REF_BLOCK) continue; /* nothing beyond: all or an error */
     for (; b < first; b++) page_drop(&c->st.page[g][b]);
   }
+}
+
+/* Whether configuration v may have to let pages go that another's slack kept: which sums do not
+   allow (they would have to take them up). */
+static int lets_go(int v, int from) {
+  int less = 0;
+  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+    less |= setup_of(v)->heads[g].slack < setup_of(from)->heads[g].slack ||
+            setup_max_append(setup_of(v)) < setup_max_append(setup_of(from));
+  return less && setup_sums(setup_of(v));
 }
 
 static live *op_rollback(live *c) {
@@ -957,6 +1007,7 @@ static live *op_rollback(live *c) {
     refusals |= REFUSES(LATTN_E_FULL);
   probe p = probe_begin(c, 2);
   lattn_status got = lattn_cache_rollback(c->cache, from->checkpoint);
+  if (got == LATTN_E_FULL && lets_go(c->v, from->v)) refusals |= REFUSES(LATTN_E_FULL);
   if (!settle(&p, got, refusals, TAKES_NOTHING)) return c;
   pages_drop(c->v, &c->st);
   state_share(c->v, &c->st, &from->st);
@@ -1041,7 +1092,7 @@ static void check_drafts(const live *c, int64_t at, int32_t n) {
   if (rng_chance(&w.rng, 3)) {
     int64_t head = rng_below(&w.rng, heads);
     token_list t = tokens_listed(s, &c->st, c->st.n_tokens, path, length);
-    check_row(s, &t, head, o + head * setup_value_dim(s), l[head]);
+    check_row(s, &t, c->st.mark, head, o + head * setup_value_dim(s), l[head]);
     tokens_free(&t);
   }
   if (!rng_chance(&w.rng, 5)) return;
@@ -1148,6 +1199,7 @@ static live *op_load(live *c) {
   probe p = probe_begin(c, 5);
   lattn_status got = lattn_cache_load(c->cache, file_read, &r);
   if (spoilt && bit >= 4) f->bytes[at] ^= (unsigned char)(1 << bit);
+  if (got == LATTN_E_FULL && lets_go(c->v, f->v)) refusals |= REFUSES(LATTN_E_FULL);
   if (refusals) refusals |= REFUSES(LATTN_E_FULL); /* whatever is seen first */
   if (!settle(&p, got, refusals, TAKES_BOTH)) return c;
   CHECK_I64((int64_t)r.at, (int64_t)f->n);
@@ -1382,16 +1434,17 @@ static const operation operations[] = {
     {"save", op_save, 8, 0},
     {"load", op_load, 10, 1},
     {"clear", op_clear, 6, 0},
+    {"mark", op_mark, 12, 0},
     {"batch extend", op_batch_extend, 60, 1},
     {"batch attend", op_batch_attend, 20, 0},
-    {"read", op_read, 68, 0},
+    {"read", op_read, 56, 0},
     {"twin", op_twin, 12, 0},
     {"move", op_move, 2, 0},
 };
 enum {
   INIT = 0,
   ACCEPT = 11,
-  BATCH_ATTEND = 17,
+  BATCH_ATTEND = 18,
   N_OPERATIONS = (int)(sizeof operations / sizeof *operations)
 };
 
@@ -1446,6 +1499,16 @@ static void random_heads(setup *s) {
     int32_t positions = (int32_t)rng_below(&w.rng, has_positions ? 3 : 2);
     if (rng_chance(&w.rng, percent)) setup_stream(s, g, n_sinks, window, 0, positions);
   }
+  if (rng_chance(&w.rng, 60)) return;
+  for (int g = 0; g < s->config.n_kv_heads; g++) { /* nothing can be removed of such caches */
+    lattn_head *head = &s->heads[g];
+    int soft = s->config.weighting == LATTN_SOFTMAX, kind = (int)rng_below(&w.rng, 4);
+    if (!head->policy) continue;
+    if (soft && kind < 3) setup_compensate(s, g, kind == 1 ? LATTN_HEAD_VARIANCE : 0);
+    if (soft && rng_chance(&w.rng, 30)) head->flags |= LATTN_HEAD_LOST;
+    if (rng_chance(&w.rng, 50)) head->mark = LATTN_PROMPT_END;
+    if (head->mark && rng_chance(&w.rng, 50)) head->window_divisor = rng_range(&w.rng, 1, 5);
+  }
 }
 
 /* What may differ between caches that roll back to each other's checkpoints. */
@@ -1455,12 +1518,16 @@ static void random_sizes(setup *s) {
   static const int32_t drafts[] = {0, 3, 8, MAX_DRAFTS}, holes[] = {1, 2, 5, 0};
   int full = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++) {
-    if (s->heads[g].policy == LATTN_HEAD_STREAMING) s->heads[g].slack = PICK(&w.rng, slacks);
-    else full = 1;
+    if (s->heads[g].policy != LATTN_HEAD_FULL) s->heads[g].slack = PICK(&w.rng, slacks);
+    full |= !setup_streams(&s->heads[g], -1);
   }
   s->config.capacity = full || rng_chance(&w.rng, 30) ? rng_range(&w.rng, 20, 500) : 0;
   s->config.max_append = PICK(&w.rng, appends);
   s->config.max_drafts = PICK(&w.rng, drafts);
+  for (int g = 0; g < s->config.n_kv_heads; g++) /* drafts are in no sum */
+    if ((s->heads[g].policy == LATTN_HEAD_COMPENSATED || s->heads[g].flags) &&
+        s->config.max_drafts >= s->heads[g].window)
+      s->config.max_drafts = (int32_t)s->heads[g].window - 1;
   s->config.max_holes = PICK(&w.rng, holes);
 }
 
@@ -1473,7 +1540,11 @@ static void random_variants(int is_long) {
     if (i % 4 == 0) random_base(&v->s, v->base, is_long);
     else setup_copy(&v->s, &w.variants[i - 1].s);
     if (i % 2 == 0) random_heads(&v->s);
-    if (is_long && v->base == 0) memset(v->s.heads, 0, sizeof *v->s.heads); /* the first is full */
+    if (is_long && v->base == 0) { /* the first is full, and no other for long */
+      memset(v->s.heads, 0, sizeof *v->s.heads);
+      for (int g = 1; g < v->s.config.n_kv_heads; g++)
+        v->s.heads[g].mark = 0, v->s.heads[g].window_divisor = 0;
+    }
     random_sizes(&v->s);
     if (is_long && v->base == 0) v->s.config.capacity = rng_range(&w.rng, 4300, 4600);
     for (int t = 0; t < 2; t++) {
@@ -1509,7 +1580,7 @@ static void pool_open(uint64_t seed, int is_long) {
     tables = table > tables ? table : tables;
     page = bytes > page ? bytes : page;
   }
-  int64_t pages = is_long ? rng_range(&w.rng, 90, 130) : rng_range(&w.rng, 10, 40);
+  int64_t pages = is_long ? rng_range(&w.rng, 104, 140) : rng_range(&w.rng, 10, 40);
   w.source.rng = rng_seed(seed + 77);
   w.source.percent = (int)rng_range(&w.rng, 0, 8);
   w.source.most_out = pages;

@@ -100,6 +100,24 @@ static inline int64_t setup_window(const lattn_head *h, int64_t mark) {
   return part > h->window ? part : h->window;
 }
 
+/* Whether the head has a window (by then). */
+static inline int setup_streams(const lattn_head *h, int64_t mark) {
+  return h->policy != LATTN_HEAD_FULL && (!h->mark || mark >= 0);
+}
+
+/* Whether a head keeps sums of what it drops, or waits for marks: then nothing can be removed. */
+static inline int setup_sums(const setup *s) {
+  int sums = 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++)
+    sums |= s->heads[g].policy == LATTN_HEAD_COMPENSATED || s->heads[g].flags;
+  return sums;
+}
+static inline int setup_waits(const setup *s) {
+  int waits = 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++) waits |= s->heads[g].mark != 0;
+  return waits;
+}
+
 /* Streaming becomes compensated: absolute positions. */
 static inline void setup_compensate(setup *s, int head, int32_t flags) {
   s->heads[head].policy = LATTN_HEAD_COMPENSATED;
@@ -312,7 +330,7 @@ static inline void ref_compensate(ref_call *c, const setup *s, int64_t row, int6
 static inline void ref_cache_attend_marked(ref_call *c, const setup *s, int64_t row, int64_t head,
                                            int64_t mark, ref_row *r) {
   const lattn_head *h = &s->heads[head / (c->heads / c->kv_heads)];
-  int streams = h->policy != LATTN_HEAD_FULL && (!h->mark || (mark >= 0 && row >= mark));
+  int streams = setup_streams(h, row >= mark ? mark : -1);
   int64_t window = setup_window(h, mark);
   c->options.sinks = streams ? h->sinks : 0;
   c->options.window = streams ? window : 0;

@@ -37,6 +37,7 @@ enum {
 
 static float q[TOKENS * HEADS * KEY_DIM], k[TOKENS * KEY_DIM], v[TOKENS * VALUE_DIM];
 static float out[TOKENS * HEADS * VALUE_DIM], lse[TOKENS * HEADS], low[TOKENS * HEADS];
+static float lost[2][TOKENS * HEADS];
 static float weights[ROWS * HEADS * CAPACITY], top_weights[ROWS * HEADS * 4];
 static float maximum[2][ROWS * HEADS], sums[2][ROWS * HEADS], sums_out[2][ROWS * HEADS * VALUE_DIM];
 static float key_out[ROWS * KEY_DIM], value_out[ROWS * VALUE_DIM];
@@ -117,6 +118,7 @@ static void call_accept(void) {
   status = lattn_cache_accept(cache, 2, path);
 }
 static void call_truncate(void) { status = lattn_cache_truncate(cache, TOKENS); }
+static void call_mark(void) { status = lattn_cache_mark(other, LATTN_PROMPT_END, NULL); }
 static void call_remove(void) { status = lattn_cache_remove(other, 20, 40); }
 static void call_checkpoint(void) { status = lattn_cache_checkpoint(&checkpoint, cache); }
 static void call_rollback(void) { status = lattn_cache_rollback(cache, checkpoint); }
@@ -403,13 +405,24 @@ static void set_arrays(void) {
 }
 
 /* Two caches of TOKENS tokens: full, streaming with its sinks at in-cache positions, or of 16-bit
-   types. */
+   types; from COMPENSATED on compensated heads, with all that they can tell, one of which waits for a
+   mark. */
+enum { COMPENSATED = 6, KINDS = 10 };
+
 static void make_caches(test_guard *arena, int kind) {
   lattn_pool *pool = NULL;
   config.heads = kind ? &head : NULL;
-  static const int32_t types[][2] = {{LATTN_F32, LATTN_F32},  {LATTN_F32, LATTN_F32},
-                                     {LATTN_BF16, LATTN_F16}, {LATTN_I8, LATTN_I8},
-                                     {LATTN_I4, LATTN_I4},    {LATTN_I4, LATTN_I8}};
+  static const int32_t types[][2] = {
+      {LATTN_F32, LATTN_F32}, {LATTN_F32, LATTN_F32}, {LATTN_BF16, LATTN_F16}, {LATTN_I8, LATTN_I8},
+      {LATTN_I4, LATTN_I4},   {LATTN_I4, LATTN_I8},   {LATTN_F32, LATTN_F32},  {LATTN_I4, LATTN_I4},
+      {LATTN_I8, LATTN_F16},  {LATTN_BF16, LATTN_I8}};
+  if (kind >= COMPENSATED) { /* (a callback would leave the bound out) */
+    head.policy = LATTN_HEAD_COMPENSATED;
+    head.flags = LATTN_HEAD_VARIANCE | LATTN_HEAD_LOST;
+    head.mark = kind == KINDS - 1 ? LATTN_PROMPT_END : 0;
+    call.score = NULL, call.lost_bound = lost[0], call.lost_estimate = lost[1];
+    config.softcap = 5;
+  }
   config.key_type = types[kind][0];
   config.value_type = types[kind][1];
   size_t bytes = lattn_pool_bytes(NULL, &config, 6);
@@ -436,7 +449,8 @@ static void run_all(void (*each)(const char *name, void (*run)(void))) {
   each("lattn_checkpoint_release", call_release);
   each("lattn_batch_extend", call_batch_extend);
   each("lattn_batch_attend", call_batch_attend);
-  each("lattn_cache_remove", call_remove);
+  if (head.policy == LATTN_HEAD_COMPENSATED) each("lattn_cache_mark", call_mark);
+  else each("lattn_cache_remove", call_remove);
   each("lattn_batch_extend over a hole", call_batch_extend);
   each("lattn_cache_truncate", call_truncate);
   each("lattn_cache_append", call_append);
@@ -486,7 +500,7 @@ int main(void) {
   set_options();
   set_profile();
   test_harness();
-  for (int kind = 0; kind < 6; kind++)
+  for (int kind = 0; kind < KINDS; kind++)
     for (int measured = 0; measured < 2; measured++) {
       test_guard arena;
       make_caches(&arena, kind);

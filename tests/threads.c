@@ -29,6 +29,8 @@ typedef struct family {
 static void family_setup(setup *s, uint64_t kind) {
   setup_init(s, 4, 2, 8, 6, TEXT);
   if (kind & 1) setup_stream(s, 1, 4, 60, 10, LATTN_POSITIONS_DEFAULT);
+  if (kind & 16) setup_compensate(s, 1, LATTN_HEAD_LOST);
+  if (kind & 16) s->heads[1].mark = LATTN_PROMPT_END;
   if (kind & 2) setup_rotate(s, LATTN_ROTARY_HALF_SPLIT, 0, 8);
   s->config.key_type = kind & 4 ? LATTN_F16 : LATTN_F32;
   s->config.value_type = kind & 4 ? LATTN_BF16 : LATTN_F32;
@@ -161,7 +163,8 @@ static uint64_t change(family *f, int n_rounds, int *wrong) {
     hash = hash_f32(hash, out, 4 * 6);
     *wrong += lattn_cache_accept(cache, 1, &path) != LATTN_OK;
     *wrong += lattn_cache_truncate(cache, PREFIX + 6 * 16 - 3) != LATTN_OK;
-    *wrong += lattn_cache_remove(cache, PREFIX + 40, PREFIX + 42) != LATTN_OK;
+    if (setup_waits(&f->s)) *wrong += lattn_cache_mark(cache, LATTN_PROMPT_END, NULL) != LATTN_OK;
+    else *wrong += lattn_cache_remove(cache, PREFIX + 40, PREFIX + 42) != LATTN_OK;
     *wrong += lattn_cache_fork(&fork, cache) != LATTN_OK;
     *wrong += grow(f, fork, at, 16, out, lse) != LATTN_OK;
     hash = hash_f32(hash, out, 16 * 4 * 6);
@@ -253,14 +256,73 @@ static void test_changes(uint64_t kind, int n_threads) {
   family_close(&f);
 }
 
+/* ---- threads within a call ---- */
+
+/* Hash of all rows, and of what they lost, of compensated heads, two of which wait for a mark. */
+static uint64_t compensated_hash(int32_t n_threads) {
+  enum { N = 420, MARK = 260, ROW = 8 * 6 };
+  static float out[N * ROW], lse[N * 8], bound[N * 8], estimate[N * 8];
+  lattn_call call = {.size = sizeof call, .lost_bound = bound, .lost_estimate = estimate};
+  lattn_exec exec = {.size = sizeof exec, .n_threads = n_threads};
+  lattn_pool *pool = NULL;
+  lattn_cache *cache = NULL;
+  test_rng rng = rng_seed(5);
+  uint64_t hash = HASH_SEED;
+  setup s;
+  setup_init(&s, 8, 4, 8, 6, N);
+  setup_rotate(&s, LATTN_ROTARY_HALF_SPLIT, 0, 8);
+  for (int g = 0; g < 4; g++) {
+    setup_stream(&s, g, 4, 20 + 30 * g, 0, 0);
+    setup_compensate(&s, g, LATTN_HEAD_LOST | (g & 1 ? LATTN_HEAD_VARIANCE : 0));
+    if (g > 1) s.heads[g].mark = LATTN_PROMPT_END;
+  }
+  token_list t = tokens_new(&s, N);
+  tokens_make(&t, N, &rng);
+  size_t bytes = lattn_pool_bytes(NULL, &s.config, 1);
+  void *arena = ref_memory((int64_t)bytes, 1);
+  CHECK_STATUS(lattn_pool_init(&pool, arena, bytes, NULL), LATTN_OK);
+  CHECK_STATUS(lattn_cache_init(&cache, pool, &s.config), LATTN_OK);
+  exec.scratch_bytes = lattn_cache_scratch(&s.config, N, n_threads);
+  exec.scratch = ref_memory((int64_t)exec.scratch_bytes, 1);
+  if (n_threads > 1) exec.parallel_for = test_parallel_threads;
+  for (int64_t first = 0; first < N; first += first < MARK ? MARK : N - MARK) {
+    int64_t n = first < MARK ? MARK : N - MARK;
+    lattn_tensor to = tensor_of(out, LATTN_F32, n, 8, 6);
+    if (first) CHECK_STATUS(lattn_cache_mark(cache, LATTN_PROMPT_END, &exec), LATTN_OK);
+    CHECK_STATUS(
+        lattn_cache_extend(cache, &call, tokens_q(&t, &s, first, n), tokens_k(&t, &s, first, n),
+                           tokens_v(&t, &s, first, n), to, lse, &exec),
+        LATTN_OK);
+    hash = hash_f32(hash, out, n * ROW);
+    hash = hash_f32(hash, lse, n * 8);
+    hash = hash_f32(hash, bound, n * 8);
+    hash = hash_f32(hash, estimate, n * 8);
+  }
+  CHECK_STATUS(lattn_cache_release(cache), LATTN_OK);
+  free(exec.scratch);
+  free(arena);
+  tokens_free(&t);
+  return hash;
+}
+
+static void test_compensated(void) {
+  uint64_t one = compensated_hash(1);
+  for (int32_t n = 2; n <= 5; n++) {
+    check_case("compensated heads and a mark, %d threads", (int)n);
+    CHECK(compensated_hash(n) == one);
+  }
+}
+
 int main(void) {
-  for (uint64_t kind = 0; kind < 16; kind++) {
-    test_looks(kind, kind & 1 ? 4 : 2);
-    test_changes(kind, kind & 1 ? 2 : 4);
+  for (uint64_t kind = 0; kind < 20; kind++) {
+    uint64_t which = kind < 16 ? kind : 17 + 4 * (kind - 16); /* one head compensated */
+    test_looks(which, kind & 1 ? 4 : 2);
+    test_changes(which, kind & 1 ? 2 : 4);
   }
   for (uint64_t i = 1; i < 3; i++) {
     check_case("profile and calibration %d on threads", (int)i);
     CHECK(profile_case_hash(i, 0, 5) == profile_case_hash(i, 0, 1));
   }
+  test_compensated();
   return test_summary();
 }
