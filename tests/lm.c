@@ -7,6 +7,7 @@
 
 #include "examples/lm/llama.c" /* with the implementation of longattn.h */
 #include "examples/lm/policy.c"
+#include "examples/lm/scores.c"
 #include "examples/lm/tokenizer.c"
 
 static const char our_model[] = "examples/lm/model.bin", our_text[] = "examples/lm/text.txt";
@@ -16,7 +17,7 @@ static const char our_heads[] = "examples/lm/heads.tsv", our_hybrid[] = "example
 
 static char *slurp(const char *path, int64_t *n) {
   size_t bytes;
-  char *text = read_file(path, &bytes);
+  char *text = policy_read_file(path, &bytes);
   *n = text ? (int64_t)bytes : 0;
   return text;
 }
@@ -914,14 +915,57 @@ static void test_table_split(void) {
   CHECK_I64(head_table_split(&table, -1, streaming(4, 8, 0), heads), 4);
 }
 
+/* Saved and loaded again, a table has the same bits. */
+static void check_round_trip(const head_table *table) {
+  char error[POLICY_ERROR];
+  head_table again;
+  const char *path = scratch_file("table", "", 0);
+  CHECK(!head_table_save(table, path, error));
+  if (CHECK(!head_table_load(&again, path, error))) {
+    CHECK_I64(again.n_layers, table->n_layers);
+    CHECK_I64(again.n_kv_heads, table->n_kv_heads);
+    CHECK(!memcmp(table->gates, again.gates,
+                  (size_t)(table->n_layers * table->n_kv_heads) * sizeof(double)));
+    head_table_free(&again);
+  }
+  remove(path);
+}
+
+/* What the published procedure calls full: gates from the quantile on, linear between two of them.
+   It adds noise below 1e-6 against ties: heads so near to the threshold may be either. */
+static void check_official_mask(const head_table *table, double sparsity) {
+  int32_t n = table->n_layers * table->n_kv_heads, certain = 0, wrong = 0;
+  lattn_head *heads = (lattn_head *)malloc((size_t)n * sizeof *heads);
+  double *sorted = (double *)malloc((size_t)n * sizeof *sorted);
+  for (int32_t i = 0; i < n; i++) {
+    int32_t j = i;
+    for (; j && sorted[j - 1] > table->gates[i]; j--) sorted[j] = sorted[j - 1];
+    sorted[j] = table->gates[i];
+  }
+  double at = sparsity * (n - 1), below = floor(at);
+  double threshold = sorted[(int32_t)below], above = sorted[(int32_t)below + 1];
+  threshold += (at - below) * (above - threshold);
+  head_table_split(table, sparsity, streaming(64, 256, 0), heads);
+  for (int32_t i = 0; i < n; i++) {
+    if (fabs(table->gates[i] - threshold) <= 1e-6) continue;
+    certain++;
+    wrong += (heads[i].policy == LATTN_HEAD_FULL) != (table->gates[i] >= threshold);
+  }
+  CHECK_I64(wrong, 0);
+  if (certain < n / 2) FAIL("only %d heads are certain at %g", (int)certain, sparsity);
+  free(heads);
+  free(sorted);
+}
+
 /* The tables that DuoAttention published, where they are at hand: known counts. */
 static void test_published(const char *folder) {
   static const struct {
     const char *name;
-    int32_t n_layers, n_kv_heads, n_full, n_half;
-  } models[] = {{"Llama-2-7B-32K-Instruct", 32, 32, 446, 512},
-                {"Meta-Llama-3.1-8B-Instruct", 32, 8, 234, 128},
-                {"Mistral-7B-Instruct-v0.2", 32, 8, 244, 128}};
+    int32_t n_layers, n_kv_heads, n_full;
+  } models[] = {{"Llama-2-7B-32K-Instruct", 32, 32, 446},
+                {"Meta-Llama-3.1-8B-Instruct", 32, 8, 234},
+                {"Mistral-7B-Instruct-v0.2", 32, 8, 244}};
+  static const double sparsities[] = {0.25, 0.5, 0.75};
   lattn_head heads[1024];
   char path[512], error[POLICY_ERROR];
   head_table table;
@@ -938,31 +982,157 @@ static void test_published(const char *folder) {
     if (!CHECK(!head_table_load(&table, path, error))) continue;
     CHECK_I64(table.n_layers, models[i].n_layers);
     CHECK_I64(table.n_kv_heads, models[i].n_kv_heads);
+    int32_t n = table.n_layers * table.n_kv_heads;
     CHECK_I64(head_table_split(&table, -1, streaming(64, 256, 0), heads), models[i].n_full);
-    CHECK_I64(head_table_split(&table, 0.5, streaming(64, 256, 0), heads), models[i].n_half);
+    for (int j = 0; j < 3; j++) { /* exactly, ties or not: 768 of 1024 stream at 0.75, say */
+      CHECK_I64(head_table_split(&table, sparsities[j], streaming(64, 256, 0), heads),
+                n - (int32_t)(sparsities[j] * n));
+      check_official_mask(&table, sparsities[j]);
+    }
     CHECK(!head_table_config(path, &sink_size, &recent_size));
     CHECK_I64(sink_size, 128);
     CHECK_I64(recent_size, 256);
+    check_round_trip(&table);
     head_table_free(&table);
   }
 }
 
 static void test_our_table(void) {
-  head_table table, again;
+  head_table table;
   char error[POLICY_ERROR];
   int64_t sink_size, recent_size;
   check_case("%s", our_heads);
   if (!CHECK(!head_table_load(&table, our_heads, error))) return;
   CHECK(head_table_config(our_heads, &sink_size, &recent_size)); /* no config.json beside it */
-  const char *path = scratch_file("table", "", 0);
-  CHECK(!head_table_save(&table, path, error));
-  if (CHECK(!head_table_load(&again, path, error))) {
-    CHECK(!memcmp(table.gates, again.gates,
-                  (size_t)(table.n_layers * table.n_kv_heads) * sizeof(double)));
-    head_table_free(&again);
-  }
-  remove(path);
+  check_round_trip(&table);
   head_table_free(&table);
+}
+
+/* ---- scores of query heads ---- */
+
+static void test_scores_syntax(void) {
+  static const struct {
+    const char *text;
+    int32_t n_layers, n_heads, n_samples; /* 0 = refused */
+  } cases[] = {
+      {"{\"0-0\": [0.5]}", 1, 1, 1},
+      {"{\"1-0\":[1,2.5e-1],\"0-0\":[-0,1E+2]}", 2, 1, 2}, /* any order */
+      {" {\n\"0-1\" : [ 0 , 1 ] ,\r\n\t\"0-0\" : [ 2 , 3 ] } \n", 1, 2, 2},
+      {"", 0, 0, 0},
+      {"{}", 0, 0, 0},
+      {"[]", 0, 0, 0},
+      {"{\"0-0\": []}", 0, 0, 0},
+      {"{\"0-0\": 0.5}", 0, 0, 0},
+      {"{\"0-0\": [0.5]", 0, 0, 0},
+      {"{\"0-0\": [0.5}", 0, 0, 0},
+      {"{\"0-0\": [0.5],}", 0, 0, 0},
+      {"{\"0-0\": [0.5,]}", 0, 0, 0},
+      {"{\"0-0\": [0.5]} x", 0, 0, 0},
+      {"{\"0-0\" [0.5]}", 0, 0, 0},
+      {"{\"0-0: [0.5]}", 0, 0, 0},
+      {"{0-0: [0.5]}", 0, 0, 0},
+      {"{\"00-0\": [0.5]}", 0, 0, 0},
+      {"{\"-1-0\": [0.5]}", 0, 0, 0},
+      {"{\"0\": [0.5]}", 0, 0, 0},
+      {"{\"0-0-0\": [0.5]}", 0, 0, 0},
+      {"{\"9999-0\": [0.5]}", 0, 0, 0},
+      {"{\"0-99999999999999\": [0.5]}", 0, 0, 0},
+      {"{\"0-0\": [.5]}", 0, 0, 0},
+      {"{\"0-0\": [5.]}", 0, 0, 0},
+      {"{\"0-0\": [+5]}", 0, 0, 0},
+      {"{\"0-0\": [05]}", 0, 0, 0},
+      {"{\"0-0\": [1e]}", 0, 0, 0},
+      {"{\"0-0\": [0x1]}", 0, 0, 0},
+      {"{\"0-0\": [1e999]}", 0, 0, 0},
+      {"{\"0-0\": [NaN]}", 0, 0, 0},
+      {"{\"0-0\": [Infinity]}", 0, 0, 0},
+      {"{\"0-0\": [true]}", 0, 0, 0},
+      {"{\"0-0\": [1], \"0-0\": [1]}", 0, 0, 0},               /* twice */
+      {"{\"0-0\": [1], \"0-2\": [1]}", 0, 0, 0},               /* one is missing */
+      {"{\"0-0\": [1], \"0-0\": [1], \"0-2\": [1]}", 0, 0, 0}, /* both */
+      {"{\"0-0\": [1], \"0-1\": [1, 2]}", 0, 0, 0},
+      {"{\"0-0\": [1, 2], \"0-1\": [1]}", 0, 0, 0},
+  };
+  head_scores scores;
+  char error[POLICY_ERROR];
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const char *path = scratch_file("scores", cases[i].text, strlen(cases[i].text));
+    check_case("scores %d", (int)i);
+    error[0] = 0;
+    int bad = head_scores_load(&scores, path, error);
+    CHECK(!!bad == !cases[i].n_samples);
+    CHECK(!bad == !error[0]);
+    CHECK_I64(scores.n_layers, cases[i].n_layers);
+    CHECK_I64(scores.n_heads, cases[i].n_heads);
+    CHECK_I64(scores.n_samples, cases[i].n_samples);
+    if (i == 1 && !bad) CHECK(scores.scores[1] > 99 && scores.scores[3] < 0.26);
+    if (i == 2 && !bad) CHECK(scores.scores[0] > 1.5 && scores.scores[3] < 1.5);
+    head_scores_free(&scores);
+    remove(path);
+  }
+  const char *path = scratch_file("scores", "{\"0-0\": [1]}\0", 14);
+  check_case("a zero byte after the scores");
+  CHECK(head_scores_load(&scores, path, error));
+  remove(path);
+  CHECK(head_scores_load(&scores, "no/such/file", error));
+}
+
+static void test_groups(void) {
+  double gates[8] = {0.1, 0.3, -2, -1, 0, 0, 5, 4};
+  static const double want[3][8] = {{0.1, 0.3, -2, -1, 0, 0, 5, 4}, {0.3, -1, 0, 5}, {0.3, 5}};
+  head_table table = {2, 4, gates}, kv_heads;
+  for (int i = 0; i < 3; i++) {
+    check_case("heads in groups of %d", 1 << i);
+    if (!CHECK(!head_table_group(&table, 1 << i, &kv_heads))) continue;
+    CHECK_I64(kv_heads.n_layers, 2);
+    CHECK_I64(kv_heads.n_kv_heads, 4 >> i);
+    CHECK(!memcmp(kv_heads.gates, want[i], (size_t)(8 >> i) * sizeof(double)));
+    head_table_free(&kv_heads);
+  }
+  CHECK(head_table_group(&table, 3, &kv_heads));
+  CHECK(head_table_group(&table, 0, &kv_heads));
+}
+
+/* The retrieval scores that Wu et al. published for Mistral-7B-v0.2, where they are at hand: 1024
+   heads, 362 samples; a score is a count of copied tokens over the needle's length. */
+static void test_published_scores(const char *path) {
+  head_scores scores, again;
+  head_table means;
+  char error[POLICY_ERROR];
+  FILE *file = fopen(path, "rb");
+  if (!file) {
+    printf("skipped: %s is not there\n", path);
+    return;
+  }
+  fclose(file);
+  check_case("%s", path);
+  if (!CHECK(!head_scores_load(&scores, path, error))) return;
+  CHECK_I64(scores.n_layers, 32);
+  CHECK_I64(scores.n_heads, 32);
+  CHECK_I64(scores.n_samples, 362);
+  if (CHECK(!head_scores_mean(&scores, &means))) {
+    int32_t tenth = 0, half = 0, zero = 0;
+    for (int32_t i = 0; i < 1024; i++) {
+      tenth += means.gates[i] >= 0.1;
+      half += means.gates[i] >= 0.5;
+      zero += means.gates[i] <= 0;
+    }
+    CHECK_I64(tenth, 43);
+    CHECK_I64(half, 5);
+    CHECK_I64(zero, 666);
+    CHECK(fabs(means.gates[18 * 32 + 0] - 0.943) < 0.0005);
+    CHECK(fabs(means.gates[12 * 32 + 7] - 0.928) < 0.0005);
+    head_table_free(&means);
+  }
+  const char *copy = scratch_file("scores", "", 0);
+  CHECK(!head_scores_save(&scores, copy, error));
+  if (CHECK(!head_scores_load(&again, copy, error))) {
+    CHECK_I64(again.n_samples, scores.n_samples);
+    CHECK(!memcmp(scores.scores, again.scores, 1024 * 362 * sizeof(double)));
+    head_scores_free(&again);
+  }
+  remove(copy);
+  head_scores_free(&scores);
 }
 
 int main(int argc, char **argv) {
@@ -971,9 +1141,12 @@ int main(int argc, char **argv) {
   test_table_syntax();
   test_table_split();
   test_our_table();
+  test_scores_syntax();
+  test_groups();
   test_ours();
   test_hybrid();
   test_stories(argc > 1 ? argv[1] : "../shared/models/stories260K");
   test_published("../shared/heads/duo");
+  test_published_scores("../shared/heads/retrieval_score_Mistral-7B-v0.2.json");
   return test_summary();
 }

@@ -17,8 +17,7 @@ static int table_error(char *error, const char *path, const char *what, int32_t 
   return -1;
 }
 
-/* The whole file and a zero after it, or NULL; the caller frees it. */
-static char *read_file(const char *path, size_t *n_bytes) {
+char *policy_read_file(const char *path, size_t *n_bytes) {
   FILE *file = fopen(path, "rb");
   char *text = file ? (char *)malloc(MOST_BYTES + 1) : NULL;
   *n_bytes = text ? fread(text, 1, MOST_BYTES, file) : 0;
@@ -82,7 +81,7 @@ static int parse_table(head_table *table, char *text, size_t n_bytes, const char
 int head_table_load(head_table *table, const char *path, char error[POLICY_ERROR]) {
   size_t n_bytes;
   memset(table, 0, sizeof *table);
-  char *text = read_file(path, &n_bytes);
+  char *text = policy_read_file(path, &n_bytes);
   if (!text) return table_error(error, path, "cannot be read as a table of heads", 0);
   table->gates = (double *)malloc(MOST_HEADS * sizeof(double));
   int bad = table->gates ? parse_table(table, text, n_bytes, path, error)
@@ -132,7 +131,7 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
   if (!path) return -1;
   memcpy(path, table_path, folder);
   memcpy(path + folder, name, sizeof name);
-  char *text = read_file(path, &n_bytes);
+  char *text = policy_read_file(path, &n_bytes);
   free(path);
   if (!text) return -1;
   *sink_size = json_number(text, "\"sink_size\"");

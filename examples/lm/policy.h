@@ -30,4 +30,7 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
 int32_t head_table_split(const head_table *table, double sparsity, lattn_head streaming,
                          lattn_head *heads);
 
+/* The bytes of a file, at most 16 MiB, and a zero after them; or NULL. The caller frees it. */
+char *policy_read_file(const char *path, size_t *n_bytes);
+
 #endif /* POLICY_H */
