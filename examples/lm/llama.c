@@ -534,6 +534,8 @@ struct llama_session {
   int32_t n_threads, n_drafts;
   int (*progress)(void *user, int64_t done, int64_t total);
   void *user;
+  llama_observer observer;
+  void *observer_user;
   layer_memory *layers; /* [n_layers] */
   void *arena, *scratch;
   size_t scratch_bytes;
@@ -665,24 +667,29 @@ static lattn_status session_layers(llama_session *s, const llama_options *option
   return status;
 }
 
-llama_session *llama_session_open(const llama_model *model, const llama_options *options,
-                                  char error[LLAMA_ERROR]) {
-  uint64_t turns[512]; /* head_dim / 2 */
+lattn_status llama_rotary(const llama_model *model, lattn_rotary *rotary,
+                          uint64_t turns[LLAMA_MOST_TURNS]) {
   lattn_rotary_scaling scaling;
-  lattn_rotary rotary;
-  lattn_fault fault = {0, 0, ""};
-  size_t arena_bytes;
   memset(&scaling, 0, sizeof scaling);
   scaling.size = sizeof scaling;
   scaling.n_dims = model->head_dim;
   scaling.flags = LATTN_ROTARY_ROUND_F32; /* as in the programs that trained such models */
-  memset(&rotary, 0, sizeof rotary);
-  rotary.size = sizeof rotary;
-  rotary.layout = LATTN_ROTARY_INTERLEAVED;
-  rotary.n_dims = model->head_dim;
-  rotary.turns = turns;
+  memset(rotary, 0, sizeof *rotary);
+  rotary->size = sizeof *rotary;
+  rotary->layout = LATTN_ROTARY_INTERLEAVED;
+  rotary->n_dims = model->head_dim;
+  rotary->turns = turns;
+  return lattn_rotary_turns(turns, &scaling);
+}
+
+llama_session *llama_session_open(const llama_model *model, const llama_options *options,
+                                  char error[LLAMA_ERROR]) {
+  uint64_t turns[LLAMA_MOST_TURNS];
+  lattn_rotary rotary;
+  lattn_fault fault = {0, 0, ""};
+  size_t arena_bytes;
   llama_session *s = (llama_session *)calloc(1, sizeof *s);
-  lattn_status status = lattn_rotary_turns(turns, &scaling);
+  lattn_status status = llama_rotary(model, &rotary, turns);
   if (s) {
     s->model = model;
     s->n_threads = options->n_threads > 0 ? options->n_threads : 1;
@@ -710,6 +717,11 @@ void llama_session_close(llama_session *s) {
 }
 
 int64_t llama_length(const llama_session *s) { return s->length; }
+
+void llama_observe(llama_session *s, llama_observer observer, void *user) {
+  s->observer = observer;
+  s->observer_user = user;
+}
 
 /* ---- back to an earlier position ---- */
 
@@ -844,6 +856,7 @@ static lattn_status attend(llama_session *s, int32_t layer, int64_t n, const int
   v = k;
   v.data = s->wide + m->dim + kv_dim;
   lattn_cache *cache = s->layers[layer].cache;
+  if (s->observer && !parents) s->observer(s->observer_user, layer, s->length, q, k, v);
   if (parents) return lattn_cache_draft(cache, NULL, parents, q, k, v, out, NULL, &exec);
   return lattn_cache_extend(cache, NULL, q, k, v, out, NULL, &exec);
 }

@@ -123,6 +123,19 @@ lattn_status llama_load(llama_session *session, lattn_read_function read, void *
 
 int64_t llama_length(const llama_session *session);
 
+/* Looks at what attention gets: queries, keys and values of a block of tokens, before rotation; the
+   first is at that position. */
+typedef void (*llama_observer)(void *user, int32_t layer, int64_t position, lattn_tensor q,
+                               lattn_tensor k, lattn_tensor v);
+
+/* From now on each layer with attention calls it for each block; NULL = no more. Not for drafts. */
+void llama_observe(llama_session *session, llama_observer observer, void *user);
+
+/* How the model rotates queries and keys, by lattn_rotate or a cache. */
+enum { LLAMA_MOST_TURNS = 512 }; /* head_dim / 2 */
+lattn_status llama_rotary(const llama_model *model, lattn_rotary *rotary,
+                          uint64_t turns[LLAMA_MOST_TURNS]);
+
 /* The statistics of all layers' caches, added up. */
 lattn_cache_stats llama_stats(const llama_session *session);
 

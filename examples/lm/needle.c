@@ -49,10 +49,19 @@ static int64_t put_tail(const needle_case *c, int i, int32_t *tokens) {
   return put(tokens, n, c->phrases[i], NEEDLE_LETTERS - 1);
 }
 
-static needle_result judge(const float *logits, int32_t vocab_size, const char *phrase) {
+int64_t needle_prompt(const needle_case *c, int i, int32_t *tokens, int64_t *letter) {
+  tokens[0] = LLAMA_BOS;
+  int64_t n = put(tokens, 1, c->text, c->at[i]);
+  *letter = n + 1 + NEEDLE_CUE;
+  return n + put_tail(c, i, tokens + n);
+}
+
+needle_result needle_judge(const llama_model *model, const needle_case *c, int i,
+                           const float *logits) {
   needle_result r = {0, 0};
+  int32_t vocab_size = model->vocab_size;
   for (int32_t a = 0; a < NEEDLE_ASKED; a++, logits += vocab_size) {
-    int32_t letter = phrase[NEEDLE_CUE + a];
+    int32_t letter = c->phrases[i][NEEDLE_CUE + a];
     r.n_right += r.n_right == a && llama_argmax(logits, vocab_size) == letter;
     r.log_probability -= llama_loss(logits, vocab_size, letter) / NEEDLE_ASKED;
   }
@@ -75,7 +84,7 @@ lattn_status needle_run(llama_session *session, const llama_model *model, const 
     if (!status) status = llama_mark(session);
     if (!status)
       status = llama_extend(session, tokens, put_tail(c, i, tokens), NEEDLE_ASKED, logits);
-    if (!status) results[i] = judge(logits, model->vocab_size, c->phrases[i]);
+    if (!status) results[i] = needle_judge(model, c, i, logits);
     if (!status) status = llama_truncate(session, 1 + read);
   }
   free(tokens);

@@ -39,6 +39,15 @@ int64_t random_below(uint64_t *state, int64_t n);
 /* Takes the text from a random place. 0, or -1: the text or the length is too short. */
 int needle_make(needle_case *c, const char *text, int64_t n_bytes, int64_t length, uint64_t *state);
 
+/* Prompt i of a case, from BOS to the last letter but one of the answer, into tokens
+   [c->length + NEEDLE_ASKED - 1]; its length. The last NEEDLE_ASKED tokens are those after which the
+   letters asked for come; *letter gets the position of the first of these in the needle. */
+int64_t needle_prompt(const needle_case *c, int i, int32_t *tokens, int64_t *letter);
+
+/* What came of the letters, from the logits of those NEEDLE_ASKED tokens. */
+needle_result needle_judge(const llama_model *model, const needle_case *c, int i,
+                           const float *logits);
+
 /* Runs the prompts of a case on a session, the shallowest needle first, going back in between:
    streaming heads need a slack of c->length (what a row attends to does not depend on it), the
    session a capacity of c->length + NEEDLE_ASKED. */

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "svg.h"
 
@@ -71,7 +72,7 @@ int plot_heat(const char *path, const plot_scores *s) {
 /* ---- choices of heads ---- */
 
 enum {
-  WIDTH = 900,
+  WIDTH = 940,
   PANEL = 210, /* height of a panel, and what of it is the frame */
   FRAME = 150,
   PANELS_LEFT = 90,
@@ -100,11 +101,17 @@ static void widen(axis *a, const double *values, int32_t n) {
   }
 }
 
-static axis make_axis(const plot_measure *m, double top, int32_t n_groups, int32_t n_choices) {
+static axis make_axis(const plot_comparison *c, int32_t measure) {
+  const plot_measure *m = &c->measures[measure];
+  double top = PANELS_TOP + PANEL * measure;
   axis a = {top, top + FRAME, m->all_full, m->all_full, m->logarithmic};
   widen(&a, &m->none_full, 1);
-  widen(&a, m->values, n_groups * n_choices);
-  widen(&a, m->quartiles, n_groups * 5);
+  widen(&a, m->values, c->n_groups * c->n_choices);
+  widen(&a, m->quartiles, c->n_groups * 5);
+  if (m->high > m->low) {
+    widen(&a, &m->low, 1);
+    widen(&a, &m->high, 1);
+  }
   double room = a.logarithmic ? pow(a.high / a.low, 0.06) : (a.high - a.low) * 0.06;
   if (a.high <= a.low) room = a.logarithmic ? 1.1 : 0.1;
   a.low = a.logarithmic ? a.low / room : a.low - room;
@@ -112,25 +119,36 @@ static axis make_axis(const plot_measure *m, double top, int32_t n_groups, int32
   return a;
 }
 
-/* Round numbers: of 1, 2 and 5 times powers of ten on a logarithmic axis, else some five. */
-static void draw_ticks(FILE *svg, const axis *a) {
-  double step = pow(10, floor(log10(a->high - a->low)));
-  if ((a->high - a->low) / step < 2) step /= 5;
-  else if ((a->high - a->low) / step < 5) step /= 2;
-  double y = a->logarithmic ? pow(10, floor(log10(a->low))) : ceil(a->low / step) * step;
-  for (int i = 0; y <= a->high; i++) {
-    if (y >= a->low) {
-      svg_line(svg, PANELS_LEFT, height_at(a, y), PANELS_RIGHT, height_at(a, y), rule, 1, NULL);
-      svg_text(svg, PANELS_LEFT - 8, height_at(a, y) + 4, "end", 12, ink, "%.4g",
-               fabs(y) < step / 1e6 ? 0 : y);
-    }
-    y = a->logarithmic ? y * (i % 3 == 1 ? 2.5 : 2) : y + step;
-  }
+static void draw_tick(FILE *svg, const axis *a, double y) {
+  if (y < a->low || y > a->high) return;
+  svg_line(svg, PANELS_LEFT, height_at(a, y), PANELS_RIGHT, height_at(a, y), rule, 1, NULL);
+  svg_text(svg, PANELS_LEFT - 8, height_at(a, y) + 4, "end", 12, ink, "%.4g", y);
 }
 
-static void draw_reference(FILE *svg, const axis *a, double y, const char *name) {
-  svg_line(svg, PANELS_LEFT, height_at(a, y), PANELS_RIGHT, height_at(a, y), pale, 1, "5 4");
-  svg_text(svg, PANELS_RIGHT + 4, height_at(a, y) + 4, "start", 11, pale, "%s", name);
+/* Round numbers: of 1, 2 and 5 times powers of ten on a logarithmic axis, else three to six. */
+static void draw_ticks(FILE *svg, const axis *a) {
+  double range = a->high - a->low, step = pow(10, floor(log10(range)));
+  if (a->logarithmic) {
+    for (double y = pow(10, floor(log10(a->low))); y <= a->high; y *= 10)
+      for (int i = 0; i < 3; i++) draw_tick(svg, a, y * (i == 2 ? 5 : i + 1));
+    return;
+  }
+  step *= range < 2 * step ? 0.5 : range > 5 * step ? 2 : 1;
+  for (double i = ceil(a->low / step); i * step <= a->high; i++) draw_tick(svg, a, i * step + 0.0); /* not -0 */
+}
+
+/* Dashed lines where every head or no head is full; their names keep apart. */
+static void draw_references(FILE *svg, const axis *a, const plot_measure *m) {
+  double all = height_at(a, m->all_full), none = height_at(a, m->none_full);
+  double lower = fmax(all, none), middle = (all + none) / 2, upper = fmin(all, none);
+  if (lower - upper < 13) {
+    lower = middle + 6.5;
+    upper = middle - 6.5;
+  }
+  svg_line(svg, PANELS_LEFT, all, PANELS_RIGHT, all, pale, 1, "5 4");
+  svg_line(svg, PANELS_LEFT, none, PANELS_RIGHT, none, pale, 1, "5 4");
+  svg_text(svg, PANELS_RIGHT + 4, (all > none ? lower : upper) + 4, "start", 11, pale, "all full");
+  svg_text(svg, PANELS_RIGHT + 4, (all > none ? upper : lower) + 4, "start", 11, pale, "none full");
 }
 
 /* From the least to the largest a line, between the quartiles a box, the median across it. */
@@ -144,44 +162,50 @@ static void draw_box(FILE *svg, const axis *a, double x, const double *quartiles
   svg_line(svg, left, y[2], right, y[2], ink, 2, NULL);
 }
 
-static void draw_measure(FILE *svg, const plot_measure *m, const axis *a, int32_t n_groups,
-                         const plot_choice *choices, int32_t n_choices, int32_t n_random) {
-  double width = (double)(PANELS_RIGHT - PANELS_LEFT) / n_groups;
+/* All of a group, from its left edge on. */
+static void draw_group(FILE *svg, const plot_comparison *c, const plot_measure *m, const axis *a,
+                       int32_t group, double x) {
+  for (int32_t i = 0; i < c->n_random; i++)
+    svg_circle(svg, x + 7 * (i % 5), height_at(a, m->random[group * c->random_stride + i]), 2,
+               "#9aa5b1");
+  draw_box(svg, a, x + 48, m->quartiles + group * 5);
+  for (int32_t i = 0; i < c->n_choices; i++)
+    svg_circle(svg, x + 78 + STEP * i, height_at(a, m->values[group * c->n_choices + i]), 6,
+               c->choices[i].color);
+  svg_text(svg, x + (78 + STEP * c->n_choices) / 2.0, a->bottom + 20, "middle", 12, ink, "%s",
+           c->groups[group]);
+}
+
+static void draw_measure(FILE *svg, const plot_comparison *c, const plot_measure *m,
+                         const axis *a) {
+  double width = (double)(PANELS_RIGHT - PANELS_LEFT) / c->n_groups;
+  double used = 78 + STEP * c->n_choices;
   svg_text(svg, PANELS_LEFT - 50, a->top - 10, "start", 13, ink, "%s", m->name);
   draw_ticks(svg, a);
-  draw_reference(svg, a, m->all_full, "all");
-  draw_reference(svg, a, m->none_full, "none");
+  draw_references(svg, a, m);
   svg_line(svg, PANELS_LEFT, a->bottom, PANELS_RIGHT, a->bottom, ink, 1, NULL);
-  for (int32_t g = 0; g < n_groups; g++) {
-    double x = PANELS_LEFT + width * (g + 0.5) - STEP * n_choices / 2.0;
-    for (int32_t i = 0; i < n_random; i++)
-      svg_circle(svg, x - 62 + 7 * (i % 5), height_at(a, m->random[g * n_random + i]), 2,
-                 "#9aa5b1");
-    draw_box(svg, a, x - 14, m->quartiles + g * 5);
-    for (int32_t c = 0; c < n_choices; c++)
-      svg_circle(svg, x + 16 + STEP * c, height_at(a, m->values[g * n_choices + c]), 6,
-                 choices[c].color);
+  for (int32_t g = 0; g < c->n_groups; g++)
+    draw_group(svg, c, m, a, g, PANELS_LEFT + width * g + (width - used) / 2);
+}
+
+static void draw_legend(FILE *svg, const plot_comparison *c) {
+  double x = PANELS_LEFT - 50;
+  for (int32_t i = 0; i <= c->n_choices; i++) {
+    const char *name = i ? c->choices[i - 1].name : "random, quartiles";
+    svg_circle(svg, x + 6, 50, i ? 6 : 3, i ? c->choices[i - 1].color : "#9aa5b1");
+    svg_text(svg, x + 16, 54, "start", 12, ink, "%s", name);
+    x += 36 + 6.6 * (double)strlen(name); /* a letter is about so wide */
   }
 }
 
-int plot_choices(const char *path, const char *title, const plot_measure *measures,
-                 int32_t n_measures, const char *const *groups, int32_t n_groups,
-                 const plot_choice *choices, int32_t n_choices, int32_t n_random) {
-  double width = (double)(PANELS_RIGHT - PANELS_LEFT) / n_groups, x = PANELS_LEFT - 50;
-  FILE *svg = svg_open(path, WIDTH, PANELS_TOP + PANEL * n_measures + 10);
+int plot_choices(const char *path, const plot_comparison *c) {
+  FILE *svg = svg_open(path, WIDTH, PANELS_TOP + PANEL * c->n_measures);
   if (!svg) return -1;
-  svg_text(svg, x, 28, "start", 16, ink, "%s", title);
-  for (int32_t c = 0; c <= n_choices; c++, x += 800.0 / (n_choices + 1)) {
-    svg_circle(svg, x + 6, 50, c ? 6 : 4, c ? choices[c - 1].color : "#9aa5b1");
-    svg_text(svg, x + 16, 54, "start", 12, ink, "%s",
-             c ? choices[c - 1].name : "random, quartiles");
-  }
-  for (int32_t i = 0; i < n_measures; i++) {
-    axis a = make_axis(&measures[i], PANELS_TOP + PANEL * i, n_groups, n_choices);
-    draw_measure(svg, &measures[i], &a, n_groups, choices, n_choices, n_random);
-    for (int32_t g = 0; g < n_groups; g++)
-      svg_text(svg, PANELS_LEFT + width * (g + 0.5), a.bottom + 20, "middle", 12, ink, "%s",
-               groups[g]);
+  svg_text(svg, PANELS_LEFT - 50, 28, "start", 16, ink, "%s", c->title);
+  draw_legend(svg, c);
+  for (int32_t i = 0; i < c->n_measures; i++) {
+    axis a = make_axis(c, i);
+    draw_measure(svg, c, &c->measures[i], &a);
   }
   return svg_close(svg);
 }

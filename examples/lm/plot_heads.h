@@ -26,14 +26,22 @@ typedef struct plot_measure {
   const char *name;
   int logarithmic;
   const double *values;    /* [n_groups][n_choices] */
-  const double *random;    /* [n_groups][n_random] */
+  const double *random;    /* [n_groups][random_stride] */
   const double *quartiles; /* [n_groups][5]: of random: least, quartiles, largest */
   double all_full, none_full;
+  double low, high; /* of the axis, at least; both 0 = what is drawn */
 } plot_measure;
 
+typedef struct plot_comparison {
+  const char *title;
+  const plot_measure *measures;
+  const char *const *groups; /* their names */
+  const plot_choice *choices;
+  int32_t n_measures, n_groups, n_choices, n_random;
+  int32_t random_stride; /* from one group's random ones to the next */
+} plot_comparison;
+
 /* A panel for each measure: choices as dots, random ones as small dots and a box with quartiles. */
-int plot_choices(const char *path, const char *title, const plot_measure *measures,
-                 int32_t n_measures, const char *const *groups, int32_t n_groups,
-                 const plot_choice *choices, int32_t n_choices, int32_t n_random);
+int plot_choices(const char *path, const plot_comparison *c);
 
 #endif /* PLOT_HEADS_H */

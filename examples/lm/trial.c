@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- perplexity ---- */
 
@@ -93,7 +94,17 @@ int trial_run(const demo_input *in, const trial_plan *plan, const lattn_head *he
   return text_run(in, plan, heads, result) || needles_run(in, plan, heads, result) ? -1 : 0;
 }
 
-/* ---- quartiles ---- */
+/* ---- random heads and their quartiles ---- */
+
+void trial_random_heads(lattn_head *heads, int32_t n, int32_t n_full, uint64_t *state) {
+  for (int32_t i = 0; i < n; i++) heads[i] = demo_streaming();
+  while (n_full) {
+    int64_t i = random_below(state, n);
+    if (heads[i].policy == LATTN_HEAD_FULL) continue;
+    memset(&heads[i], 0, sizeof heads[i]);
+    n_full--;
+  }
+}
 
 static int compare(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;

@@ -1,0 +1,243 @@
+/* compare.c - see compare.h.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#include "compare.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plot_heads.h"
+
+enum {
+  SEED = 3,
+  SIZES = 3,
+  CHOICES = 5,
+  MOST_RANDOM = 20,
+  MEASURES = 3,
+  LENGTHS = 2,
+  QUARTILES = 5
+};
+
+static const int64_t lengths[LENGTHS] = {384, 768};
+static const int32_t parts[SIZES] = {8, 4, 2}; /* one head of so many is full */
+
+static const plot_choice choices[CHOICES] = {{"by gates", "#7570b3"},
+                                             {"by retrieval score", "#1b9e77"},
+                                             {"by echo and induction", "#d95f02"},
+                                             {"by leaving one out", "#2b83ba"},
+                                             {"wrong: lowest gates", "#c51b7d"}};
+
+static const char *const measures[MEASURES] = {
+    "share of the needles found",
+    "perplexity of the needles' letters, when they are asked for (lower is better)",
+    "perplexity of the text, from position 128 on (lower is better)"};
+
+/* All numbers, [measure][size] of each. */
+typedef struct comparison {
+  double of_choices[MEASURES][SIZES][CHOICES];
+  double of_random[MEASURES][SIZES][MOST_RANDOM];
+  double quartiles[MEASURES][SIZES][QUARTILES];
+  trial_result all, none; /* every head full; every head streaming */
+  int64_t bytes[SIZES];
+  int32_t n_full[SIZES], n_heads, n_random;
+  lattn_head *heads; /* [n_heads] */
+} comparison;
+
+static int fail(const char *what) {
+  fprintf(stderr, "profile: %s\n", what);
+  return -1;
+}
+
+/* ---- choosing ---- */
+
+static void choose_best(const head_table *table, int32_t n_full, lattn_head streaming,
+                        lattn_head *heads) {
+  double n = (double)(table->n_layers * table->n_kv_heads);
+  head_table_split(table, 1 - n_full / n, streaming, heads);
+}
+
+/* The heads that the gates would make full last. */
+static void choose_worst(const head_table *table, int32_t n_full, lattn_head streaming,
+                         lattn_head *heads) {
+  int32_t n = table->n_layers * table->n_kv_heads;
+  choose_best(table, n - n_full, streaming, heads);
+  for (int32_t i = 0; i < n; i++) {
+    int was_full = heads[i].policy == LATTN_HEAD_FULL;
+    memset(&heads[i], 0, sizeof heads[i]);
+    if (was_full) heads[i] = streaming;
+  }
+}
+
+/* Whether head i comes before head j by that score; of equal ones the first does. */
+static int is_stronger(const double *score, int32_t i, int32_t j) {
+  return score[i] > score[j] || (score[i] >= score[j] && i < j);
+}
+
+void compare_razor(const compare_scores *scores, int32_t n_full, lattn_head streaming,
+                   lattn_head *heads) {
+  int32_t n = scores->echo.n_layers * scores->echo.n_kv_heads;
+  int32_t by_echo = n_full / 15 > 0 ? n_full / 15 : 1;
+  for (int32_t i = 0; i < n; i++) heads[i] = streaming;
+  for (int32_t k = 0; k < n_full; k++) {
+    const double *score = k < by_echo ? scores->echo.gates : scores->induction.gates;
+    int32_t best = -1;
+    for (int32_t i = 0; i < n; i++)
+      if (heads[i].policy != LATTN_HEAD_FULL && (best < 0 || is_stronger(score, i, best))) best = i;
+    if (best >= 0) memset(&heads[best], 0, sizeof heads[best]);
+  }
+}
+
+static void choose(const compare_scores *s, int32_t choice, int32_t n_full, lattn_head *heads) {
+  const head_table *const tables[] = {&s->gates, &s->retrieval, NULL, &s->measured, &s->gates};
+  if (choice == 2) compare_razor(s, n_full, demo_streaming(), heads);
+  else if (choice == 4) choose_worst(tables[choice], n_full, demo_streaming(), heads);
+  else choose_best(tables[choice], n_full, demo_streaming(), heads);
+}
+
+/* ---- measuring ---- */
+
+static double of(const trial_result *r, int measure) {
+  return measure == 0 ? r->found : measure == 1 ? r->letters : r->text;
+}
+
+static int try_size(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
+                    comparison *c, int size, uint64_t *state) {
+  trial_result r;
+  for (int32_t i = 0; i < CHOICES + c->n_random; i++) {
+    if (i < CHOICES) choose(scores, i, c->n_full[size], c->heads);
+    else trial_random_heads(c->heads, c->n_heads, c->n_full[size], state);
+    if (trial_run(in, plan, c->heads, &r)) return -1;
+    if (i == 0) c->bytes[size] = r.bytes;
+    if (r.bytes != c->bytes[size]) return fail("choices differ in bytes");
+    for (int m = 0; m < MEASURES; m++)
+      if (i < CHOICES) c->of_choices[m][size][i] = of(&r, m);
+      else c->of_random[m][size][i - CHOICES] = of(&r, m);
+  }
+  for (int m = 0; m < MEASURES; m++)
+    trial_quartiles(c->of_random[m][size], c->n_random, c->quartiles[m][size]);
+  return 0;
+}
+
+static int try_all(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
+                   comparison *c) {
+  uint64_t state = SEED;
+  if (trial_run(in, plan, NULL, &c->all)) return -1;
+  for (int32_t i = 0; i < c->n_heads; i++) c->heads[i] = demo_streaming();
+  if (trial_run(in, plan, c->heads, &c->none)) return -1;
+  for (int s = 0; s < SIZES; s++)
+    if (try_size(in, scores, plan, c, s, &state)) return -1;
+  return 0;
+}
+
+/* ---- showing ---- */
+
+/* How many random choices are worse than that one, by a measure; equal ones are not. */
+static int32_t beaten(const comparison *c, int measure, int size, int choice) {
+  int32_t n = 0;
+  double x = c->of_choices[measure][size][choice];
+  for (int32_t i = 0; i < c->n_random; i++) {
+    double y = c->of_random[measure][size][i];
+    n += measure == 0 ? y < x : y > x;
+  }
+  return n;
+}
+
+static void show_row(const char *name, const double *const values[MEASURES]) {
+  printf("  %-24s", name);
+  for (int m = 0; m < MEASURES; m++) printf(m ? "%9.3f" : "%9.2f", *values[m]);
+}
+
+static void show_size(const comparison *c, int size) {
+  static const char *const names[QUARTILES] = {"random: least", "first quartile", "median",
+                                               "third quartile", "largest"};
+  const double *row[MEASURES];
+  printf("\n%d of %d KV heads full, %lld KiB%*s  needles  letters     text   random ones worse\n",
+         (int)c->n_full[size], (int)c->n_heads, (long long)(c->bytes[size] / 1024),
+         c->n_full[size] < 10 ? 1 : 0, "");
+  for (int i = 0; i < CHOICES; i++) {
+    for (int m = 0; m < MEASURES; m++) row[m] = &c->of_choices[m][size][i];
+    show_row(choices[i].name, row);
+    printf("   %d, %d, %d of %d\n", (int)beaten(c, 0, size, i), (int)beaten(c, 1, size, i),
+           (int)beaten(c, 2, size, i), (int)c->n_random);
+  }
+  for (int q = 0; q < QUARTILES; q++) {
+    for (int m = 0; m < MEASURES; m++) row[m] = &c->quartiles[m][size][q];
+    show_row(names[q], row);
+    printf("\n");
+  }
+}
+
+static void show(const comparison *c, const trial_plan *plan) {
+  const double *all[MEASURES] = {&c->all.found, &c->all.letters, &c->all.text};
+  const double *none[MEASURES] = {&c->none.found, &c->none.letters, &c->none.text};
+  printf(
+      "\nWhich heads are full, the others keep %d sinks and a window of %d. needles: share found "
+      "of "
+      "%d; letters:\nperplexity of what is asked for; text: perplexity of the text in pieces of "
+      "%lld, from position %lld on.\n",
+      DEMO_SINKS, DEMO_WINDOW,
+      (int)(plan->needles.n_lengths * plan->needles.n_samples * NEEDLE_DEPTHS),
+      (long long)plan->piece, (long long)plan->first);
+  printf("%-26s  needles  letters     text\n", "");
+  show_row("every head full", all);
+  printf("   %lld KiB\n", (long long)(c->all.bytes / 1024));
+  show_row("no head full", none);
+  printf("   %lld KiB\n", (long long)(c->none.bytes / 1024));
+  for (int s = 0; s < SIZES; s++) show_size(c, s);
+}
+
+static int draw(const comparison *c, const char *path) {
+  char names[SIZES][64], title[96];
+  plot_comparison p;
+  plot_measure of_measure[MEASURES];
+  const char *groups[SIZES];
+  for (int m = 0; m < MEASURES; m++) {
+    plot_measure x = {measures[m],
+                      m == 1,
+                      c->of_choices[m][0],
+                      c->of_random[m][0],
+                      c->quartiles[m][0],
+                      of(&c->all, m),
+                      of(&c->none, m),
+                      0,
+                      m == 0};
+    if (m == 2) { /* a wide axis: differences of 0.1 % shall not look large */
+      x.low = 0.97 * c->all.text;
+      x.high = 1.03 * c->all.text;
+    }
+    of_measure[m] = x;
+  }
+  for (int s = 0; s < SIZES; s++) {
+    snprintf(names[s], sizeof names[s], "%d of %d heads full, %lld KiB", (int)c->n_full[s],
+             (int)c->n_heads, (long long)(c->bytes[s] / 1024));
+    groups[s] = names[s];
+  }
+  snprintf(title, sizeof title,
+           "Which heads are full, at equal bytes: five choices, %d random ones", (int)c->n_random);
+  p.title = title;
+  p.measures = of_measure;
+  p.n_measures = MEASURES;
+  p.groups = groups;
+  p.n_groups = SIZES;
+  p.choices = choices;
+  p.n_choices = CHOICES;
+  p.n_random = c->n_random;
+  p.random_stride = MOST_RANDOM;
+  return plot_choices(path, &p);
+}
+
+int compare_choices(const demo_input *in, const compare_scores *scores, int quick,
+                    const char *picture) {
+  static comparison c;
+  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 5, SEED}, 1024, 128};
+  memset(&c, 0, sizeof c);
+  c.n_random = quick ? 4 : MOST_RANDOM;
+  c.n_heads = in->model.n_layers * in->model.n_kv_heads;
+  for (int s = 0; s < SIZES; s++) c.n_full[s] = c.n_heads / parts[s];
+  c.heads = (lattn_head *)calloc((size_t)c.n_heads, sizeof *c.heads);
+  int bad = !c.heads || try_all(in, scores, &plan, &c);
+  free(c.heads);
+  if (bad) return fail("the choices cannot be tried");
+  show(&c, &plan);
+  return draw(&c, picture) ? fail("the picture of the choices cannot be written") : 0;
+}

@@ -1,0 +1,26 @@
+/* compare.h - choices of full heads against each other, at equal bytes.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#ifndef COMPARE_H
+#define COMPARE_H
+
+#include "policy.h"
+#include "trial.h"
+
+/* Scores of KV heads by which full heads may be chosen. */
+typedef struct compare_scores {
+  head_table measured; /* heads.tsv: what each head's streaming costs (make heads) */
+  head_table gates, retrieval, echo, induction;
+} compare_scores;
+
+/* RazorAttention's rule, adapted in share: it takes 14 % of the heads by induction and 1 % by echo;
+   here of n_full heads one in fifteen, but at least one, is the strongest by echo, the others by
+   induction. */
+void compare_razor(const compare_scores *scores, int32_t n_full, lattn_head streaming,
+                   lattn_head *heads);
+
+/* Tries every choice at 2, 4 and 8 of 16 KV heads full (an eighth, a quarter, a half), and as many
+   random ones, prints a table, and draws a picture. quick: fewer of all. 0, or -1. */
+int compare_choices(const demo_input *in, const compare_scores *scores, int quick,
+                    const char *picture);
+
+#endif /* COMPARE_H */

@@ -1,0 +1,29 @@
+/* recorder.h - keeps what attention got in a run: rotated queries and keys, and values, by layer.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
+#ifndef RECORDER_H
+#define RECORDER_H
+
+#include "llama.h"
+
+typedef struct recorder {
+  const llama_model *model;
+  int64_t capacity, n_tokens; /* n_tokens: seen by the layer that saw the most */
+  float *memory;              /* [n_layers][capacity][q, k and v side by side] */
+  lattn_rotary rotary;
+  uint64_t turns[LLAMA_MOST_TURNS];
+  lattn_status status; /* of what it did while it observed */
+} recorder;
+
+/* 0, or -1: not enough memory; nothing is to be freed then. */
+int recorder_open(recorder *r, const llama_model *model, int64_t capacity);
+void recorder_close(recorder *r);
+
+/* A llama_observer; user is the recorder. Positions that come again replace what was there. */
+void recorder_observe(void *user, int32_t layer, int64_t position, lattn_tensor q, lattn_tensor k,
+                      lattn_tensor v);
+
+/* The first n tokens of a layer. */
+void recorder_read(const recorder *r, int32_t layer, int64_t n, lattn_tensor *q, lattn_tensor *k,
+                   lattn_tensor *v);
+
+#endif /* RECORDER_H */
