@@ -5,10 +5,15 @@
    when absent. Runs from the root of the repository, for examples/lm/. */
 #include "test.h"
 
+#include "examples/lm/choose.c"
+#include "examples/lm/demo_input.c"
 #include "examples/lm/llama.c" /* with the implementation of longattn.h */
+#include "examples/lm/needle.c"
 #include "examples/lm/policy.c"
+#include "examples/lm/recorder.c"
 #include "examples/lm/scores.c"
 #include "examples/lm/tokenizer.c"
+#include "examples/lm/trial.c"
 
 static const char our_model[] = "examples/lm/model.bin", our_text[] = "examples/lm/text.txt";
 static const char our_heads[] = "examples/lm/heads.tsv", our_hybrid[] = "examples/lm/hybrid.bin";
@@ -297,6 +302,97 @@ static void test_streaming(const llama_model *m, const int32_t *tokens) {
   free(window);
 }
 
+/* A whole prompt asks what the prompts ask that share their text. */
+static void test_needles(const llama_model *m, const char *text, int64_t n_bytes) {
+  enum { LENGTH = 300 };
+  int32_t tokens[LENGTH + NEEDLE_ASKED];
+  needle_case c;
+  needle_result want[NEEDLE_DEPTHS], got;
+  uint64_t state = 3;
+  float *logits = (float *)malloc((size_t)(NEEDLE_ASKED * m->vocab_size) * sizeof *logits);
+  llama_session *s = open_session(m, NULL, LENGTH + NEEDLE_ASKED, 1);
+  CHECK(!needle_make(&c, text, n_bytes, LENGTH, &state));
+  CHECK_STATUS(needle_run(s, m, &c, want), LATTN_OK);
+  for (int i = 0; i < NEEDLE_DEPTHS; i++) {
+    int64_t letter, n = needle_prompt(&c, i, tokens, &letter);
+    check_case("needle %d, asked for in one prompt", i);
+    CHECK_I64(n, LENGTH + NEEDLE_ASKED - 1);
+    CHECK(tokens[letter - NEEDLE_CUE - 1] == '<' && tokens[letter + NEEDLE_ASKED] == '>');
+    for (int a = 0; a < NEEDLE_ASKED; a++) /* the token before letter a */
+      CHECK_I64(tokens[n - NEEDLE_ASKED + a], tokens[letter + a - 1]);
+    CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+    CHECK_STATUS(llama_extend(s, tokens, n, NEEDLE_ASKED, logits), LATTN_OK);
+    got = needle_judge(m, &c, i, logits);
+    CHECK_I64(got.n_right, want[i].n_right);
+    CHECK(!memcmp(&got.log_probability, &want[i].log_probability, sizeof(double)));
+  }
+  llama_session_close(s);
+  free(logits);
+}
+
+/* What the recorder keeps of layer 0 is what the maths says, and does not depend on cuts. */
+static void test_recorder(const llama_model *m, const int32_t *tokens) {
+  enum { N = 300 };
+  int64_t n_bytes, dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+  char *file = slurp(our_model, &n_bytes);
+  float *weights = (float *)malloc((size_t)n_bytes);
+  float *logits = (float *)malloc((size_t)(N * m->vocab_size) * sizeof *logits);
+  double *x = (double *)calloc((size_t)(4 * dim + 2 * kv), sizeof *x), worst = 0, largest = 0;
+  recorder whole, cut;
+  lattn_tensor q, k, v;
+  memcpy(weights, file + HEADER_BYTES, (size_t)n_bytes - HEADER_BYTES);
+  plain_weights w = plain_map(m, weights);
+  check_case("what attention got, recorded");
+  CHECK(!recorder_open(&whole, m, N) && !recorder_open(&cut, m, N));
+  llama_session *s = open_session(m, NULL, N, 1);
+  llama_observe(s, recorder_observe, &whole);
+  CHECK_STATUS(llama_extend(s, tokens, N, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  llama_observe(s, recorder_observe, &cut);
+  extend_cut(s, m, tokens, N, 0, logits);
+  llama_observe(s, NULL, NULL);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens + 1, N, 0, NULL), LATTN_OK); /* seen by no one */
+  CHECK_STATUS(whole.status, LATTN_OK);
+  CHECK_I64(whole.n_tokens, N);
+  CHECK(!memcmp(whole.memory, cut.memory,
+                (size_t)(m->n_layers * N * (dim + 2 * kv)) * sizeof(float)));
+  recorder_read(&whole, 0, N, &q, &k, &v);
+  for (int64_t t = 0; t < N; t++) {
+    double *h = x + dim, *want[3] = {h + dim, h + 2 * dim, h + 2 * dim + kv};
+    const lattn_tensor *got[3] = {&q, &k, &v};
+    for (int64_t i = 0; i < dim; i++) x[i] = (double)w.embedding[tokens[t] * dim + i];
+    plain_norm(h, x, w.attention_norm, dim);
+    plain_matmul(want[0], w.wq, h, dim, dim);
+    plain_matmul(want[1], w.wk, h, kv, dim);
+    plain_matmul(want[2], w.wv, h, kv, dim);
+    plain_rotate(want[0], m->n_heads, m->head_dim, t);
+    plain_rotate(want[1], m->n_kv_heads, m->head_dim, t);
+    for (int j = 0; j < 3; j++)
+      for (int64_t i = 0; i < (j ? kv : dim); i++) {
+        float y = ((const float *)got[j]->data)[t * got[j]->stride_token + i];
+        worst = fmax(worst, fabs((double)y - want[j][i]));
+        largest = fmax(largest, fabs(want[j][i]));
+      }
+  }
+  /* chains of 128 products, then a rotation: some 2^-24 * 16 of the largest */
+  if (!(worst <= 1e-5 * largest)) FAIL("off by %g of %g", worst, largest);
+  check_case("more than the recorder has room for");
+  recorder_close(&cut);
+  CHECK(!recorder_open(&cut, m, N - 1));
+  llama_observe(s, recorder_observe, &cut);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens, N, 0, NULL), LATTN_OK);
+  CHECK_STATUS(cut.status, LATTN_E_FULL);
+  recorder_close(&cut);
+  recorder_close(&whole);
+  llama_session_close(s);
+  free(file);
+  free(weights);
+  free(logits);
+  free(x);
+}
+
 static void test_ours(void) {
   llama_model m;
   tokenizer words;
@@ -315,6 +411,8 @@ static void test_ours(void) {
     test_policies(&m, tokens);
     test_bad_tokens(&m);
     test_streaming(&m, tokens);
+    test_needles(&m, text, n_bytes);
+    test_recorder(&m, tokens);
     llama_model_free(&m);
   }
   free(tokens);
@@ -1008,6 +1106,71 @@ static void test_our_table(void) {
   head_table_free(&table);
 }
 
+/* ---- choosing heads, and what is asked of them ---- */
+
+static void expect_full(const lattn_head *heads, int32_t n, uint32_t full) {
+  for (int32_t i = 0; i < n; i++)
+    CHECK((heads[i].policy == LATTN_HEAD_FULL) == (int)(full >> i & 1));
+}
+
+static void test_choose(void) {
+  double echo_scores[6] = {0, 0.1, 0.9, 0.9, 0, 0}, scores[6] = {0.5, 0.3, 0.4, 0, 0.5, 0};
+  head_table echo = {2, 3, echo_scores}, induction = {2, 3, scores};
+  lattn_head heads[40], stream = streaming(4, 8, 0);
+  /* of these heads the first n: by score; those that come last; one by echo, others by induction */
+  static const int best[6] = {0, 4, 2, 1, 3, 5}, razor[6] = {2, 0, 4, 1, 3, 5};
+  for (int n = 0; n <= 6; n++) {
+    uint32_t first = 0, last = 0, by_razor = 0;
+    for (int i = 0; i < n; i++) {
+      first |= 1u << best[i];
+      last |= 1u << best[5 - i];
+      by_razor |= 1u << razor[i];
+    }
+    check_case("%d of 6 heads are full", n);
+    choose_best(&induction, n, stream, heads);
+    expect_full(heads, 6, first);
+    choose_worst(&induction, n, stream, heads);
+    expect_full(heads, 6, last);
+    choose_razor(&echo, &induction, n, stream, heads);
+    expect_full(heads, 6, by_razor);
+  }
+  check_case("two of thirty heads by echo");
+  double many[40] = {0}, none[40] = {0};
+  many[38] = many[39] = many[37] = 1;
+  head_table echoes = {4, 10, many}, nothing = {4, 10, none};
+  choose_razor(&echoes, &nothing, 30, stream, heads);
+  CHECK(heads[37].policy == LATTN_HEAD_FULL && heads[38].policy == LATTN_HEAD_FULL);
+  CHECK(heads[39].policy == LATTN_HEAD_STREAMING && heads[27].policy == LATTN_HEAD_FULL);
+  check_case("random heads");
+  uint64_t state = 1;
+  int32_t times[40] = {0};
+  for (int n = 0; n <= 40; n++) {
+    int32_t n_full = 0;
+    choose_random(40, n, stream, &state, heads);
+    for (int i = 0; i < 40; i++) {
+      n_full += heads[i].policy == LATTN_HEAD_FULL;
+      times[i] += heads[i].policy == LATTN_HEAD_FULL;
+    }
+    CHECK_I64(n_full, n);
+  }
+  /* 41 draws, 20.5 times each on average; never in 5 or less of so many by chance */
+  for (int i = 0; i < 40; i++) CHECK(times[i] > 5 && times[i] < 36);
+}
+
+static void test_quartiles(void) {
+  static const double want[4][5] = {
+      {3, 3, 3, 3, 3}, {1, 1.5, 2, 2.5, 3}, {1, 2, 3, 4, 5}, {0, 0.75, 1.5, 2.25, 3}};
+  static const double of[4][5] = {{3}, {3, 1}, {5, 1, 4, 2, 3}, {2, 0, 3, 1}};
+  static const int32_t n[4] = {1, 2, 5, 4};
+  for (int i = 0; i < 4; i++) {
+    double values[5], quartiles[5];
+    check_case("quartiles of %d", (int)n[i]);
+    memcpy(values, of[i], sizeof values);
+    trial_quartiles(values, n[i], quartiles);
+    for (int j = 0; j < 5; j++) CHECK(fabs(quartiles[j] - want[i][j]) < 1e-12);
+  }
+}
+
 /* ---- scores of query heads ---- */
 
 static void test_scores_syntax(void) {
@@ -1140,6 +1303,8 @@ int main(int argc, char **argv) {
   test_hybrid_files();
   test_table_syntax();
   test_table_split();
+  test_choose();
+  test_quartiles();
   test_our_table();
   test_scores_syntax();
   test_groups();

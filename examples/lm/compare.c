@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choose.h"
 #include "plot_heads.h"
 
 enum {
@@ -50,46 +51,9 @@ static int fail(const char *what) {
 
 /* ---- choosing ---- */
 
-static void choose_best(const head_table *table, int32_t n_full, lattn_head streaming,
-                        lattn_head *heads) {
-  double n = (double)(table->n_layers * table->n_kv_heads);
-  head_table_split(table, 1 - n_full / n, streaming, heads);
-}
-
-/* The heads that the gates would make full last. */
-static void choose_worst(const head_table *table, int32_t n_full, lattn_head streaming,
-                         lattn_head *heads) {
-  int32_t n = table->n_layers * table->n_kv_heads;
-  choose_best(table, n - n_full, streaming, heads);
-  for (int32_t i = 0; i < n; i++) {
-    int was_full = heads[i].policy == LATTN_HEAD_FULL;
-    memset(&heads[i], 0, sizeof heads[i]);
-    if (was_full) heads[i] = streaming;
-  }
-}
-
-/* Whether head i comes before head j by that score; of equal ones the first does. */
-static int is_stronger(const double *score, int32_t i, int32_t j) {
-  return score[i] > score[j] || (score[i] >= score[j] && i < j);
-}
-
-void compare_razor(const compare_scores *scores, int32_t n_full, lattn_head streaming,
-                   lattn_head *heads) {
-  int32_t n = scores->echo.n_layers * scores->echo.n_kv_heads;
-  int32_t by_echo = n_full / 15 > 0 ? n_full / 15 : 1;
-  for (int32_t i = 0; i < n; i++) heads[i] = streaming;
-  for (int32_t k = 0; k < n_full; k++) {
-    const double *score = k < by_echo ? scores->echo.gates : scores->induction.gates;
-    int32_t best = -1;
-    for (int32_t i = 0; i < n; i++)
-      if (heads[i].policy != LATTN_HEAD_FULL && (best < 0 || is_stronger(score, i, best))) best = i;
-    if (best >= 0) memset(&heads[best], 0, sizeof heads[best]);
-  }
-}
-
 static void choose(const compare_scores *s, int32_t choice, int32_t n_full, lattn_head *heads) {
   const head_table *const tables[] = {&s->gates, &s->retrieval, NULL, &s->measured, &s->gates};
-  if (choice == 2) compare_razor(s, n_full, demo_streaming(), heads);
+  if (choice == 2) choose_razor(&s->echo, &s->induction, n_full, demo_streaming(), heads);
   else if (choice == 4) choose_worst(tables[choice], n_full, demo_streaming(), heads);
   else choose_best(tables[choice], n_full, demo_streaming(), heads);
 }
@@ -105,7 +69,7 @@ static int try_size(const demo_input *in, const compare_scores *scores, const tr
   trial_result r;
   for (int32_t i = 0; i < CHOICES + c->n_random; i++) {
     if (i < CHOICES) choose(scores, i, c->n_full[size], c->heads);
-    else trial_random_heads(c->heads, c->n_heads, c->n_full[size], state);
+    else choose_random(c->n_heads, c->n_full[size], demo_streaming(), state, c->heads);
     if (trial_run(in, plan, c->heads, &r)) return -1;
     if (i == 0) c->bytes[size] = r.bytes;
     if (r.bytes != c->bytes[size]) return fail("choices differ in bytes");
@@ -240,4 +204,51 @@ int compare_choices(const demo_input *in, const compare_scores *scores, int quic
   if (bad) return fail("the choices cannot be tried");
   show(&c, &plan);
   return draw(&c, picture) ? fail("the picture of the choices cannot be written") : 0;
+}
+
+/* ---- ways to stream ---- */
+
+enum { WAYS = 2, WINDOWS = 4, FULLS = 3 };
+
+static const struct way {
+  const char *name;
+  int32_t policy, positions;
+} ways[WAYS] = {
+    {"sinks in the cache", LATTN_HEAD_STREAMING, LATTN_POSITIONS_IN_CACHE},
+    {"sinks where they were", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE},
+};
+static const int64_t windows[WINDOWS] = {12, 28, 60, 124};
+
+/* One table: so many heads full. */
+static int try_ways(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
+                    int32_t n_full, lattn_head *heads) {
+  printf("\n%2d KV heads full", (int)n_full);
+  for (int w = 0; w < WINDOWS; w++) printf("   window %-3d           ", (int)windows[w]);
+  printf("\n%-22s", "");
+  for (int w = 0; w < WINDOWS; w++) printf("  needles letters  text");
+  printf("\n");
+  for (int i = 0; i < WAYS; i++) {
+    printf("  %-22s", ways[i].name);
+    for (int w = 0; w < WINDOWS; w++) {
+      lattn_head head = {ways[i].policy, ways[i].positions, DEMO_SINKS, windows[w], 0, 0, 0};
+      trial_result r;
+      choose_best(&scores->gates, n_full, head, heads);
+      if (trial_run(in, plan, heads, &r)) return -1;
+      printf("  %5.2f %8.2f %6.3f", r.found, r.letters, r.text);
+      fflush(stdout);
+    }
+    printf("\n");
+  }
+  return 0;
+}
+
+int compare_ways(const demo_input *in, const compare_scores *scores, int quick) {
+  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 3, SEED}, 1024, 128};
+  size_t n = (size_t)in->model.n_layers * (size_t)in->model.n_kv_heads;
+  lattn_head *heads = (lattn_head *)calloc(n, sizeof *heads);
+  int bad = !heads;
+  for (int i = 0; i < FULLS && !bad; i++)
+    bad = try_ways(in, scores, &plan, i ? (int32_t)n / parts[i - 1] : 0, heads);
+  free(heads);
+  return bad ? fail("the ways to stream cannot be tried") : 0;
 }

@@ -12,15 +12,13 @@ typedef struct compare_scores {
   head_table gates, retrieval, echo, induction;
 } compare_scores;
 
-/* RazorAttention's rule, adapted in share: it takes 14 % of the heads by induction and 1 % by echo;
-   here of n_full heads one in fifteen, but at least one, is the strongest by echo, the others by
-   induction. */
-void compare_razor(const compare_scores *scores, int32_t n_full, lattn_head streaming,
-                   lattn_head *heads);
-
 /* Tries every choice at 2, 4 and 8 of 16 KV heads full (an eighth, a quarter, a half), and as many
    random ones, prints a table, and draws a picture. quick: fewer of all. 0, or -1. */
 int compare_choices(const demo_input *in, const compare_scores *scores, int quick,
                     const char *picture);
+
+/* The ways in which the other heads may stream, at equal sinks and window, with the heads of the
+   largest gates full: a table by window. */
+int compare_ways(const demo_input *in, const compare_scores *scores, int quick);
 
 #endif /* COMPARE_H */

@@ -7,11 +7,11 @@
    demo [FOLDER [THREADS]]: FOLDER (examples/lm) has model.bin, hybrid.bin, text.txt and
    heads.tsv. */
 #define _POSIX_C_SOURCE 200809L
+#include "choose.h"
 #include "demo.h"
 #include "needle.h"
 #include "plot.h"
 #include "policy.h"
-#include "trial.h"
 
 #include <errno.h>
 #include <math.h>
@@ -147,7 +147,7 @@ static int try_random_splits(const demo_input *in, int32_t n_full, double *found
   uint64_t state = SEED;
   int bad = !heads;
   for (int32_t i = 0; i < RANDOM_SPLITS && !bad; i++) {
-    trial_random_heads(heads, n, n_full, &state);
+    choose_random(n, n_full, demo_streaming(), &state, heads);
     bad = needle_grid_run(&grid, &in->model, heads, in->text, in->n_bytes, in->n_threads, results);
     found[i] = needle_share(results, SAMPLES * NEEDLE_DEPTHS, 1, DEMO_EXACT);
   }

@@ -134,7 +134,8 @@ static void draw_ticks(FILE *svg, const axis *a) {
     return;
   }
   step *= range < 2 * step ? 0.5 : range > 5 * step ? 2 : 1;
-  for (double i = ceil(a->low / step); i * step <= a->high; i++) draw_tick(svg, a, i * step + 0.0); /* not -0 */
+  for (double i = ceil(a->low / step); i * step <= a->high; i++)
+    draw_tick(svg, a, i * step + 0.0); /* not -0 */
 }
 
 /* Dashed lines where every head or no head is full; their names keep apart. */

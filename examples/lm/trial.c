@@ -4,7 +4,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ---- perplexity ---- */
 
@@ -34,7 +33,7 @@ static int read_piece(const text_job *job, llama_session *session, int64_t p, in
 }
 
 /* Every n_threads-th piece, on a session of this task's own. */
-static void read_pieces(void *context, int32_t task) {
+static void read_text_pieces(void *context, int32_t task) {
   const text_job *job = (const text_job *)context;
   int64_t n = job->plan->piece;
   llama_options options = {job->heads, n, LATTN_F32, 1, NULL, NULL};
@@ -61,7 +60,7 @@ static int text_run(const demo_input *in, const trial_plan *plan, const lattn_he
   int bad = !nats || !failed || !bytes || !n_pieces;
   if (!bad) {
     text_job job = {in, plan, heads, n_pieces, nats, bytes, failed};
-    lattn_parallel_openmp(NULL, in->n_threads, read_pieces, &job);
+    lattn_parallel_openmp(NULL, in->n_threads, read_text_pieces, &job);
     for (int32_t i = 0; i < in->n_threads; i++) bad |= failed[i];
     result->bytes = bytes[0];
   }
@@ -94,25 +93,15 @@ int trial_run(const demo_input *in, const trial_plan *plan, const lattn_head *he
   return text_run(in, plan, heads, result) || needles_run(in, plan, heads, result) ? -1 : 0;
 }
 
-/* ---- random heads and their quartiles ---- */
+/* ---- quartiles ---- */
 
-void trial_random_heads(lattn_head *heads, int32_t n, int32_t n_full, uint64_t *state) {
-  for (int32_t i = 0; i < n; i++) heads[i] = demo_streaming();
-  while (n_full) {
-    int64_t i = random_below(state, n);
-    if (heads[i].policy == LATTN_HEAD_FULL) continue;
-    memset(&heads[i], 0, sizeof heads[i]);
-    n_full--;
-  }
-}
-
-static int compare(const void *a, const void *b) {
+static int compare_numbers(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
 }
 
 void trial_quartiles(double *values, int32_t n, double quartiles[5]) {
-  qsort(values, (size_t)n, sizeof *values, compare);
+  qsort(values, (size_t)n, sizeof *values, compare_numbers);
   for (int i = 0; i < 5; i++) {
     double at = (n - 1) * i / 4.0, below = floor(at);
     int32_t j = (int32_t)below;

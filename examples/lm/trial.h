@@ -26,9 +26,6 @@ typedef struct trial_result {
 int trial_run(const demo_input *in, const trial_plan *plan, const lattn_head *heads,
               trial_result *result);
 
-/* All heads stream as in the demo, but n_full at random. */
-void trial_random_heads(lattn_head *heads, int32_t n, int32_t n_full, uint64_t *state);
-
 /* Quartiles of n values, linear between two of them: least, first, median, third, largest. Sorts
    the values. */
 void trial_quartiles(double *values, int32_t n, double quartiles[5]);

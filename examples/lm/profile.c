@@ -1,0 +1,114 @@
+/* profile.c - which heads of the demo's model retrieve, by every score, and what that is worth.
+ * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
+
+   Runs the model with the profiler plugged in, on needles, on repeated tokens and on ordinary text;
+   writes a table and a picture of each score; then lets a few heads be full, chosen by each score,
+   by measuring (heads.tsv, of `make heads`) and at random, and counts what that is worth. All goes
+   into build/profile/.
+
+   profile [FOLDER [THREADS]]; with QUICK=1 in the environment it takes fewer samples. */
+#define _POSIX_C_SOURCE 200809L
+#include "compare.h"
+#include "plot_heads.h"
+#include "scan.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+static const char out_folder[] = "build/profile";
+
+static int fail(const char *what) {
+  fprintf(stderr, "profile: %s\n", what);
+  return -1;
+}
+
+static void show_table(const head_table *t, const char *title) {
+  printf("%s\n", title);
+  for (int32_t l = 0; l < t->n_layers; l++) {
+    printf("  layer %d", (int)l);
+    for (int32_t h = 0; h < t->n_kv_heads; h++) printf("  %5.3f", t->gates[l * t->n_kv_heads + h]);
+    printf("\n");
+  }
+}
+
+/* Prints a score, and writes NAME.tsv and NAME.svg. */
+static int put(const head_table *t, const int64_t *places, const char *name, const char *heads,
+               const char *title) {
+  char path[64], error[POLICY_ERROR];
+  plot_scores picture = {title, heads, t->gates, places, t->n_layers, t->n_kv_heads, 0};
+  show_table(t, title);
+  snprintf(path, sizeof path, "%s/%s.tsv", out_folder, name);
+  if (head_table_save(t, path, error)) return fail(error);
+  snprintf(path, sizeof path, "%s/%s.svg", out_folder, name);
+  return plot_heat(path, &picture) ? fail("a picture cannot be written") : 0;
+}
+
+static int put_scores(const scan *s) {
+  char path[64], error[POLICY_ERROR];
+  if (mkdir("build", 0777) && errno != EEXIST) return fail("build/ cannot be made");
+  if (mkdir(out_folder, 0777) && errno != EEXIST) return fail("build/profile/ cannot be made");
+  printf("%d of %d needles answered; scored in %.1f seconds\n\n", (int)s->n_found,
+         (int)s->n_needles, s->seconds);
+  snprintf(path, sizeof path, "%s/retrieval.json", out_folder);
+  if (head_scores_save(&s->samples, path, error)) return fail(error);
+  return put(&s->gates, NULL, "gates", "KV head",
+             "Gates: what streaming the head costs its layer's output") ||
+                 put(&s->lost, NULL, "lost", "query head",
+                     "Attention beyond sinks and window, where letters are asked for") ||
+                 put(&s->retrieval, NULL, "retrieval", "query head",
+                     "Retrieval score: share of the needle's letters copied") ||
+                 put(&s->echo, NULL, "echo", "query head",
+                     "Echo: weight on the same token, periods ago") ||
+                 put(&s->induction, NULL, "induction", "query head",
+                     "Induction: weight on what came after the same token") ||
+                 put(&s->sinks, s->sink_at, "sinks", "query head",
+                     "Sinks: mean attention that the strongest one gets, and where it is")
+             ? -1
+             : 0;
+}
+
+/* Scores of query heads become scores of KV heads: the largest of a group. */
+static int group(const demo_input *in, const scan *s, compare_scores *c) {
+  int32_t of = in->model.n_heads / in->model.n_kv_heads;
+  c->gates = s->gates;
+  if (head_table_group(&s->retrieval, of, &c->retrieval) ||
+      head_table_group(&s->echo, of, &c->echo) ||
+      head_table_group(&s->induction, of, &c->induction))
+    return fail("not enough memory");
+  return 0;
+}
+
+static int run(const demo_input *in, int quick) {
+  char error[DEMO_ERROR], path[DEMO_PATH], picture[64];
+  double start = llama_seconds();
+  compare_scores c = {0};
+  scan s;
+  demo_file(path, in, "heads.tsv");
+  if (head_table_load(&c.measured, path, error)) return fail(error);
+  if (c.measured.n_layers != in->model.n_layers || c.measured.n_kv_heads != in->model.n_kv_heads)
+    return fail("heads.tsv is not for this model: make heads");
+  if (scan_run(&s, in, quick, error)) return fail(error);
+  snprintf(picture, sizeof picture, "%s/choices.svg", out_folder);
+  int bad = put_scores(&s) || group(in, &s, &c) || compare_choices(in, &c, quick, picture) ||
+            compare_ways(in, &c, quick);
+  if (!bad)
+    printf("\nTables and pictures: %s/. %.1f seconds\n", out_folder, llama_seconds() - start);
+  head_table_free(&c.measured);
+  head_table_free(&c.retrieval);
+  head_table_free(&c.echo);
+  head_table_free(&c.induction);
+  scan_free(&s);
+  return bad;
+}
+
+int main(int argc, char **argv) {
+  demo_input in;
+  char error[DEMO_ERROR];
+  const char *quick = getenv("QUICK");
+  if (demo_open(&in, argc, argv, error)) return fail(error), 1;
+  int bad = run(&in, quick && atoi(quick));
+  demo_close(&in);
+  return bad ? 1 : 0;
+}
