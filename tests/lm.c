@@ -339,7 +339,6 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
   float *logits = (float *)malloc((size_t)(N * m->vocab_size) * sizeof *logits);
   double *x = (double *)calloc((size_t)(4 * dim + 2 * kv), sizeof *x), worst = 0, largest = 0;
   recorder whole, cut;
-  lattn_tensor q, k, v;
   memcpy(weights, file + HEADER_BYTES, (size_t)n_bytes - HEADER_BYTES);
   plain_weights w = plain_map(m, weights);
   check_case("what attention got, recorded");
@@ -356,12 +355,15 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
   CHECK_STATUS(whole.status, LATTN_OK);
   CHECK_I64(whole.n_tokens, N);
   CHECK(!memcmp(whole.memory, cut.memory,
-                (size_t)(m->n_layers * N * (dim + 2 * kv)) * sizeof(float)));
-  recorder_read(&whole, 0, N, &q, &k, &v);
+                (size_t)(m->n_layers * N * (2 * dim + 2 * kv)) * sizeof(float)));
+  CHECK(!memcmp(whole.lse, cut.lse, (size_t)(m->n_layers * N * m->n_heads) * sizeof(float)));
+  llama_block seen = recorder_read(&whole, 0, N);
   for (int64_t t = 0; t < N; t++) {
     double *h = x + dim, *want[3] = {h + dim, h + 2 * dim, h + 2 * dim + kv};
-    const lattn_tensor *got[3] = {&q, &k, &v};
+    const lattn_tensor *got[3] = {&seen.q, &seen.k, &seen.v};
     for (int64_t i = 0; i < dim; i++) x[i] = (double)w.embedding[tokens[t] * dim + i];
+    CHECK(!memcmp((const float *)seen.stream.data + t * seen.stream.stride_token,
+                  w.embedding + tokens[t] * dim, (size_t)dim * sizeof(float)));
     plain_norm(h, x, w.attention_norm, dim);
     plain_matmul(want[0], w.wq, h, dim, dim);
     plain_matmul(want[1], w.wk, h, kv, dim);
@@ -374,6 +376,22 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
         worst = fmax(worst, fabs((double)y - want[j][i]));
         largest = fmax(largest, fabs(want[j][i]));
       }
+  }
+  check_case("what attention got gives what attention made of it");
+  float *rows = (float *)malloc((size_t)(dim * dim) * sizeof *rows);
+  llama_unpack(&m->layers[1].out, rows);
+  CHECK(!memcmp(rows, w.wo + dim * dim, (size_t)(dim * dim) * sizeof(float)));
+  free(rows);
+  lattn_attn causal;
+  memset(&causal, 0, sizeof causal);
+  causal.size = sizeof causal;
+  causal.mask = LATTN_CAUSAL;
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    static float out[N * 1024], lse[N * 64];
+    lattn_tensor to = {out, LATTN_F32, 0, N, m->n_heads, m->head_dim, 0, 0};
+    seen = recorder_read(&whole, l, N);
+    CHECK_STATUS(lattn_attention(&causal, seen.q, seen.k, seen.v, to, lse, NULL), LATTN_OK);
+    CHECK(!memcmp(lse, seen.lse, (size_t)(N * m->n_heads) * sizeof(float)));
   }
   /* chains of 128 products, then a rotation: some 2^-24 * 16 of the largest */
   if (!(worst <= 1e-5 * largest)) FAIL("off by %g of %g", worst, largest);

@@ -117,6 +117,14 @@ static void matmul(const llama_matrix *m, const float *x, float *y, int64_t n_ro
   run(n_threads, n_panels, matmul_panels, &job);
 }
 
+void llama_unpack(const llama_matrix *matrix, float *rows) {
+  int64_t n_in = matrix->n_in;
+  for (int64_t o = 0; o < matrix->n_out; o++)
+    for (int64_t i = 0; i < n_in; i++)
+      rows[o * n_in + i] =
+          matrix->panels[(o / LLAMA_PANEL * n_in + i) * LLAMA_PANEL + o % LLAMA_PANEL];
+}
+
 /* ---- the other functions of a layer ---- */
 
 /* y = x / sqrt(mean of x^2 + epsilon) * weight (Zhang and Sennrich, RMSNorm), row by row. */
@@ -545,6 +553,7 @@ struct llama_session {
   float *buffers; /* of a block, all [LLAMA_BLOCK][...]: */
   float *x;       /* [dim] the residual stream */
   float *h;       /* [dim] what is normalised, or comes from attention */
+  float *lse;     /* [n_heads] of attention */
   float *hidden;  /* [hidden_dim] */
   float *wide;    /* [wide_dim] queries, keys and values; gate and up */
   int64_t wide_dim;
@@ -621,14 +630,16 @@ static int session_memory(llama_session *s, const llama_options *options,
   }
   if (recurrent_memory(s)) return -1;
   size_t a = LLAMA_BLOCK * (size_t)m->dim, b = LLAMA_BLOCK * (size_t)m->hidden_dim;
+  size_t c = LLAMA_BLOCK * (size_t)m->n_heads;
   s->arena = malloc(*arena_bytes + 1);
   s->scratch = malloc(s->scratch_bytes + 1);
-  s->buffers = (float *)malloc((2 * a + b + LLAMA_BLOCK * (size_t)s->wide_dim) * sizeof(float));
+  s->buffers = (float *)malloc((2 * a + b + c + LLAMA_BLOCK * (size_t)s->wide_dim) * sizeof(float));
   if (!s->arena || !s->scratch || !s->layers || !s->buffers) return -1;
   s->x = s->buffers;
   s->h = s->x + a;
   s->hidden = s->h + a;
-  s->wide = s->hidden + b;
+  s->lse = s->hidden + b;
+  s->wide = s->lse + c;
   return 0;
 }
 
@@ -856,9 +867,14 @@ static lattn_status attend(llama_session *s, int32_t layer, int64_t n, const int
   v = k;
   v.data = s->wide + m->dim + kv_dim;
   lattn_cache *cache = s->layers[layer].cache;
-  if (s->observer && !parents) s->observer(s->observer_user, layer, s->length, q, k, v);
   if (parents) return lattn_cache_draft(cache, NULL, parents, q, k, v, out, NULL, &exec);
-  return lattn_cache_extend(cache, NULL, q, k, v, out, NULL, &exec);
+  lattn_status status = lattn_cache_extend(cache, NULL, q, k, v, out, s->lse, &exec);
+  if (s->observer && status >= 0) {
+    lattn_tensor stream = {s->x, LATTN_F32, 0, n, 1, m->dim, 0, 0};
+    llama_block block = {layer, s->length, q, k, v, stream, s->lse};
+    s->observer(s->observer_user, &block);
+  }
+  return status;
 }
 
 /* What the threads do with a block; each takes some groups of TILE_ROWS rows through several

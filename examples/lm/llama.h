@@ -123,18 +123,28 @@ lattn_status llama_load(llama_session *session, lattn_read_function read, void *
 
 int64_t llama_length(const llama_session *session);
 
-/* Looks at what attention gets: queries, keys and values of a block of tokens, before rotation; the
-   first is at that position. */
-typedef void (*llama_observer)(void *user, int32_t layer, int64_t position, lattn_tensor q,
-                               lattn_tensor k, lattn_tensor v);
+/* What attention of a layer got for a block of tokens, and made of it. */
+typedef struct llama_block {
+  int32_t layer;
+  int64_t position;     /* of the first token */
+  lattn_tensor q, k, v; /* before rotation */
+  lattn_tensor stream;  /* [n][1][dim] what came into the layer */
+  const float *lse;     /* [n][n_heads] log-sum-exp of the scores of each row */
+} llama_block;
 
-/* From now on each layer with attention calls it for each block; NULL = no more. Not for drafts. */
+typedef void (*llama_observer)(void *user, const llama_block *block);
+
+/* From now on each layer with attention calls it after each block; NULL = no more. Not for drafts.
+   The views last until it returns. */
 void llama_observe(llama_session *session, llama_observer observer, void *user);
 
 /* How the model rotates queries and keys, by lattn_rotate or a cache. */
 enum { LLAMA_MOST_TURNS = 512 }; /* head_dim / 2 */
 lattn_status llama_rotary(const llama_model *model, lattn_rotary *rotary,
                           uint64_t turns[LLAMA_MOST_TURNS]);
+
+/* A matrix row by row, [n_out][n_in]. */
+void llama_unpack(const llama_matrix *matrix, float *rows);
 
 /* The statistics of all layers' caches, added up. */
 lattn_cache_stats llama_stats(const llama_session *session);

@@ -7,7 +7,7 @@
 
 /* Floats of one token in one layer. */
 static int64_t row_floats(const llama_model *m) {
-  return (int64_t)(m->n_heads + 2 * m->n_kv_heads) * m->head_dim;
+  return (int64_t)(m->n_heads + 2 * m->n_kv_heads) * m->head_dim + m->dim;
 }
 
 int recorder_open(recorder *r, const llama_model *model, int64_t capacity) {
@@ -15,54 +15,62 @@ int recorder_open(recorder *r, const llama_model *model, int64_t capacity) {
   r->model = model;
   r->capacity = capacity;
   r->status = llama_rotary(model, &r->rotary, r->turns);
-  size_t n = (size_t)model->n_layers * (size_t)capacity * (size_t)row_floats(model);
-  r->memory = (float *)malloc(n * sizeof(float));
-  return r->memory ? 0 : -1;
+  size_t n = (size_t)model->n_layers * (size_t)capacity;
+  r->memory = (float *)malloc(n * (size_t)row_floats(model) * sizeof(float));
+  r->lse = (float *)malloc(n * (size_t)model->n_heads * sizeof(float));
+  if (r->memory && r->lse) return 0;
+  recorder_close(r);
+  return -1;
 }
 
 void recorder_close(recorder *r) {
   free(r->memory);
-  r->memory = NULL;
+  free(r->lse);
+  r->memory = r->lse = NULL;
 }
 
-/* n tokens of a layer from that position on; side by side. */
-static void view(const recorder *r, int32_t layer, int64_t position, int64_t n, lattn_tensor *q,
-                 lattn_tensor *k, lattn_tensor *v) {
+/* n tokens of a layer from that position on. */
+static llama_block view(const recorder *r, int32_t layer, int64_t position, int64_t n) {
   const llama_model *m = r->model;
-  int64_t row = row_floats(m);
-  const float *at = r->memory + (layer * r->capacity + position) * row;
+  int64_t row = row_floats(m), token = layer * r->capacity + position;
+  int64_t kv = (int64_t)m->n_kv_heads * m->head_dim;
+  const float *at = r->memory + token * row;
   lattn_tensor t = {at, LATTN_F32, 0, n, m->n_heads, m->head_dim, row, m->head_dim};
-  *q = *k = t;
-  k->data = at + (int64_t)m->n_heads * m->head_dim;
-  k->n_heads = m->n_kv_heads;
-  *v = *k;
-  v->data = at + (int64_t)(m->n_heads + m->n_kv_heads) * m->head_dim;
+  llama_block b = {layer, position, t, t, t, t, r->lse + token * m->n_heads};
+  b.k.data = at + (int64_t)m->n_heads * m->head_dim;
+  b.v.data = (const float *)b.k.data + kv;
+  b.k.n_heads = b.v.n_heads = m->n_kv_heads;
+  b.stream.data = (const float *)b.v.data + kv;
+  b.stream.n_heads = 1;
+  b.stream.dim = b.stream.stride_head = m->dim;
+  return b;
 }
 
 static void copy(lattn_tensor to, lattn_tensor from) {
   for (int64_t t = 0; t < from.n_tokens; t++)
-    for (int64_t h = 0; h < from.n_heads; h++)
-      memcpy((float *)(uintptr_t)to.data + t * to.stride_token + h * to.stride_head,
-             (const float *)from.data + t * from.stride_token + h * from.stride_head,
-             (size_t)from.dim * sizeof(float));
+    memcpy((float *)(uintptr_t)to.data + t * to.stride_token,
+           (const float *)from.data + t * from.stride_token,
+           (size_t)(from.n_heads * from.dim) * sizeof(float));
 }
 
-void recorder_observe(void *user, int32_t layer, int64_t position, lattn_tensor q, lattn_tensor k,
-                      lattn_tensor v) {
+void recorder_observe(void *user, const llama_block *block) {
   recorder *r = (recorder *)user;
-  lattn_tensor own_q, own_k, own_v;
-  if (position + q.n_tokens > r->capacity && !r->status) r->status = LATTN_E_FULL;
+  int64_t n = block->q.n_tokens, end = block->position + n;
+  if (end > r->capacity && !r->status) r->status = LATTN_E_FULL;
   if (r->status) return;
-  view(r, layer, position, q.n_tokens, &own_q, &own_k, &own_v);
-  copy(own_q, q);
-  copy(own_k, k);
-  copy(own_v, v);
-  r->status = lattn_rotate(&r->rotary, own_q, position, NULL);
-  if (!r->status) r->status = lattn_rotate(&r->rotary, own_k, position, NULL);
-  if (position + q.n_tokens > r->n_tokens) r->n_tokens = position + q.n_tokens;
+  llama_block own = view(r, block->layer, block->position, n);
+  lattn_tensor stream = block->stream;
+  if (!stream.stride_token) stream.stride_token = stream.dim;
+  copy(own.q, block->q);
+  copy(own.k, block->k);
+  copy(own.v, block->v);
+  copy(own.stream, stream);
+  memcpy((float *)(uintptr_t)own.lse, block->lse, (size_t)(n * r->model->n_heads) * sizeof(float));
+  r->status = lattn_rotate(&r->rotary, own.q, block->position, NULL);
+  if (!r->status) r->status = lattn_rotate(&r->rotary, own.k, block->position, NULL);
+  if (end > r->n_tokens) r->n_tokens = end;
 }
 
-void recorder_read(const recorder *r, int32_t layer, int64_t n, lattn_tensor *q, lattn_tensor *k,
-                   lattn_tensor *v) {
-  view(r, layer, 0, n, q, k, v);
+llama_block recorder_read(const recorder *r, int32_t layer, int64_t n) {
+  return view(r, layer, 0, n);
 }

@@ -1,4 +1,4 @@
-/* recorder.h - keeps what attention got in a run: rotated queries and keys, and values, by layer.
+/* recorder.h - keeps what attention got in a run, by layer, as a profile wants to see it.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #ifndef RECORDER_H
 #define RECORDER_H
@@ -8,7 +8,8 @@
 typedef struct recorder {
   const llama_model *model;
   int64_t capacity, n_tokens; /* n_tokens: seen by the layer that saw the most */
-  float *memory;              /* [n_layers][capacity][q, k and v side by side] */
+  float *memory; /* [n_layers][capacity][q, k, v, what came into the layer, side by side] */
+  float *lse;    /* [n_layers][capacity][n_heads] */
   lattn_rotary rotary;
   uint64_t turns[LLAMA_MOST_TURNS];
   lattn_status status; /* of what it did while it observed */
@@ -19,11 +20,9 @@ int recorder_open(recorder *r, const llama_model *model, int64_t capacity);
 void recorder_close(recorder *r);
 
 /* A llama_observer; user is the recorder. Positions that come again replace what was there. */
-void recorder_observe(void *user, int32_t layer, int64_t position, lattn_tensor q, lattn_tensor k,
-                      lattn_tensor v);
+void recorder_observe(void *user, const llama_block *block);
 
-/* The first n tokens of a layer. */
-void recorder_read(const recorder *r, int32_t layer, int64_t n, lattn_tensor *q, lattn_tensor *k,
-                   lattn_tensor *v);
+/* The first n tokens of a layer: as in a block, but queries and keys are rotated. */
+llama_block recorder_read(const recorder *r, int32_t layer, int64_t n);
 
 #endif /* RECORDER_H */
