@@ -357,7 +357,7 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
   CHECK(!memcmp(whole.memory, cut.memory,
                 (size_t)(m->n_layers * N * (2 * dim + 2 * kv)) * sizeof(float)));
   CHECK(!memcmp(whole.lse, cut.lse, (size_t)(m->n_layers * N * m->n_heads) * sizeof(float)));
-  llama_block seen = recorder_read(&whole, 0, N);
+  llama_block seen = recorder_read(&whole, 0, 0, N);
   for (int64_t t = 0; t < N; t++) {
     double *h = x + dim, *want[3] = {h + dim, h + 2 * dim, h + 2 * dim + kv};
     const lattn_tensor *got[3] = {&seen.q, &seen.k, &seen.v};
@@ -389,7 +389,7 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
   for (int32_t l = 0; l < m->n_layers; l++) {
     static float out[N * 1024], lse[N * 64];
     lattn_tensor to = {out, LATTN_F32, 0, N, m->n_heads, m->head_dim, 0, 0};
-    seen = recorder_read(&whole, l, N);
+    seen = recorder_read(&whole, l, 0, N);
     CHECK_STATUS(lattn_attention(&causal, seen.q, seen.k, seen.v, to, lse, NULL), LATTN_OK);
     CHECK(!memcmp(lse, seen.lse, (size_t)(N * m->n_heads) * sizeof(float)));
   }

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #include "choose.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "needle.h"
@@ -21,6 +22,24 @@ void choose_worst(const head_table *scores, int32_t n_full, lattn_head streaming
   for (int32_t i = 0; i < n; i++)
     if (heads[i].policy == LATTN_HEAD_FULL) heads[i] = streaming;
     else make_full(&heads[i]);
+}
+
+int choose_greedy(const double *q, int32_t n_layers, int32_t n_kv_heads, int32_t n_full,
+                  lattn_head streaming, lattn_head *heads) {
+  int32_t n = n_layers * n_kv_heads;
+  double *gates = (double *)malloc((size_t)n * sizeof *gates);
+  lattn_gates options;
+  memset(&options, 0, sizeof options);
+  options.size = sizeof options;
+  options.method = LATTN_GATES_GREEDY;
+  options.budget = n - n_full;
+  int bad = !gates || lattn_gates_solve(&options, n_layers, n_kv_heads, q, gates);
+  for (int32_t i = 0; i < n && !bad; i++) {
+    heads[i] = streaming;
+    if (gates[i] > 0.5) make_full(&heads[i]);
+  }
+  free(gates);
+  return bad ? -1 : 0;
 }
 
 void choose_razor(const head_table *echo, const head_table *induction, int32_t n_full,

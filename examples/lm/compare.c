@@ -12,7 +12,7 @@
 enum {
   SEED = 3,
   SIZES = 3,
-  CHOICES = 5,
+  CHOICES = 6,
   MOST_RANDOM = 20,
   MEASURES = 3,
   LENGTHS = 2,
@@ -22,11 +22,11 @@ enum {
 static const int64_t lengths[LENGTHS] = {384, 768};
 static const int32_t parts[SIZES] = {8, 4, 2}; /* one head of so many is full */
 
-static const plot_choice choices[CHOICES] = {{"by gates", "#7570b3"},
-                                             {"by retrieval score", "#1b9e77"},
-                                             {"by echo and induction", "#d95f02"},
-                                             {"by leaving one out", "#2b83ba"},
-                                             {"wrong: lowest gates", "#c51b7d"}};
+enum { BY_GATES, BY_PROJECTED, BY_RETRIEVAL, BY_ECHO, BY_MEASURING, WRONG };
+
+static const plot_choice choices[CHOICES] = {
+    {"gates", "#7570b3"},           {"gates, projected", "#4a1486"}, {"retrieval score", "#1b9e77"},
+    {"echo, induction", "#d95f02"}, {"leaving one out", "#2b83ba"},  {"wrong", "#c51b7d"}};
 
 static const char *const measures[MEASURES] = {
     "share of the needles found",
@@ -51,11 +51,19 @@ static int fail(const char *what) {
 
 /* ---- choosing ---- */
 
-static void choose(const compare_scores *s, int32_t choice, int32_t n_full, lattn_head *heads) {
-  const head_table *const tables[] = {&s->gates, &s->retrieval, NULL, &s->measured, &s->gates};
-  if (choice == 2) choose_razor(&s->echo, &s->induction, n_full, demo_streaming(), heads);
-  else if (choice == 4) choose_worst(tables[choice], n_full, demo_streaming(), heads);
-  else choose_best(tables[choice], n_full, demo_streaming(), heads);
+/* Wrong are the heads that lose least when they stream. */
+static int choose(const compare_scores *s, int32_t choice, int32_t n_full, lattn_head *heads) {
+  int32_t n_layers = s->loss.n_layers, n_kv_heads = s->loss.n_kv_heads;
+  lattn_head streaming = demo_streaming();
+  if (choice == BY_GATES)
+    return choose_greedy(s->q, n_layers, n_kv_heads, n_full, streaming, heads);
+  if (choice == BY_PROJECTED)
+    return choose_greedy(s->q_projected, n_layers, n_kv_heads, n_full, streaming, heads);
+  if (choice == BY_RETRIEVAL) choose_best(&s->retrieval, n_full, streaming, heads);
+  if (choice == BY_ECHO) choose_razor(&s->echo, &s->induction, n_full, streaming, heads);
+  if (choice == BY_MEASURING) choose_best(&s->measured, n_full, streaming, heads);
+  if (choice == WRONG) choose_worst(&s->loss, n_full, streaming, heads);
+  return 0;
 }
 
 /* ---- measuring ---- */
@@ -68,8 +76,8 @@ static int try_size(const demo_input *in, const compare_scores *scores, const tr
                     comparison *c, int size, uint64_t *state) {
   trial_result r;
   for (int32_t i = 0; i < CHOICES + c->n_random; i++) {
-    if (i < CHOICES) choose(scores, i, c->n_full[size], c->heads);
-    else choose_random(c->n_heads, c->n_full[size], demo_streaming(), state, c->heads);
+    if (i < CHOICES && choose(scores, i, c->n_full[size], c->heads)) return -1;
+    if (i >= CHOICES) choose_random(c->n_heads, c->n_full[size], demo_streaming(), state, c->heads);
     if (trial_run(in, plan, c->heads, &r)) return -1;
     if (i == 0) c->bytes[size] = r.bytes;
     if (r.bytes != c->bytes[size]) return fail("choices differ in bytes");
@@ -177,7 +185,8 @@ static int draw(const comparison *c, const char *path) {
     groups[s] = names[s];
   }
   snprintf(title, sizeof title,
-           "Which heads are full, at equal bytes: five choices, %d random ones", (int)c->n_random);
+           "Which heads are full, at equal bytes: chosen by scores, and at random (%d)",
+           (int)c->n_random);
   p.title = title;
   p.measures = of_measure;
   p.n_measures = MEASURES;
@@ -232,7 +241,8 @@ static int try_ways(const demo_input *in, const compare_scores *scores, const tr
     for (int w = 0; w < WINDOWS; w++) {
       lattn_head head = {ways[i].policy, ways[i].positions, DEMO_SINKS, windows[w], 0, 0, 0};
       trial_result r;
-      choose_best(&scores->gates, n_full, head, heads);
+      if (choose_greedy(scores->q, in->model.n_layers, in->model.n_kv_heads, n_full, head, heads))
+        return -1;
       if (trial_run(in, plan, heads, &r)) return -1;
       printf("  %5.2f %8.2f %6.3f", r.found, r.letters, r.text);
       fflush(stdout);

@@ -9,6 +9,7 @@
    profile [FOLDER [THREADS]]; with QUICK=1 in the environment it takes fewer samples. */
 #define _POSIX_C_SOURCE 200809L
 #include "compare.h"
+#include "needle.h"
 #include "plot_heads.h"
 #include "scan.h"
 
@@ -49,30 +50,45 @@ static int put_scores(const scan *s) {
   char path[64], error[POLICY_ERROR];
   if (mkdir("build", 0777) && errno != EEXIST) return fail("build/ cannot be made");
   if (mkdir(out_folder, 0777) && errno != EEXIST) return fail("build/profile/ cannot be made");
-  printf("%d of %d needles answered; scored in %.1f seconds\n\n", (int)s->n_found,
-         (int)s->n_needles, s->seconds);
+  printf(
+      "%d of %d needles answered with all %d letters; %d sequences of %d random bytes that repeat; "
+      "scored in %.1f seconds\n\n",
+      (int)s->samples.n_samples, (int)s->n_prompts, NEEDLE_ASKED, (int)s->n_repeated,
+      (int)s->period, s->seconds);
   snprintf(path, sizeof path, "%s/retrieval.json", out_folder);
   if (head_scores_save(&s->samples, path, error)) return fail(error);
-  return put(&s->gates, NULL, "gates", "KV head",
-             "Gates: what streaming the head costs its layer's output") ||
-                 put(&s->lost, NULL, "lost", "query head",
-                     "Attention beyond sinks and window, where letters are asked for") ||
-                 put(&s->retrieval, NULL, "retrieval", "query head",
-                     "Retrieval score: share of the needle's letters copied") ||
-                 put(&s->echo, NULL, "echo", "query head",
-                     "Echo: weight on the same token, periods ago") ||
-                 put(&s->induction, NULL, "induction", "query head",
-                     "Induction: weight on what came after the same token") ||
-                 put(&s->sinks, s->sink_at, "sinks", "query head",
-                     "Sinks: mean attention that the strongest one gets, and where it is")
-             ? -1
-             : 0;
+  const struct {
+    const head_table *table;
+    const int64_t *places;
+    const char *name, *heads, *title;
+  } all[] = {
+      {&s->gates, NULL, "gates", "KV head",
+       "Gates of DuoAttention's penalty, from attention alone"},
+      {&s->projected, NULL, "gates_projected", "KV head",
+       "Gates of DuoAttention's penalty, behind the output projection"},
+      {&s->loss, NULL, "loss", "KV head", "What streaming takes from the layer's output, squared"},
+      {&s->lost, NULL, "lost", "query head",
+       "Attention beyond sinks and window, where letters are asked for"},
+      {&s->retrieval, NULL, "retrieval", "query head",
+       "Retrieval score: the share of the letters that the head copies"},
+      {&s->echo, NULL, "echo", "query head", "Echo: weight of the same token, periods ago"},
+      {&s->induction, NULL, "induction", "query head",
+       "Induction: weight of what came after the same token"},
+      {&s->sinks, s->sink_at, "sinks", "query head",
+       "Sinks: mean weight of the strongest position, and where it is"}};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    if (put(all[i].table, all[i].places, all[i].name, all[i].heads, all[i].title)) return -1;
+  printf("Token 0 gets more than 0.3 of the first %d tokens' attention in %.0f %% of the heads.\n",
+         SCAN_PAPER, 100 * s->sink_share);
+  return 0;
 }
 
 /* Scores of query heads become scores of KV heads: the largest of a group. */
 static int group(const demo_input *in, const scan *s, compare_scores *c) {
   int32_t of = in->model.n_heads / in->model.n_kv_heads;
-  c->gates = s->gates;
+  c->loss = s->loss;
+  c->q = s->q;
+  c->q_projected = s->q_projected;
   if (head_table_group(&s->retrieval, of, &c->retrieval) ||
       head_table_group(&s->echo, of, &c->echo) ||
       head_table_group(&s->induction, of, &c->induction))

@@ -29,8 +29,7 @@ void recorder_close(recorder *r) {
   r->memory = r->lse = NULL;
 }
 
-/* n tokens of a layer from that position on. */
-static llama_block view(const recorder *r, int32_t layer, int64_t position, int64_t n) {
+llama_block recorder_read(const recorder *r, int32_t layer, int64_t position, int64_t n) {
   const llama_model *m = r->model;
   int64_t row = row_floats(m), token = layer * r->capacity + position;
   int64_t kv = (int64_t)m->n_kv_heads * m->head_dim;
@@ -58,7 +57,7 @@ void recorder_observe(void *user, const llama_block *block) {
   int64_t n = block->q.n_tokens, end = block->position + n;
   if (end > r->capacity && !r->status) r->status = LATTN_E_FULL;
   if (r->status) return;
-  llama_block own = view(r, block->layer, block->position, n);
+  llama_block own = recorder_read(r, block->layer, block->position, n);
   lattn_tensor stream = block->stream;
   if (!stream.stride_token) stream.stride_token = stream.dim;
   copy(own.q, block->q);
@@ -69,8 +68,4 @@ void recorder_observe(void *user, const llama_block *block) {
   r->status = lattn_rotate(&r->rotary, own.q, block->position, NULL);
   if (!r->status) r->status = lattn_rotate(&r->rotary, own.k, block->position, NULL);
   if (end > r->n_tokens) r->n_tokens = end;
-}
-
-llama_block recorder_read(const recorder *r, int32_t layer, int64_t n) {
-  return view(r, layer, 0, n);
 }

@@ -22,7 +22,7 @@ void recorder_close(recorder *r);
 /* A llama_observer; user is the recorder. Positions that come again replace what was there. */
 void recorder_observe(void *user, const llama_block *block);
 
-/* The first n tokens of a layer: as in a block, but queries and keys are rotated. */
-llama_block recorder_read(const recorder *r, int32_t layer, int64_t n);
+/* n tokens of a layer, from that position on: as in a block, but queries and keys are rotated. */
+llama_block recorder_read(const recorder *r, int32_t layer, int64_t position, int64_t n);
 
 #endif /* RECORDER_H */

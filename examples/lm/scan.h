@@ -1,4 +1,4 @@
-/* scan.h - the model's heads profiled: needles, repeated tokens, ordinary text.
+/* scan.h - a model's heads profiled while it runs: on needles, repeated tokens, ordinary text.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors. */
 #ifndef SCAN_H
 #define SCAN_H
@@ -6,21 +6,31 @@
 #include "demo.h"
 #include "scores.h"
 
-/* A number a head; of query heads, but gates. [n_layers][heads] */
+enum { SCAN_COLUMNS = 512, SCAN_PAPER = 64 };
+
+/* Numbers of KV heads (the first three) or query heads, [n_layers][heads]. */
 typedef struct scan {
-  head_table gates;     /* of KV heads: what the layer's output loses, squared, when one streams */
-  head_table retrieval; /* share of a needle's letters that the head's strongest weight finds */
-  head_table lost;      /* mean attention beyond sinks and window, where letters are asked for */
-  head_table echo;      /* on tokens that come again: weight on the same token, earlier */
-  head_table induction; /* and on what came after it */
-  head_table sinks;     /* mean attention that the strongest sink gets */
-  int64_t *sink_at;     /* the position of that */
-  head_scores samples;  /* retrieval, a sample each */
-  int32_t n_needles, n_found; /* prompts tried; those answered, which alone count for retrieval */
+  /* On rows of needle prompts after which a letter that is asked for comes: */
+  head_table gates;     /* DuoAttention's gates, from attention's outputs alone ... */
+  head_table projected; /* ... and behind the output projection */
+  head_table loss;      /* mean square of what streaming takes from the output, relative */
+  head_table lost;      /* mean attention beyond sinks and window */
+  head_table retrieval; /* the share of the needle's letters that the head copies */
+  /* On random tokens that come again and again: */
+  head_table echo, induction;
+  /* On text: mean attention that the strongest of the first SCAN_COLUMNS positions gets; that
+     position; the share of heads in which token 0 gets more than 0.3 in SCAN_PAPER tokens. */
+  head_table sinks;
+  int64_t *sink_at;
+  double sink_share;
+  double *q, *q_projected;    /* [n_layers][KV heads][KV heads] for lattn_gates_solve */
+  head_scores samples;        /* retrieval, each prompt that was answered */
+  int32_t n_prompts;          /* prompts tried */
+  int32_t period, n_repeated; /* of the random tokens */
   double seconds;
 } scan;
 
-/* quick: fewer prompts. 0, or -1 with a text in error; the caller frees. */
+/* quick: fewer prompts. 0, or -1 with a text in error and nothing to free. */
 int scan_run(scan *s, const demo_input *in, int quick, char error[DEMO_ERROR]);
 void scan_free(scan *s);
 
