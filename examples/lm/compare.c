@@ -12,21 +12,26 @@
 enum {
   SEED = 3,
   SIZES = 3,
-  CHOICES = 6,
+  CHOICES = 7,
   MOST_RANDOM = 20,
   MEASURES = 3,
   LENGTHS = 2,
-  QUARTILES = 5
+  QUARTILES = 5,
+  PIECE = 1024, /* of the text, judged from FIRST on */
+  FIRST = 128,
+  PIECES = 100
 };
 
 static const int64_t lengths[LENGTHS] = {384, 768};
 static const int32_t parts[SIZES] = {8, 4, 2}; /* one head of so many is full */
 
-enum { BY_GATES, BY_PROJECTED, BY_RETRIEVAL, BY_ECHO, BY_MEASURING, WRONG };
+enum { BY_GATES, BY_PROJECTED, BY_STREAM, BY_RETRIEVAL, BY_ECHO, BY_MEASURING, WRONG };
 
 static const plot_choice choices[CHOICES] = {
-    {"gates", "#7570b3"},           {"gates, projected", "#4a1486"}, {"retrieval score", "#1b9e77"},
-    {"echo, induction", "#d95f02"}, {"leaving one out", "#2b83ba"},  {"wrong", "#c51b7d"}};
+    {"gates", "#7570b3"},       {"projected", "#4a1486"},       {"over stream", "#c3b1e1"},
+    {"retrieval", "#1b9e77"},   {"echo, induction", "#d95f02"}, {"leaving one out", "#2b83ba"},
+    {"wrong heads", "#c51b7d"},
+};
 
 static const char *const measures[MEASURES] = {
     "share of the needles found",
@@ -59,6 +64,8 @@ static int choose(const compare_scores *s, int32_t choice, int32_t n_full, lattn
     return choose_greedy(s->q, n_layers, n_kv_heads, n_full, streaming, heads);
   if (choice == BY_PROJECTED)
     return choose_greedy(s->q_projected, n_layers, n_kv_heads, n_full, streaming, heads);
+  if (choice == BY_STREAM)
+    return choose_greedy(s->q_stream, n_layers, n_kv_heads, n_full, streaming, heads);
   if (choice == BY_RETRIEVAL) choose_best(&s->retrieval, n_full, streaming, heads);
   if (choice == BY_ECHO) choose_razor(&s->echo, &s->induction, n_full, streaming, heads);
   if (choice == BY_MEASURING) choose_best(&s->measured, n_full, streaming, heads);
@@ -202,7 +209,7 @@ static int draw(const comparison *c, const char *path) {
 int compare_choices(const demo_input *in, const compare_scores *scores, int quick,
                     const char *picture) {
   static comparison c;
-  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 5, SEED}, 1024, 128};
+  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 5, SEED}, PIECE, FIRST, quick ? 1 : PIECES};
   memset(&c, 0, sizeof c);
   c.n_random = quick ? 4 : MOST_RANDOM;
   c.n_heads = in->model.n_layers * in->model.n_kv_heads;
@@ -217,48 +224,65 @@ int compare_choices(const demo_input *in, const compare_scores *scores, int quic
 
 /* ---- ways to stream ---- */
 
-enum { WAYS = 2, WINDOWS = 4, FULLS = 3 };
+enum { WAYS = 4, WINDOWS = 3, FULLS = 3 };
 
 static const struct way {
   const char *name;
-  int32_t policy, positions;
+  int32_t policy, positions, flags;
 } ways[WAYS] = {
-    {"sinks in the cache", LATTN_HEAD_STREAMING, LATTN_POSITIONS_IN_CACHE},
-    {"sinks where they were", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE},
+    {"sinks in the cache", LATTN_HEAD_STREAMING, LATTN_POSITIONS_IN_CACHE, 0},
+    {"sinks where they were", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0},
+    {"compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0},
+    {"compensated, variance", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE,
+     LATTN_HEAD_VARIANCE},
 };
-static const int64_t windows[WINDOWS] = {12, 28, 60, 124};
+static const int64_t windows[WINDOWS] = {12, 28, DEMO_WINDOW};
 
-/* One table: so many heads full. */
-static int try_ways(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
-                    int32_t n_full, lattn_head *heads) {
-  printf("\n%2d KV heads full", (int)n_full);
-  for (int w = 0; w < WINDOWS; w++) printf("   window %-3d           ", (int)windows[w]);
-  printf("\n%-22s", "");
-  for (int w = 0; w < WINDOWS; w++) printf("  needles letters  text");
-  printf("\n");
-  for (int i = 0; i < WAYS; i++) {
-    printf("  %-22s", ways[i].name);
-    for (int w = 0; w < WINDOWS; w++) {
-      lattn_head head = {ways[i].policy, ways[i].positions, DEMO_SINKS, windows[w], 0, 0, 0};
-      trial_result r;
-      if (choose_greedy(scores->q, in->model.n_layers, in->model.n_kv_heads, n_full, head, heads))
-        return -1;
-      if (trial_run(in, plan, heads, &r)) return -1;
-      printf("  %5.2f %8.2f %6.3f", r.found, r.letters, r.text);
-      fflush(stdout);
-    }
-    printf("\n");
+static lattn_head head_of(const struct way *way, int64_t window) {
+  lattn_head head = demo_streaming();
+  head.policy = way->policy;
+  head.positions = way->positions;
+  head.flags = way->flags;
+  head.window = window;
+  return head;
+}
+
+/* A row: one way, by window. */
+static int try_way(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
+                   const struct way *way, int32_t n_full, lattn_head *heads) {
+  printf("  %-22s", way->name);
+  for (int w = 0; w < WINDOWS; w++) {
+    trial_result r;
+    if (choose_greedy(scores->q, in->model.n_layers, in->model.n_kv_heads, n_full,
+                      head_of(way, windows[w]), heads) ||
+        trial_run(in, plan, heads, &r))
+      return -1;
+    printf("   %7.2f %8.2f %7.3f", r.found, r.letters, r.text);
+    fflush(stdout);
   }
+  printf("\n");
   return 0;
 }
 
 int compare_ways(const demo_input *in, const compare_scores *scores, int quick) {
-  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 3, SEED}, 1024, 128};
-  size_t n = (size_t)in->model.n_layers * (size_t)in->model.n_kv_heads;
-  lattn_head *heads = (lattn_head *)calloc(n, sizeof *heads);
+  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 4, SEED}, PIECE, FIRST, quick ? 1 : PIECES};
+  int32_t n = in->model.n_layers * in->model.n_kv_heads;
+  lattn_head *heads = (lattn_head *)calloc((size_t)n, sizeof *heads);
   int bad = !heads;
-  for (int i = 0; i < FULLS && !bad; i++)
-    bad = try_ways(in, scores, &plan, i ? (int32_t)n / parts[i - 1] : 0, heads);
+  printf(
+      "\nHow the other heads stream, by window, always with %d sinks; the full heads are those of "
+      "the gates.\n",
+      DEMO_SINKS);
+  for (int i = 0; i < (quick ? 1 : FULLS) && !bad; i++) {
+    int32_t n_full = i ? n / parts[i - 1] : 0;
+    printf("\n%2d of %d KV heads full   ", (int)n_full, (int)n);
+    for (int w = 0; w < WINDOWS; w++) printf("   window %-3d             ", (int)windows[w]);
+    printf("\n%-24s", "");
+    for (int w = 0; w < WINDOWS; w++) printf("   needles  letters    text");
+    printf("\n");
+    for (int j = 0; j < WAYS && !bad; j++)
+      bad = try_way(in, scores, &plan, &ways[j], n_full, heads);
+  }
   free(heads);
   return bad ? fail("the ways to stream cannot be tried") : 0;
 }

@@ -10,7 +10,7 @@
 typedef struct compare_scores {
   head_table measured; /* heads.tsv: what each head's streaming costs (make heads) */
   head_table loss, retrieval, echo, induction;
-  const double *q, *q_projected; /* for choose_greedy */
+  const double *q, *q_projected, *q_stream; /* for choose_greedy */
 } compare_scores;
 
 /* Tries every choice at 2, 4 and 8 of 16 KV heads full (an eighth, a quarter, a half), and as many

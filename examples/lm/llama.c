@@ -576,8 +576,11 @@ static lattn_cache_config cache_config(const llama_model *m, const llama_options
   if (m->layers[layer].kind == LLAMA_WINDOW) c.heads = m->window_heads;
   else if (options->heads) c.heads = options->heads + (int64_t)layer * m->n_kv_heads;
   int any_full = !c.heads;
-  for (int32_t g = 0; g < m->n_kv_heads && c.heads; g++)
-    if (c.heads[g].policy == LATTN_HEAD_FULL) any_full = 1;
+  for (int32_t g = 0; g < m->n_kv_heads && c.heads; g++) {
+    if (c.heads[g].policy == LATTN_HEAD_FULL || c.heads[g].mark) any_full = 1;
+    if (c.heads[g].policy == LATTN_HEAD_COMPENSATED && c.heads[g].window <= c.max_drafts)
+      c.max_drafts = c.heads[g].window > 0 ? (int32_t)c.heads[g].window - 1 : 0;
+  }
   if (any_full) c.capacity = options->capacity;
   return c;
 }

@@ -109,7 +109,7 @@ lattn_status llama_mark(llama_session *session);
    [n][vocab_size] is what plain decoding gives after the path that ends in draft i, bit for bit.
    llama_accept appends the drafts of a path from the root (none: n = 0) and drops all others. While
    drafts are pending, the session takes no other change. A model with gated delta nets takes chains
-   only (else LATTN_E_CONFIG), and LLAMA_STATE_DRAFTS. */
+   only (else LATTN_E_CONFIG), and LLAMA_STATE_DRAFTS; compensated heads fewer than their window. */
 lattn_status llama_draft(llama_session *session, const int32_t *tokens, const int32_t *parents,
                          int32_t n, float *logits);
 lattn_status llama_accept(llama_session *session, int32_t n, const int32_t *path);

@@ -137,7 +137,7 @@ int needle_grid_run(const needle_grid *grid, const llama_model *model, const lat
     if (grid->lengths[i] > longest) longest = grid->lengths[i];
   for (size_t i = 0; i < n && with_slack; i++) {
     with_slack[i] = heads[i];
-    if (heads[i].policy == LATTN_HEAD_STREAMING) with_slack[i].slack = longest;
+    if (heads[i].policy != LATTN_HEAD_FULL) with_slack[i].slack = longest;
   }
   if (!bad) {
     grid_job job = {grid, model, with_slack, text, n_bytes, longest, n_threads, results, failed};

@@ -142,23 +142,22 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
 
 /* ---- splitting ---- */
 
-/* How many heads stream before head i does: gates ascending, then layers and heads descending. */
-static int32_t gate_rank(const double *gates, int32_t n, int32_t i) {
-  int32_t before = 0;
-  for (int32_t j = 0; j < n; j++) before += gates[j] < gates[i] || (j > i && gates[j] <= gates[i]);
-  return before;
-}
-
 int32_t head_table_split(const head_table *table, double sparsity, lattn_head streaming,
                          lattn_head *heads) {
-  int32_t n = table->n_layers * table->n_kv_heads, n_full = 0;
-  double n_streaming = floor(sparsity * n + 0.5);
+  int32_t n = table->n_layers * table->n_kv_heads, n_full = 0, full[MOST_HEADS];
+  lattn_heads rule;
+  memset(&rule, 0, sizeof rule);
+  rule.size = sizeof rule;
+  rule.rule = sparsity < 0 ? LATTN_HEADS_THRESHOLD : LATTN_HEADS_SPARSITY;
+  rule.sparsity = sparsity;
+  rule.threshold = 0.5;
+  if (n > MOST_HEADS ||
+      lattn_heads_choose(&rule, table->n_layers, table->n_kv_heads, table->gates, full))
+    return -1;
   for (int32_t i = 0; i < n; i++) {
-    int streams =
-        sparsity < 0 ? table->gates[i] < 0.5 : (double)gate_rank(table->gates, n, i) < n_streaming;
     memset(&heads[i], 0, sizeof heads[i]);
-    if (streams) heads[i] = streaming;
-    n_full += !streams;
+    if (!full[i]) heads[i] = streaming;
+    n_full += full[i];
   }
   return n_full;
 }

@@ -66,6 +66,8 @@ static int put_scores(const scan *s) {
        "Gates of DuoAttention's penalty, from attention alone"},
       {&s->projected, NULL, "gates_projected", "KV head",
        "Gates of DuoAttention's penalty, behind the output projection"},
+      {&s->stream, NULL, "gates_stream", "KV head",
+       "The same over what came into the layer, not over what attention gave"},
       {&s->loss, NULL, "loss", "KV head", "What streaming takes from the layer's output, squared"},
       {&s->lost, NULL, "lost", "query head",
        "Attention beyond sinks and window, where letters are asked for"},
@@ -89,6 +91,7 @@ static int group(const demo_input *in, const scan *s, compare_scores *c) {
   c->loss = s->loss;
   c->q = s->q;
   c->q_projected = s->q_projected;
+  c->q_stream = s->q_stream;
   if (head_table_group(&s->retrieval, of, &c->retrieval) ||
       head_table_group(&s->echo, of, &c->echo) ||
       head_table_group(&s->induction, of, &c->induction))

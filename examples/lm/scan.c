@@ -15,13 +15,15 @@ static const int64_t lengths[LENGTHS] = {384, 768};
 
 /* ---- profiles that watch a session ---- */
 
-enum { MOST_PROFILES = 3 };
+enum { MOST_PROFILES = 4 };
+
+enum gates_kind { PLAIN, PROJECTED, OVER_STREAM };
 
 typedef struct watched {
   lattn_profile *profile;
   void *memory;
   int32_t scores;
-  int projected; /* gates behind the output projection */
+  int gates; /* enum gates_kind */
 } watched;
 
 typedef struct watcher {
@@ -71,10 +73,8 @@ static lattn_status show(const watcher *w, const watched *to, const llama_block 
   seen.lse = own->lse;
   seen.n_rows = n_rows;
   seen.rows = rows;
-  if (to->projected) {
-    seen.projection = w->projections + (int64_t)own->layer * m->dim * m->dim;
-    seen.residual = &own->stream;
-  }
+  if (to->gates != PLAIN) seen.projection = w->projections + (int64_t)own->layer * m->dim * m->dim;
+  if (to->gates == OVER_STREAM) seen.residual = &own->stream;
   if (!seen.scores) return LATTN_OK;
   return lattn_profile_observe(to->profile, &seen, &options, own->q, all.k, all.v, &exec);
 }
@@ -133,7 +133,7 @@ static void watcher_close(watcher *w) {
 }
 
 /* A profile more, which compares with the demo's streaming heads. NULL: not enough memory. */
-static lattn_profile *add_profile(watcher *w, int32_t scores, int projected, int64_t columns) {
+static lattn_profile *add_profile(watcher *w, int32_t scores, int gates, int64_t columns) {
   const llama_model *m = &w->in->model;
   watched *to = &w->profiles[w->n_profiles];
   lattn_profile_config c;
@@ -144,14 +144,14 @@ static lattn_profile *add_profile(watcher *w, int32_t scores, int projected, int
   c.n_heads = m->n_heads;
   c.n_kv_heads = m->n_kv_heads;
   c.value_dim = m->head_dim;
-  c.model_dim = projected ? m->dim : 0;
+  c.model_dim = gates != PLAIN ? m->dim : 0;
   c.columns = columns;
   c.sinks = DEMO_SINKS;
   c.window = DEMO_WINDOW;
   size_t bytes = lattn_profile_bytes(&c);
   to->memory = malloc(bytes + 1);
   to->scores = scores;
-  to->projected = projected;
+  to->gates = gates;
   if (!to->memory) return NULL;
   w->n_profiles++;
   return lattn_profile_init(&to->profile, to->memory, bytes, &c) ? NULL : to->profile;
@@ -226,10 +226,11 @@ static int read_needle(watcher *w, scan *s, const needle_case *c, int depth) {
   w->what.needle_to = letter + NEEDLE_ASKED;
   if (read_watched(w, tokens, n, NEEDLE_ASKED, logits)) return -1;
   int right = needle_judge(&w->in->model, c, depth, logits).n_right == NEEDLE_ASKED;
-  for (int32_t i = 0; i < 2; i++)
+  lattn_profile *one = w->profiles[w->n_profiles - 1].profile;
+  for (int32_t i = 0; i < w->n_profiles - 1; i++)
     if (lattn_profile_sample(w->profiles[i].profile, right)) return -1;
-  if (right && put_sample(w, s, w->profiles[2].profile)) return -1;
-  return lattn_profile_clear(w->profiles[2].profile) ? -1 : 0;
+  if (right && put_sample(w, s, one)) return -1;
+  return lattn_profile_clear(one) ? -1 : 0;
 }
 
 /* Closes the gaps that prompts without an answer have left. */
@@ -248,10 +249,11 @@ static int scan_needles(watcher *w, scan *s, int32_t n_cases) {
   s->samples.n_heads = m->n_heads;
   s->samples.scores =
       (double *)calloc((size_t)(m->n_layers * m->n_heads) * (size_t)s->n_prompts, sizeof(double));
-  lattn_profile *plain = add_profile(w, gates | LATTN_PROFILE_RETRIEVAL, 0, 0);
-  lattn_profile *projected = add_profile(w, gates, 1, 0);
-  if (!plain || !projected || !add_profile(w, LATTN_PROFILE_RETRIEVAL, 0, 0) || !s->samples.scores)
-    return -1;
+  lattn_profile *plain = add_profile(w, gates | LATTN_PROFILE_RETRIEVAL, PLAIN, 0);
+  lattn_profile *projected = add_profile(w, gates, PROJECTED, 0);
+  lattn_profile *stream = add_profile(w, gates, OVER_STREAM, 0);
+  lattn_profile *one = add_profile(w, LATTN_PROFILE_RETRIEVAL, PLAIN, 0);
+  if (!plain || !projected || !stream || !one || !s->samples.scores) return -1;
   for (int32_t i = 0; i < n_cases; i++) {
     needle_case c;
     if (needle_make(&c, w->in->text, w->in->n_bytes, lengths[i % LENGTHS], &state)) return -1;
@@ -264,7 +266,8 @@ static int scan_needles(watcher *w, scan *s, int32_t n_cases) {
             report(w, plain, LATTN_TABLE_LOST, &s->lost) ||
             report(w, plain, LATTN_TABLE_GATE_LOSS, &s->loss) ||
             report_gates(w, plain, &s->gates, &s->q) ||
-            report_gates(w, projected, &s->projected, &s->q_projected);
+            report_gates(w, projected, &s->projected, &s->q_projected) ||
+            report_gates(w, stream, &s->stream, &s->q_stream);
   drop_profiles(w);
   return bad ? -1 : 0;
 }
@@ -291,7 +294,7 @@ static int32_t shuffled_bytes(const demo_input *in, int32_t *bytes, uint64_t *st
 static int scan_repeated(watcher *w, scan *s, int32_t n_samples) {
   uint64_t state = SEED;
   s->n_repeated = n_samples;
-  lattn_profile *p = add_profile(w, LATTN_PROFILE_ECHO, 0, 0);
+  lattn_profile *p = add_profile(w, LATTN_PROFILE_ECHO, PLAIN, 0);
   if (!p) return -1;
   for (int32_t i = 0; i < n_samples; i++) {
     int32_t tokens[PIECE], bytes[256] = {0};
@@ -328,12 +331,12 @@ static int read_pieces(watcher *w, lattn_profile *p, int64_t n, int64_t n_sample
 static int scan_text(watcher *w, scan *s, int32_t n_samples) {
   const llama_model *m = &w->in->model;
   double shares[SCAN_PAPER];
-  lattn_profile *p = add_profile(w, LATTN_PROFILE_SINKS, 0, SCAN_PAPER);
+  lattn_profile *p = add_profile(w, LATTN_PROFILE_SINKS, PLAIN, SCAN_PAPER);
   if (!p || read_pieces(w, p, SCAN_PAPER, 100)) return -1;
   if (lattn_profile_report(p, LATTN_TABLE_SINK_SHARES, SCAN_PAPER, shares)) return -1;
   s->sink_share = shares[0];
   drop_profiles(w);
-  p = add_profile(w, LATTN_PROFILE_SINKS, 0, SCAN_COLUMNS);
+  p = add_profile(w, LATTN_PROFILE_SINKS, PLAIN, SCAN_COLUMNS);
   if (!p || read_pieces(w, p, PIECE, n_samples) || make_table(&s->sinks, m, m->n_heads)) return -1;
   s->sink_at = (int64_t *)calloc((size_t)(m->n_layers * m->n_heads), sizeof *s->sink_at);
   if (!s->sink_at) return -1;
@@ -363,12 +366,13 @@ int scan_run(scan *s, const demo_input *in, int quick, char error[DEMO_ERROR]) {
 }
 
 void scan_free(scan *s) {
-  head_table *const tables[] = {&s->gates,     &s->projected, &s->loss,      &s->lost,
+  head_table *const tables[] = {&s->gates,     &s->projected, &s->stream,    &s->loss, &s->lost,
                                 &s->retrieval, &s->echo,      &s->induction, &s->sinks};
   for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) head_table_free(tables[i]);
   head_scores_free(&s->samples);
   free(s->sink_at);
   free(s->q);
   free(s->q_projected);
+  free(s->q_stream);
   memset(s, 0, sizeof *s);
 }

@@ -8,11 +8,12 @@
 
 enum { SCAN_COLUMNS = 512, SCAN_PAPER = 64 };
 
-/* Numbers of KV heads (the first three) or query heads, [n_layers][heads]. */
+/* Numbers of KV heads (the first four) or query heads, [n_layers][heads]. */
 typedef struct scan {
   /* On rows of needle prompts after which a letter that is asked for comes: */
   head_table gates;     /* DuoAttention's gates, from attention's outputs alone ... */
-  head_table projected; /* ... and behind the output projection */
+  head_table projected; /* ... behind the output projection ... */
+  head_table stream;    /* ... and there over what came into the layer, not what attention gave */
   head_table loss;      /* mean square of what streaming takes from the output, relative */
   head_table lost;      /* mean attention beyond sinks and window */
   head_table retrieval; /* the share of the needle's letters that the head copies */
@@ -23,10 +24,10 @@ typedef struct scan {
   head_table sinks;
   int64_t *sink_at;
   double sink_share;
-  double *q, *q_projected;    /* [n_layers][KV heads][KV heads] for lattn_gates_solve */
-  head_scores samples;        /* retrieval, each prompt that was answered */
-  int32_t n_prompts;          /* prompts tried */
-  int32_t period, n_repeated; /* of the random tokens */
+  double *q, *q_projected, *q_stream; /* [n_layers][KV heads][KV heads] for lattn_gates_solve */
+  head_scores samples;                /* retrieval, each prompt that was answered */
+  int32_t n_prompts;                  /* prompts tried */
+  int32_t period, n_repeated;         /* of the random tokens */
   double seconds;
 } scan;
 

@@ -234,9 +234,8 @@ int head_table_group(const head_table *heads, int32_t group, head_table *kv_head
   memset(kv_heads, 0, sizeof *kv_heads);
   if (group < 1 || heads->n_kv_heads % group) return -1;
   if (make_table(kv_heads, heads->n_layers, heads->n_kv_heads / group)) return -1;
-  for (int32_t i = 0; i < heads->n_layers * heads->n_kv_heads; i++) {
-    double *most = &kv_heads->gates[i / group];
-    if (i % group == 0 || heads->gates[i] > *most) *most = heads->gates[i];
-  }
-  return 0;
+  return lattn_heads_group(heads->n_layers, heads->n_kv_heads, kv_heads->n_kv_heads,
+                           LATTN_GROUP_MAX, heads->gates, kv_heads->gates)
+             ? -1
+             : 0;
 }

@@ -54,6 +54,7 @@ static void read_text_pieces(void *context, int32_t task) {
 static int text_run(const demo_input *in, const trial_plan *plan, const lattn_head *heads,
                     trial_result *result) {
   int64_t n_pieces = in->n_bytes / (plan->piece - 1);
+  if (n_pieces > plan->n_pieces) n_pieces = plan->n_pieces;
   double *nats = (double *)malloc((size_t)(n_pieces + 1) * sizeof *nats), sum = 0;
   int *failed = (int *)calloc((size_t)in->n_threads, sizeof *failed);
   int64_t *bytes = (int64_t *)calloc((size_t)in->n_threads, sizeof *bytes);

@@ -9,9 +9,10 @@
 /* What each choice goes through, the same for all. */
 typedef struct trial_plan {
   needle_grid needles;
-  int64_t piece; /* the text is read in pieces of so many tokens, BOS included, */
-  int64_t first; /* of which those from this one on are judged: streaming heads have lost some by
+  int64_t piece;    /* the text is read in pieces of so many tokens, BOS included, */
+  int64_t first;    /* of which those from this one on are judged: streaming heads have lost some by
                     then */
+  int64_t n_pieces; /* at most so many, and what the text has */
 } trial_plan;
 
 typedef struct trial_result {
