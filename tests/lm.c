@@ -11,6 +11,7 @@
 #include "examples/lm/needle.c"
 #include "examples/lm/policy.c"
 #include "examples/lm/recorder.c"
+#include "examples/lm/scan.c"
 #include "examples/lm/scores.c"
 #include "examples/lm/tokenizer.c"
 #include "examples/lm/trial.c"
@@ -48,8 +49,8 @@ static llama_session *open_session(const llama_model *m, const lattn_head *heads
 }
 
 static lattn_head streaming(int64_t sinks, int64_t window, int32_t positions) {
-  lattn_head head = {.policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks,
-                     .window = window};
+  lattn_head head = {
+      .policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks, .window = window};
   return head;
 }
 
@@ -307,7 +308,7 @@ static void test_needles(const llama_model *m, const char *text, int64_t n_bytes
   enum { LENGTH = 300 };
   int32_t tokens[LENGTH + NEEDLE_ASKED];
   needle_case c;
-  needle_result want[NEEDLE_DEPTHS], got;
+  needle_result want[NEEDLE_DEPTHS], others[NEEDLE_DEPTHS], got;
   uint64_t state = 3;
   float *logits = (float *)malloc((size_t)(NEEDLE_ASKED * m->vocab_size) * sizeof *logits);
   llama_session *s = open_session(m, NULL, LENGTH + NEEDLE_ASKED, 1);
@@ -326,6 +327,20 @@ static void test_needles(const llama_model *m, const char *text, int64_t n_bytes
     CHECK_I64(got.n_right, want[i].n_right);
     CHECK(!memcmp(&got.log_probability, &want[i].log_probability, sizeof(double)));
   }
+  check_case("needles behind the end of the prompt");
+  CHECK_STATUS(needle_run_marked(s, m, &c, others), LATTN_OK); /* no head waits for it */
+  for (int i = 0; i < NEEDLE_DEPTHS; i++) {
+    CHECK_I64(others[i].n_right, want[i].n_right);
+    CHECK(!memcmp(&others[i].log_probability, &want[i].log_probability, sizeof(double)));
+  }
+  llama_session_close(s);
+  lattn_head waits = streaming(4, 28, 0);
+  waits.mark = LATTN_PROMPT_END;
+  lattn_head *heads = all_heads(m, waits);
+  s = open_session(m, heads, LENGTH + NEEDLE_ASKED, 1);
+  CHECK_STATUS(needle_run_marked(s, m, &c, others), LATTN_OK);
+  CHECK(others[0].log_probability < want[0].log_probability - 1); /* it is out of the window */
+  free(heads);
   llama_session_close(s);
   free(logits);
 }
@@ -411,6 +426,99 @@ static void test_recorder(const llama_model *m, const int32_t *tokens) {
   free(x);
 }
 
+/* Weights of one row of a recorded layer, in double. */
+static void plain_weights_of(const recorder *r, int32_t layer, int32_t head, int64_t row,
+                             double *weights) {
+  const llama_model *m = r->model;
+  int64_t kv = head / (m->n_heads / m->n_kv_heads);
+  llama_block b = recorder_read(r, layer, 0, row + 1);
+  const float *q = (const float *)b.q.data + row * b.q.stride_token + head * b.q.stride_head;
+  double most = -INFINITY, sum = 0;
+  for (int64_t j = 0; j <= row; j++) {
+    const float *k = (const float *)b.k.data + j * b.k.stride_token + kv * b.k.stride_head;
+    weights[j] = 0;
+    for (int64_t d = 0; d < m->head_dim; d++) weights[j] += (double)q[d] * (double)k[d];
+    weights[j] /= sqrt((double)m->head_dim);
+    most = fmax(most, weights[j]);
+  }
+  for (int64_t j = 0; j <= row; j++) sum += weights[j] = exp(weights[j] - most);
+  for (int64_t j = 0; j <= row; j++) weights[j] /= sum;
+}
+
+/* The profiles that watch the engine say what the recorded queries and keys say. */
+static void test_scan(const llama_model *m, char *text, int64_t n_bytes) {
+  enum { LENGTH = 300, PERIOD = 20, REPEATED = 15 * PERIOD };
+  demo_input in = {"", 1, *m, text, n_bytes};
+  watcher w;
+  needle_case c;
+  uint64_t state = 4;
+  int32_t tokens[LENGTH + NEEDLE_ASKED + 1], n_heads = m->n_layers * m->n_heads, copies = 0;
+  int64_t letter, n;
+  double weights[1024], got[256], lost[256], induction[256];
+  check_case("profiles of a needle and of repeated tokens");
+  CHECK(n_heads <= 256 && !watcher_open(&w, &in));
+  CHECK(add_profile(&w, LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_LOST, PLAIN, 0) != NULL);
+  CHECK(!needle_make(&c, text, n_bytes, LENGTH, &state));
+  n = needle_prompt(&c, 1, tokens, &letter);
+  tokens[n] = c.phrases[1][NEEDLE_LETTERS - 1];
+  w.what.tokens = tokens;
+  w.what.n_tokens = n + 1;
+  w.what.first_answer = w.first_row = n - NEEDLE_ASKED;
+  w.what.needle_from = letter;
+  w.what.needle_to = letter + NEEDLE_ASKED;
+  CHECK(!read_watched(&w, tokens, n, 0, NULL));
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_RETRIEVAL, n_heads, got),
+               LATTN_OK);
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_LOST, n_heads, lost),
+               LATTN_OK);
+  for (int32_t h = 0; h < n_heads; h++) {
+    double copied = 0, beyond = 0;
+    for (int64_t a = 0; a < NEEDLE_ASKED; a++) {
+      int64_t row = n - NEEDLE_ASKED + a, best = 0;
+      plain_weights_of(&w.past, h / m->n_heads, h % m->n_heads, row, weights);
+      for (int64_t j = 0; j <= row; j++) {
+        if (weights[j] > weights[best]) best = j;
+        if (j >= DEMO_SINKS && row - j >= DEMO_WINDOW) beyond += weights[j] / NEEDLE_ASKED;
+      }
+      copied +=
+          best >= letter && best < letter + NEEDLE_ASKED && tokens[best] == tokens[letter + a];
+    }
+    copies += copied > 0;
+    /* a weight is off by some roundings of a score of tens: 1e-5 */
+    if (!(fabs(got[h] - copied / NEEDLE_ASKED) < 1e-9 && fabs(lost[h] - beyond) < 1e-4))
+      FAIL("head %d: retrieval %g, not %g; lost %g, not %g", (int)h, got[h], copied / NEEDLE_ASKED,
+           lost[h], beyond);
+  }
+  CHECK(copies >= 3); /* MODEL.md: three KV heads carry it */
+  drop_profiles(&w);
+  CHECK(add_profile(&w, LATTN_PROFILE_ECHO, PLAIN, 0) != NULL);
+  memset(&w.what, 0, sizeof w.what);
+  w.what.period = PERIOD;
+  w.what.first = 1;
+  tokens[0] = LLAMA_BOS;
+  for (int32_t t = 1; t <= REPEATED; t++) tokens[t] = 'a' + (t - 1) % PERIOD;
+  CHECK(!read_watched(&w, tokens, REPEATED + 1, 0, NULL));
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_ECHO, n_heads, got),
+               LATTN_OK);
+  CHECK_STATUS(
+      lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_INDUCTION, n_heads, induction),
+      LATTN_OK);
+  for (int32_t h = 0; h < n_heads; h++) {
+    double same = 0, next = 0;
+    for (int64_t i = PERIOD; i < REPEATED; i++) { /* the first token is not counted */
+      plain_weights_of(&w.past, h / m->n_heads, h % m->n_heads, i + 1, weights);
+      for (int64_t j = i - PERIOD; j >= 0; j -= PERIOD) {
+        same += weights[j + 1] / (REPEATED - PERIOD);
+        next += weights[j + 2] / (REPEATED - PERIOD);
+      }
+    }
+    if (!(fabs(got[h] - same) < 1e-4 && fabs(induction[h] - next) < 1e-4))
+      FAIL("head %d: echo %g, not %g; induction %g, not %g", (int)h, got[h], same, induction[h],
+           next);
+  }
+  watcher_close(&w);
+}
+
 static void test_ours(void) {
   llama_model m;
   tokenizer words;
@@ -431,6 +539,7 @@ static void test_ours(void) {
     test_streaming(&m, tokens);
     test_needles(&m, text, n_bytes);
     test_recorder(&m, tokens);
+    test_scan(&m, text, n_bytes);
     llama_model_free(&m);
   }
   free(tokens);

@@ -224,17 +224,22 @@ int compare_choices(const demo_input *in, const compare_scores *scores, int quic
 
 /* ---- ways to stream ---- */
 
-enum { WAYS = 4, WINDOWS = 3, FULLS = 3 };
+enum { WAYS = 7, WINDOWS = 3, FULLS = 2 };
 
 static const struct way {
   const char *name;
-  int32_t policy, positions, flags;
+  int32_t policy, positions, flags, mark;
 } ways[WAYS] = {
-    {"sinks in the cache", LATTN_HEAD_STREAMING, LATTN_POSITIONS_IN_CACHE, 0},
-    {"sinks where they were", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0},
-    {"compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0},
-    {"compensated, variance", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE,
-     LATTN_HEAD_VARIANCE},
+    {"streaming, in the cache", LATTN_HEAD_STREAMING, LATTN_POSITIONS_IN_CACHE, 0, 0},
+    {"streaming", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0, 0},
+    {"compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0, 0},
+    {"compensated, variance", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, LATTN_HEAD_VARIANCE,
+     0},
+    {"after the prompt: streaming", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0,
+     LATTN_PROMPT_END},
+    {"compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0, LATTN_PROMPT_END},
+    {"compensated, variance", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, LATTN_HEAD_VARIANCE,
+     LATTN_PROMPT_END},
 };
 static const int64_t windows[WINDOWS] = {12, 28, DEMO_WINDOW};
 
@@ -243,6 +248,7 @@ static lattn_head head_of(const struct way *way, int64_t window) {
   head.policy = way->policy;
   head.positions = way->positions;
   head.flags = way->flags;
+  head.mark = way->mark;
   head.window = window;
   return head;
 }
@@ -250,14 +256,14 @@ static lattn_head head_of(const struct way *way, int64_t window) {
 /* A row: one way, by window. */
 static int try_way(const demo_input *in, const compare_scores *scores, const trial_plan *plan,
                    const struct way *way, int32_t n_full, lattn_head *heads) {
-  printf("  %-22s", way->name);
+  printf("  %-27s", way->name);
   for (int w = 0; w < WINDOWS; w++) {
     trial_result r;
     if (choose_greedy(scores->q, in->model.n_layers, in->model.n_kv_heads, n_full,
                       head_of(way, windows[w]), heads) ||
         trial_run(in, plan, heads, &r))
       return -1;
-    printf("   %7.2f %8.2f %7.3f", r.found, r.letters, r.text);
+    printf(" %7.2f %8.2f %7.3f", r.found, r.letters, r.text);
     fflush(stdout);
   }
   printf("\n");
@@ -265,24 +271,25 @@ static int try_way(const demo_input *in, const compare_scores *scores, const tri
 }
 
 int compare_ways(const demo_input *in, const compare_scores *scores, int quick) {
-  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 4, SEED}, PIECE, FIRST, quick ? 1 : PIECES};
+  trial_plan plan = {{lengths, LENGTHS, quick ? 1 : 3, SEED}, PIECE, FIRST, quick ? 1 : PIECES};
   int32_t n = in->model.n_layers * in->model.n_kv_heads;
   lattn_head *heads = (lattn_head *)calloc((size_t)n, sizeof *heads);
   int bad = !heads;
   printf(
-      "\nHow the other heads stream, by window, always with %d sinks; the full heads are those of "
-      "the gates.\n",
-      DEMO_SINKS);
+      "\nHow the other heads keep their past, by window, always with %d sinks; full heads by the "
+      "gates. At absolute\npositions, if nothing else is said. After the prompt: full until the "
+      "question, and until position %d of a piece.\n",
+      DEMO_SINKS, FIRST);
   for (int i = 0; i < (quick ? 1 : FULLS) && !bad; i++) {
     int32_t n_full = i ? n / parts[i - 1] : 0;
-    printf("\n%2d of %d KV heads full   ", (int)n_full, (int)n);
-    for (int w = 0; w < WINDOWS; w++) printf("   window %-3d             ", (int)windows[w]);
-    printf("\n%-24s", "");
-    for (int w = 0; w < WINDOWS; w++) printf("   needles  letters    text");
+    printf("\n%2d of %d KV heads full        ", (int)n_full, (int)n);
+    for (int w = 0; w < WINDOWS; w++) printf("  window %-3d             ", (int)windows[w]);
+    printf("\n%-29s", "");
+    for (int w = 0; w < WINDOWS; w++) printf(" needles  letters    text");
     printf("\n");
     for (int j = 0; j < WAYS && !bad; j++)
       bad = try_way(in, scores, &plan, &ways[j], n_full, heads);
   }
   free(heads);
-  return bad ? fail("the ways to stream cannot be tried") : 0;
+  return bad ? fail("the ways to keep the past cannot be tried") : 0;
 }

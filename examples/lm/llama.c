@@ -802,11 +802,20 @@ lattn_status llama_truncate(llama_session *s, int64_t n) {
     if (n && n != s->marked) return LATTN_E_EVICTED;
     if (n == s->marked) status = return_to_mark(s);
     else drop_mark(s), clear(s);
+  } else if (!n && !s->n_drafts) {
+    clear(s); /* and the end of the prompt is forgotten */
   } else {
     for (int32_t l = 0; l < s->model->n_layers && !status; l++)
       status = lattn_cache_truncate(s->layers[l].cache, n);
   }
   if (!status) s->length = n;
+  return status;
+}
+
+lattn_status llama_end_prompt(llama_session *s) {
+  lattn_status status = LATTN_OK;
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++)
+    if (s->layers[l].cache) status = lattn_cache_mark(s->layers[l].cache, LATTN_PROMPT_END, NULL);
   return status;
 }
 

@@ -103,6 +103,9 @@ lattn_status llama_truncate(llama_session *session, int64_t n);
    and again; a new mark replaces the old one. A model without gated delta nets needs none. */
 lattn_status llama_mark(llama_session *session);
 
+/* The prompt ends here: heads whose policy waits for LATTN_PROMPT_END are compressed. */
+lattn_status llama_end_prompt(llama_session *session);
+
 /* Speculative decoding. llama_draft takes n draft tokens through the layers together: a tree, where
    parents[i] is the number of draft i's parent, or -1 for what may follow the newest token; parents
    NULL = a chain. Drafts are numbered over all calls until llama_accept. Row i of logits

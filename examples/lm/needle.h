@@ -54,6 +54,10 @@ needle_result needle_judge(const llama_model *model, const needle_case *c, int i
 lattn_status needle_run(llama_session *session, const llama_model *model, const needle_case *c,
                         needle_result results[NEEDLE_DEPTHS]);
 
+/* The same, but llama_end_prompt is called before each question, and nothing is shared. */
+lattn_status needle_run_marked(llama_session *session, const llama_model *model,
+                               const needle_case *c, needle_result results[NEEDLE_DEPTHS]);
+
 /* What to measure: for every length and sample a case of its own, the same for every policy. */
 typedef struct needle_grid {
   const int64_t *lengths;
@@ -62,7 +66,7 @@ typedef struct needle_grid {
 } needle_grid;
 
 /* Runs a grid with `heads` ([n_layers][n_kv_heads] or NULL = all full), the cases shared out to
-   n_threads sessions. results is [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something
+   n_threads sessions; if a head waits for a mark, by needle_run_marked. results is [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something
    failed. */
 int needle_grid_run(const needle_grid *grid, const llama_model *model, const lattn_head *heads,
                     const char *text, int64_t n_bytes, int32_t n_threads, needle_result *results);

@@ -11,7 +11,7 @@
 
 enum { SEED = 5, LENGTHS = 2, PIECE = 1024 };
 
-static const int64_t lengths[LENGTHS] = {384, 768};
+static const int64_t needle_lengths[LENGTHS] = {384, 768};
 
 /* ---- profiles that watch a session ---- */
 
@@ -48,7 +48,7 @@ static lattn_attn causal(void) {
   return a;
 }
 
-static lattn_exec exec_of(const watcher *w) {
+static lattn_exec exec_of_watcher(const watcher *w) {
   lattn_exec exec;
   memset(&exec, 0, sizeof exec);
   exec.size = sizeof exec;
@@ -65,7 +65,7 @@ static lattn_status show(const watcher *w, const watched *to, const llama_block 
   const llama_model *m = &w->in->model;
   llama_block all = recorder_read(&w->past, own->layer, 0, own->position + own->q.n_tokens);
   lattn_attn options = causal();
-  lattn_exec exec = exec_of(w);
+  lattn_exec exec = exec_of_watcher(w);
   lattn_observed seen = w->what;
   seen.size = sizeof seen;
   seen.layer = own->layer;
@@ -168,7 +168,7 @@ static int read_watched(watcher *w, const int32_t *tokens, int64_t n, int64_t n_
 
 /* ---- tables ---- */
 
-static int make_table(head_table *t, const llama_model *m, int32_t n_heads) {
+static int empty_table(head_table *t, const llama_model *m, int32_t n_heads) {
   t->n_layers = m->n_layers;
   t->n_kv_heads = n_heads;
   t->gates = (double *)calloc((size_t)m->n_layers * (size_t)n_heads, sizeof(double));
@@ -179,7 +179,7 @@ static int make_table(head_table *t, const llama_model *m, int32_t n_heads) {
 static int report(const watcher *w, const lattn_profile *p, int32_t table, head_table *to) {
   const llama_model *m = &w->in->model;
   int32_t n_heads = table == LATTN_TABLE_GATE_LOSS ? m->n_kv_heads : m->n_heads;
-  if (make_table(to, m, n_heads)) return -1;
+  if (empty_table(to, m, n_heads)) return -1;
   return lattn_profile_report(p, table, (int64_t)m->n_layers * n_heads, to->gates) ? -1 : 0;
 }
 
@@ -193,7 +193,7 @@ static int report_gates(const watcher *w, const lattn_profile *p, head_table *ga
   options.method = LATTN_GATES_PENALTY;
   options.lambda = 0.05;
   *q = (double *)calloc((size_t)n, sizeof(double));
-  if (make_table(gates, m, m->n_kv_heads) || !*q) return -1;
+  if (empty_table(gates, m, m->n_kv_heads) || !*q) return -1;
   if (lattn_profile_report(p, LATTN_TABLE_GATES, n, *q)) return -1;
   return lattn_gates_solve(&options, m->n_layers, m->n_kv_heads, *q, gates->gates) ? -1 : 0;
 }
@@ -256,7 +256,8 @@ static int scan_needles(watcher *w, scan *s, int32_t n_cases) {
   if (!plain || !projected || !stream || !one || !s->samples.scores) return -1;
   for (int32_t i = 0; i < n_cases; i++) {
     needle_case c;
-    if (needle_make(&c, w->in->text, w->in->n_bytes, lengths[i % LENGTHS], &state)) return -1;
+    if (needle_make(&c, w->in->text, w->in->n_bytes, needle_lengths[i % LENGTHS], &state))
+      return -1;
     for (int depth = 0; depth < NEEDLE_DEPTHS; depth++)
       if (read_needle(w, s, &c, depth)) return -1;
   }
@@ -316,7 +317,7 @@ static int scan_repeated(watcher *w, scan *s, int32_t n_samples) {
 /* ---- text ---- */
 
 /* Reads the text in pieces of n tokens, at most n_samples of them. */
-static int read_pieces(watcher *w, lattn_profile *p, int64_t n, int64_t n_samples) {
+static int read_all_text(watcher *w, lattn_profile *p, int64_t n, int64_t n_samples) {
   int64_t n_pieces = w->in->n_bytes / (n - 1);
   memset(&w->what, 0, sizeof w->what);
   for (int64_t i = 0; i < n_pieces && i < n_samples; i++) {
@@ -332,12 +333,13 @@ static int scan_text(watcher *w, scan *s, int32_t n_samples) {
   const llama_model *m = &w->in->model;
   double shares[SCAN_PAPER];
   lattn_profile *p = add_profile(w, LATTN_PROFILE_SINKS, PLAIN, SCAN_PAPER);
-  if (!p || read_pieces(w, p, SCAN_PAPER, 100)) return -1;
+  if (!p || read_all_text(w, p, SCAN_PAPER, 100)) return -1;
   if (lattn_profile_report(p, LATTN_TABLE_SINK_SHARES, SCAN_PAPER, shares)) return -1;
   s->sink_share = shares[0];
   drop_profiles(w);
   p = add_profile(w, LATTN_PROFILE_SINKS, PLAIN, SCAN_COLUMNS);
-  if (!p || read_pieces(w, p, PIECE, n_samples) || make_table(&s->sinks, m, m->n_heads)) return -1;
+  if (!p || read_all_text(w, p, PIECE, n_samples) || empty_table(&s->sinks, m, m->n_heads))
+    return -1;
   s->sink_at = (int64_t *)calloc((size_t)(m->n_layers * m->n_heads), sizeof *s->sink_at);
   if (!s->sink_at) return -1;
   for (int32_t i = 0; i < m->n_layers * m->n_heads; i++)

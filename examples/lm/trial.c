@@ -15,6 +15,7 @@ typedef struct text_job {
   double *nats;   /* [n_pieces] of all tokens that are judged */
   int64_t *bytes; /* [n_threads] kept at the end of a piece */
   int *failed;    /* [n_threads] */
+  int marked;     /* a head waits for the end of the prompt */
 } text_job;
 
 /* Reads the piece that begins at byte p * (piece - 1). */
@@ -24,8 +25,9 @@ static int read_piece(const text_job *job, llama_session *session, int64_t p, in
   int32_t vocab = job->in->model.vocab_size;
   tokens[0] = LLAMA_BOS;
   for (int64_t i = 1; i < n; i++) tokens[i] = (unsigned char)job->in->text[p * (n - 1) + i - 1];
-  if (llama_truncate(session, 0) || llama_extend(session, tokens, n - 1, n - first, logits))
-    return -1;
+  if (llama_truncate(session, 0) || llama_extend(session, tokens, first - 1, 0, NULL)) return -1;
+  if (job->marked && llama_end_prompt(session)) return -1;
+  if (llama_extend(session, tokens + first - 1, n - first, n - first, logits)) return -1;
   job->nats[p] = 0;
   for (int64_t i = first; i < n; i++)
     job->nats[p] += llama_loss(logits + (i - first) * vocab, vocab, tokens[i]);
@@ -58,9 +60,11 @@ static int text_run(const demo_input *in, const trial_plan *plan, const lattn_he
   double *nats = (double *)malloc((size_t)(n_pieces + 1) * sizeof *nats), sum = 0;
   int *failed = (int *)calloc((size_t)in->n_threads, sizeof *failed);
   int64_t *bytes = (int64_t *)calloc((size_t)in->n_threads, sizeof *bytes);
-  int bad = !nats || !failed || !bytes || !n_pieces;
+  int bad = !nats || !failed || !bytes || !n_pieces, marked = 0;
+  for (int32_t i = 0; heads && i < in->model.n_layers * in->model.n_kv_heads; i++)
+    marked |= heads[i].mark != 0;
   if (!bad) {
-    text_job job = {in, plan, heads, n_pieces, nats, bytes, failed};
+    text_job job = {in, plan, heads, n_pieces, nats, bytes, failed, marked};
     lattn_parallel_openmp(NULL, in->n_threads, read_text_pieces, &job);
     for (int32_t i = 0; i < in->n_threads; i++) bad |= failed[i];
     result->bytes = bytes[0];

@@ -11,7 +11,7 @@ typedef struct trial_plan {
   needle_grid needles;
   int64_t piece;    /* the text is read in pieces of so many tokens, BOS included, */
   int64_t first;    /* of which those from this one on are judged: streaming heads have lost some by
-                    then */
+                    then. For heads that wait for it, the prompt ends there */
   int64_t n_pieces; /* at most so many, and what the text has */
 } trial_plan;
 
