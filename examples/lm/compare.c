@@ -224,7 +224,7 @@ int compare_choices(const demo_input *in, const compare_scores *scores, int quic
 
 /* ---- ways to stream ---- */
 
-enum { WAYS = 7, WINDOWS = 3, FULLS = 2 };
+enum { WAYS = 6, WINDOWS = 3, FULLS = 2 };
 
 static const struct way {
   const char *name;
@@ -237,9 +237,7 @@ static const struct way {
      0},
     {"after the prompt: streaming", LATTN_HEAD_STREAMING, LATTN_POSITIONS_ABSOLUTE, 0,
      LATTN_PROMPT_END},
-    {"compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0, LATTN_PROMPT_END},
-    {"compensated, variance", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, LATTN_HEAD_VARIANCE,
-     LATTN_PROMPT_END},
+    {"after: compensated", LATTN_HEAD_COMPENSATED, LATTN_POSITIONS_ABSOLUTE, 0, LATTN_PROMPT_END},
 };
 static const int64_t windows[WINDOWS] = {12, 28, DEMO_WINDOW};
 

@@ -46,6 +46,20 @@ static int put(const head_table *t, const int64_t *places, const char *name, con
   return plot_heat(path, &picture) ? fail("a picture cannot be written") : 0;
 }
 
+/* Where the strongest sinks are, as a table too. */
+static int put_places(const scan *s) {
+  char path[64], error[POLICY_ERROR];
+  head_table places = s->sinks;
+  int32_t n = places.n_layers * places.n_kv_heads;
+  places.gates = (double *)malloc((size_t)n * sizeof(double));
+  if (!places.gates) return fail("not enough memory");
+  for (int32_t i = 0; i < n; i++) places.gates[i] = (double)s->sink_at[i];
+  snprintf(path, sizeof path, "%s/sinks_at.tsv", out_folder);
+  int bad = head_table_save(&places, path, error);
+  head_table_free(&places);
+  return bad ? fail(error) : 0;
+}
+
 static int put_scores(const scan *s) {
   char path[64], error[POLICY_ERROR];
   if (mkdir("build", 0777) && errno != EEXIST) return fail("build/ cannot be made");
@@ -80,6 +94,7 @@ static int put_scores(const scan *s) {
        "Sinks: mean weight of the strongest position, and where it is"}};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (put(all[i].table, all[i].places, all[i].name, all[i].heads, all[i].title)) return -1;
+  if (put_places(s)) return -1;
   printf("Token 0 gets more than 0.3 of the first %d tokens' attention in %.0f %% of the heads.\n",
          SCAN_PAPER, 100 * s->sink_share);
   return 0;
