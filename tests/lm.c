@@ -433,7 +433,7 @@ static void plain_weights_of(const recorder *r, int32_t layer, int32_t head, int
   int64_t kv = head / (m->n_heads / m->n_kv_heads);
   llama_block b = recorder_read(r, layer, 0, row + 1);
   const float *q = (const float *)b.q.data + row * b.q.stride_token + head * b.q.stride_head;
-  double most = -INFINITY, sum = 0;
+  double most = -(double)INFINITY, sum = 0;
   for (int64_t j = 0; j <= row; j++) {
     const float *k = (const float *)b.k.data + j * b.k.stride_token + kv * b.k.stride_head;
     weights[j] = 0;

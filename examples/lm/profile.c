@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 static const char out_folder[] = "build/profile";
@@ -114,19 +115,28 @@ static int group(const demo_input *in, const scan *s, compare_scores *c) {
   return 0;
 }
 
-static int run(const demo_input *in, int quick) {
-  char error[DEMO_ERROR], path[DEMO_PATH], picture[64];
-  double start = llama_seconds();
-  compare_scores c = {0};
-  scan s;
+static int load_measured(const demo_input *in, head_table *measured) {
+  char error[DEMO_ERROR], path[DEMO_PATH];
   demo_file(path, in, "heads.tsv");
-  if (head_table_load(&c.measured, path, error)) return fail(error);
-  if (c.measured.n_layers != in->model.n_layers || c.measured.n_kv_heads != in->model.n_kv_heads)
-    return fail("heads.tsv is not for this model: make heads");
-  if (scan_run(&s, in, quick, error)) return fail(error);
+  if (head_table_load(measured, path, error)) return fail(error);
+  if (measured->n_layers == in->model.n_layers && measured->n_kv_heads == in->model.n_kv_heads)
+    return 0;
+  return fail("heads.tsv is not for this model: make heads");
+}
+
+static int run(const demo_input *in, int quick) {
+  char error[DEMO_ERROR], picture[64];
+  double start = llama_seconds();
+  compare_scores c;
+  scan s;
+  memset(&c, 0, sizeof c);
+  memset(&s, 0, sizeof s);
   snprintf(picture, sizeof picture, "%s/choices.svg", out_folder);
-  int bad = put_scores(&s) || group(in, &s, &c) || compare_choices(in, &c, quick, picture) ||
-            compare_ways(in, &c, quick);
+  int bad = load_measured(in, &c.measured);
+  if (!bad && scan_run(&s, in, quick, error)) bad = fail(error);
+  if (!bad)
+    bad = put_scores(&s) || group(in, &s, &c) || compare_choices(in, &c, quick, picture) ||
+          compare_ways(in, &c, quick);
   if (!bad)
     printf("\nTables and pictures: %s/. %.1f seconds\n", out_folder, llama_seconds() - start);
   head_table_free(&c.measured);
