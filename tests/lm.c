@@ -5,9 +5,16 @@
    when absent. Runs from the root of the repository, for examples/lm/. */
 #include "test.h"
 
+#include "examples/lm/choose.c"
+#include "examples/lm/demo_input.c"
 #include "examples/lm/llama.c" /* with the implementation of longattn.h */
+#include "examples/lm/needle.c"
 #include "examples/lm/policy.c"
+#include "examples/lm/recorder.c"
+#include "examples/lm/scan.c"
+#include "examples/lm/scores.c"
 #include "examples/lm/tokenizer.c"
+#include "examples/lm/trial.c"
 
 static const char our_model[] = "examples/lm/model.bin", our_text[] = "examples/lm/text.txt";
 static const char our_heads[] = "examples/lm/heads.tsv", our_hybrid[] = "examples/lm/hybrid.bin";
@@ -16,7 +23,7 @@ static const char our_heads[] = "examples/lm/heads.tsv", our_hybrid[] = "example
 
 static char *slurp(const char *path, int64_t *n) {
   size_t bytes;
-  char *text = read_file(path, &bytes);
+  char *text = policy_read_file(path, &bytes);
   *n = text ? (int64_t)bytes : 0;
   return text;
 }
@@ -42,8 +49,8 @@ static llama_session *open_session(const llama_model *m, const lattn_head *heads
 }
 
 static lattn_head streaming(int64_t sinks, int64_t window, int32_t positions) {
-  lattn_head head = {.policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks,
-                     .window = window};
+  lattn_head head = {
+      .policy = LATTN_HEAD_STREAMING, .positions = positions, .sinks = sinks, .window = window};
   return head;
 }
 
@@ -296,6 +303,222 @@ static void test_streaming(const llama_model *m, const int32_t *tokens) {
   free(window);
 }
 
+/* A whole prompt asks what the prompts ask that share their text. */
+static void test_needles(const llama_model *m, const char *text, int64_t n_bytes) {
+  enum { LENGTH = 300 };
+  int32_t tokens[LENGTH + NEEDLE_ASKED];
+  needle_case c;
+  needle_result want[NEEDLE_DEPTHS], others[NEEDLE_DEPTHS], got;
+  uint64_t state = 3;
+  float *logits = (float *)malloc((size_t)(NEEDLE_ASKED * m->vocab_size) * sizeof *logits);
+  llama_session *s = open_session(m, NULL, LENGTH + NEEDLE_ASKED, 1);
+  CHECK(!needle_make(&c, text, n_bytes, LENGTH, &state));
+  CHECK_STATUS(needle_run(s, m, &c, want), LATTN_OK);
+  for (int i = 0; i < NEEDLE_DEPTHS; i++) {
+    int64_t letter, n = needle_prompt(&c, i, tokens, &letter);
+    check_case("needle %d, asked for in one prompt", i);
+    CHECK_I64(n, LENGTH + NEEDLE_ASKED - 1);
+    CHECK(tokens[letter - NEEDLE_CUE - 1] == '<' && tokens[letter + NEEDLE_ASKED] == '>');
+    for (int a = 0; a < NEEDLE_ASKED; a++) /* the token before letter a */
+      CHECK_I64(tokens[n - NEEDLE_ASKED + a], tokens[letter + a - 1]);
+    CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+    CHECK_STATUS(llama_extend(s, tokens, n, NEEDLE_ASKED, logits), LATTN_OK);
+    got = needle_judge(m, &c, i, logits);
+    CHECK_I64(got.n_right, want[i].n_right);
+    CHECK(!memcmp(&got.log_probability, &want[i].log_probability, sizeof(double)));
+  }
+  check_case("needles behind the end of the prompt");
+  CHECK_STATUS(needle_run_marked(s, m, &c, others), LATTN_OK); /* no head waits for it */
+  for (int i = 0; i < NEEDLE_DEPTHS; i++) {
+    CHECK_I64(others[i].n_right, want[i].n_right);
+    CHECK(!memcmp(&others[i].log_probability, &want[i].log_probability, sizeof(double)));
+  }
+  llama_session_close(s);
+  lattn_head waits = streaming(4, 28, 0);
+  waits.mark = LATTN_PROMPT_END;
+  lattn_head *heads = all_heads(m, waits);
+  s = open_session(m, heads, LENGTH + NEEDLE_ASKED, 1);
+  CHECK_STATUS(needle_run_marked(s, m, &c, others), LATTN_OK);
+  CHECK(others[0].log_probability < want[0].log_probability - 1); /* it is out of the window */
+  free(heads);
+  llama_session_close(s);
+  free(logits);
+}
+
+/* What the recorder keeps of layer 0 is what the maths says, and does not depend on cuts. */
+static void test_recorder(const llama_model *m, const int32_t *tokens) {
+  enum { N = 300 };
+  int64_t n_bytes, dim = m->dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+  char *file = slurp(our_model, &n_bytes);
+  float *weights = (float *)malloc((size_t)n_bytes);
+  float *logits = (float *)malloc((size_t)(N * m->vocab_size) * sizeof *logits);
+  double *x = (double *)calloc((size_t)(4 * dim + 2 * kv), sizeof *x), worst = 0, largest = 0;
+  recorder whole, cut;
+  memcpy(weights, file + HEADER_BYTES, (size_t)n_bytes - HEADER_BYTES);
+  plain_weights w = plain_map(m, weights);
+  check_case("what attention got, recorded");
+  CHECK(!recorder_open(&whole, m, N) && !recorder_open(&cut, m, N));
+  llama_session *s = open_session(m, NULL, N, 1);
+  llama_observe(s, recorder_observe, &whole);
+  CHECK_STATUS(llama_extend(s, tokens, N, 0, NULL), LATTN_OK);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  llama_observe(s, recorder_observe, &cut);
+  extend_cut(s, m, tokens, N, 0, logits);
+  llama_observe(s, NULL, NULL);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens + 1, N, 0, NULL), LATTN_OK); /* seen by no one */
+  CHECK_STATUS(whole.status, LATTN_OK);
+  CHECK_I64(whole.n_tokens, N);
+  CHECK(!memcmp(whole.memory, cut.memory,
+                (size_t)(m->n_layers * N * (2 * dim + 2 * kv)) * sizeof(float)));
+  CHECK(!memcmp(whole.lse, cut.lse, (size_t)(m->n_layers * N * m->n_heads) * sizeof(float)));
+  llama_block seen = recorder_read(&whole, 0, 0, N);
+  for (int64_t t = 0; t < N; t++) {
+    double *h = x + dim, *want[3] = {h + dim, h + 2 * dim, h + 2 * dim + kv};
+    const lattn_tensor *got[3] = {&seen.q, &seen.k, &seen.v};
+    for (int64_t i = 0; i < dim; i++) x[i] = (double)w.embedding[tokens[t] * dim + i];
+    CHECK(!memcmp((const float *)seen.stream.data + t * seen.stream.stride_token,
+                  w.embedding + tokens[t] * dim, (size_t)dim * sizeof(float)));
+    plain_norm(h, x, w.attention_norm, dim);
+    plain_matmul(want[0], w.wq, h, dim, dim);
+    plain_matmul(want[1], w.wk, h, kv, dim);
+    plain_matmul(want[2], w.wv, h, kv, dim);
+    plain_rotate(want[0], m->n_heads, m->head_dim, t);
+    plain_rotate(want[1], m->n_kv_heads, m->head_dim, t);
+    for (int j = 0; j < 3; j++)
+      for (int64_t i = 0; i < (j ? kv : dim); i++) {
+        float y = ((const float *)got[j]->data)[t * got[j]->stride_token + i];
+        worst = fmax(worst, fabs((double)y - want[j][i]));
+        largest = fmax(largest, fabs(want[j][i]));
+      }
+  }
+  check_case("what attention got gives what attention made of it");
+  float *rows = (float *)malloc((size_t)(dim * dim) * sizeof *rows);
+  llama_unpack(&m->layers[1].out, rows);
+  CHECK(!memcmp(rows, w.wo + dim * dim, (size_t)(dim * dim) * sizeof(float)));
+  free(rows);
+  lattn_attn causal;
+  memset(&causal, 0, sizeof causal);
+  causal.size = sizeof causal;
+  causal.mask = LATTN_CAUSAL;
+  for (int32_t l = 0; l < m->n_layers; l++) {
+    static float out[N * 1024], lse[N * 64];
+    lattn_tensor to = {out, LATTN_F32, 0, N, m->n_heads, m->head_dim, 0, 0};
+    seen = recorder_read(&whole, l, 0, N);
+    CHECK_STATUS(lattn_attention(&causal, seen.q, seen.k, seen.v, to, lse, NULL), LATTN_OK);
+    CHECK(!memcmp(lse, seen.lse, (size_t)(N * m->n_heads) * sizeof(float)));
+  }
+  /* chains of 128 products, then a rotation: some 2^-24 * 16 of the largest */
+  if (!(worst <= 1e-5 * largest)) FAIL("off by %g of %g", worst, largest);
+  check_case("more than the recorder has room for");
+  recorder_close(&cut);
+  CHECK(!recorder_open(&cut, m, N - 1));
+  llama_observe(s, recorder_observe, &cut);
+  CHECK_STATUS(llama_truncate(s, 0), LATTN_OK);
+  CHECK_STATUS(llama_extend(s, tokens, N, 0, NULL), LATTN_OK);
+  CHECK_STATUS(cut.status, LATTN_E_FULL);
+  recorder_close(&cut);
+  recorder_close(&whole);
+  llama_session_close(s);
+  free(file);
+  free(weights);
+  free(logits);
+  free(x);
+}
+
+/* Weights of one row of a recorded layer, in double. */
+static void plain_weights_of(const recorder *r, int32_t layer, int32_t head, int64_t row,
+                             double *weights) {
+  const llama_model *m = r->model;
+  int64_t kv = head / (m->n_heads / m->n_kv_heads);
+  llama_block b = recorder_read(r, layer, 0, row + 1);
+  const float *q = (const float *)b.q.data + row * b.q.stride_token + head * b.q.stride_head;
+  double most = -(double)INFINITY, sum = 0;
+  for (int64_t j = 0; j <= row; j++) {
+    const float *k = (const float *)b.k.data + j * b.k.stride_token + kv * b.k.stride_head;
+    weights[j] = 0;
+    for (int64_t d = 0; d < m->head_dim; d++) weights[j] += (double)q[d] * (double)k[d];
+    weights[j] /= sqrt((double)m->head_dim);
+    most = fmax(most, weights[j]);
+  }
+  for (int64_t j = 0; j <= row; j++) sum += weights[j] = exp(weights[j] - most);
+  for (int64_t j = 0; j <= row; j++) weights[j] /= sum;
+}
+
+/* The profiles that watch the engine say what the recorded queries and keys say. */
+static void test_scan(const llama_model *m, char *text, int64_t n_bytes) {
+  enum { LENGTH = 300, PERIOD = 20, REPEATED = 15 * PERIOD };
+  demo_input in = {"", 1, *m, text, n_bytes};
+  watcher w;
+  needle_case c;
+  uint64_t state = 4;
+  int32_t tokens[LENGTH + NEEDLE_ASKED + 1], n_heads = m->n_layers * m->n_heads, copies = 0;
+  int64_t letter, n;
+  double weights[1024], got[256], lost[256], induction[256];
+  check_case("profiles of a needle and of repeated tokens");
+  CHECK(n_heads <= 256 && !watcher_open(&w, &in));
+  CHECK(add_profile(&w, LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_LOST, PLAIN, 0) != NULL);
+  CHECK(!needle_make(&c, text, n_bytes, LENGTH, &state));
+  n = needle_prompt(&c, 1, tokens, &letter);
+  tokens[n] = c.phrases[1][NEEDLE_LETTERS - 1];
+  w.what.tokens = tokens;
+  w.what.n_tokens = n + 1;
+  w.what.first_answer = w.first_row = n - NEEDLE_ASKED;
+  w.what.needle_from = letter;
+  w.what.needle_to = letter + NEEDLE_ASKED;
+  CHECK(!read_watched(&w, tokens, n, 0, NULL));
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_RETRIEVAL, n_heads, got),
+               LATTN_OK);
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_LOST, n_heads, lost),
+               LATTN_OK);
+  for (int32_t h = 0; h < n_heads; h++) {
+    double copied = 0, beyond = 0;
+    for (int64_t a = 0; a < NEEDLE_ASKED; a++) {
+      int64_t row = n - NEEDLE_ASKED + a, best = 0;
+      plain_weights_of(&w.past, h / m->n_heads, h % m->n_heads, row, weights);
+      for (int64_t j = 0; j <= row; j++) {
+        if (weights[j] > weights[best]) best = j;
+        if (j >= DEMO_SINKS && row - j >= DEMO_WINDOW) beyond += weights[j] / NEEDLE_ASKED;
+      }
+      copied +=
+          best >= letter && best < letter + NEEDLE_ASKED && tokens[best] == tokens[letter + a];
+    }
+    copies += copied > 0;
+    /* a weight is off by some roundings of a score of tens: 1e-5 */
+    if (!(fabs(got[h] - copied / NEEDLE_ASKED) < 1e-9 && fabs(lost[h] - beyond) < 1e-4))
+      FAIL("head %d: retrieval %g, not %g; lost %g, not %g", (int)h, got[h], copied / NEEDLE_ASKED,
+           lost[h], beyond);
+  }
+  CHECK(copies >= 3); /* MODEL.md: three KV heads carry it */
+  drop_profiles(&w);
+  CHECK(add_profile(&w, LATTN_PROFILE_ECHO, PLAIN, 0) != NULL);
+  memset(&w.what, 0, sizeof w.what);
+  w.what.period = PERIOD;
+  w.what.first = 1;
+  tokens[0] = LLAMA_BOS;
+  for (int32_t t = 1; t <= REPEATED; t++) tokens[t] = 'a' + (t - 1) % PERIOD;
+  CHECK(!read_watched(&w, tokens, REPEATED + 1, 0, NULL));
+  CHECK_STATUS(lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_ECHO, n_heads, got),
+               LATTN_OK);
+  CHECK_STATUS(
+      lattn_profile_report(w.profiles[0].profile, LATTN_TABLE_INDUCTION, n_heads, induction),
+      LATTN_OK);
+  for (int32_t h = 0; h < n_heads; h++) {
+    double same = 0, next = 0;
+    for (int64_t i = PERIOD; i < REPEATED; i++) { /* the first token is not counted */
+      plain_weights_of(&w.past, h / m->n_heads, h % m->n_heads, i + 1, weights);
+      for (int64_t j = i - PERIOD; j >= 0; j -= PERIOD) {
+        same += weights[j + 1] / (REPEATED - PERIOD);
+        next += weights[j + 2] / (REPEATED - PERIOD);
+      }
+    }
+    if (!(fabs(got[h] - same) < 1e-4 && fabs(induction[h] - next) < 1e-4))
+      FAIL("head %d: echo %g, not %g; induction %g, not %g", (int)h, got[h], same, induction[h],
+           next);
+  }
+  watcher_close(&w);
+}
+
 static void test_ours(void) {
   llama_model m;
   tokenizer words;
@@ -314,6 +537,9 @@ static void test_ours(void) {
     test_policies(&m, tokens);
     test_bad_tokens(&m);
     test_streaming(&m, tokens);
+    test_needles(&m, text, n_bytes);
+    test_recorder(&m, tokens);
+    test_scan(&m, text, n_bytes);
     llama_model_free(&m);
   }
   free(tokens);
@@ -914,14 +1140,57 @@ static void test_table_split(void) {
   CHECK_I64(head_table_split(&table, -1, streaming(4, 8, 0), heads), 4);
 }
 
+/* Saved and loaded again, a table has the same bits. */
+static void check_round_trip(const head_table *table) {
+  char error[POLICY_ERROR];
+  head_table again;
+  const char *path = scratch_file("table", "", 0);
+  CHECK(!head_table_save(table, path, error));
+  if (CHECK(!head_table_load(&again, path, error))) {
+    CHECK_I64(again.n_layers, table->n_layers);
+    CHECK_I64(again.n_kv_heads, table->n_kv_heads);
+    CHECK(!memcmp(table->gates, again.gates,
+                  (size_t)(table->n_layers * table->n_kv_heads) * sizeof(double)));
+    head_table_free(&again);
+  }
+  remove(path);
+}
+
+/* What the published procedure calls full: gates from the quantile on, linear between two of them.
+   It adds noise below 1e-6 against ties: heads so near to the threshold may be either. */
+static void check_official_mask(const head_table *table, double sparsity) {
+  int32_t n = table->n_layers * table->n_kv_heads, certain = 0, wrong = 0;
+  lattn_head *heads = (lattn_head *)malloc((size_t)n * sizeof *heads);
+  double *sorted = (double *)malloc((size_t)n * sizeof *sorted);
+  for (int32_t i = 0; i < n; i++) {
+    int32_t j = i;
+    for (; j && sorted[j - 1] > table->gates[i]; j--) sorted[j] = sorted[j - 1];
+    sorted[j] = table->gates[i];
+  }
+  double at = sparsity * (n - 1), below = floor(at);
+  double threshold = sorted[(int32_t)below], above = sorted[(int32_t)below + 1];
+  threshold += (at - below) * (above - threshold);
+  head_table_split(table, sparsity, streaming(64, 256, 0), heads);
+  for (int32_t i = 0; i < n; i++) {
+    if (fabs(table->gates[i] - threshold) <= 1e-6) continue;
+    certain++;
+    wrong += (heads[i].policy == LATTN_HEAD_FULL) != (table->gates[i] >= threshold);
+  }
+  CHECK_I64(wrong, 0);
+  if (certain < n / 2) FAIL("only %d heads are certain at %g", (int)certain, sparsity);
+  free(heads);
+  free(sorted);
+}
+
 /* The tables that DuoAttention published, where they are at hand: known counts. */
 static void test_published(const char *folder) {
   static const struct {
     const char *name;
-    int32_t n_layers, n_kv_heads, n_full, n_half;
-  } models[] = {{"Llama-2-7B-32K-Instruct", 32, 32, 446, 512},
-                {"Meta-Llama-3.1-8B-Instruct", 32, 8, 234, 128},
-                {"Mistral-7B-Instruct-v0.2", 32, 8, 244, 128}};
+    int32_t n_layers, n_kv_heads, n_full;
+  } models[] = {{"Llama-2-7B-32K-Instruct", 32, 32, 446},
+                {"Meta-Llama-3.1-8B-Instruct", 32, 8, 234},
+                {"Mistral-7B-Instruct-v0.2", 32, 8, 244}};
+  static const double sparsities[] = {0.25, 0.5, 0.75};
   lattn_head heads[1024];
   char path[512], error[POLICY_ERROR];
   head_table table;
@@ -938,31 +1207,222 @@ static void test_published(const char *folder) {
     if (!CHECK(!head_table_load(&table, path, error))) continue;
     CHECK_I64(table.n_layers, models[i].n_layers);
     CHECK_I64(table.n_kv_heads, models[i].n_kv_heads);
+    int32_t n = table.n_layers * table.n_kv_heads;
     CHECK_I64(head_table_split(&table, -1, streaming(64, 256, 0), heads), models[i].n_full);
-    CHECK_I64(head_table_split(&table, 0.5, streaming(64, 256, 0), heads), models[i].n_half);
+    for (int j = 0; j < 3; j++) { /* exactly, ties or not: 768 of 1024 stream at 0.75, say */
+      CHECK_I64(head_table_split(&table, sparsities[j], streaming(64, 256, 0), heads),
+                n - (int32_t)(sparsities[j] * n));
+      check_official_mask(&table, sparsities[j]);
+    }
     CHECK(!head_table_config(path, &sink_size, &recent_size));
     CHECK_I64(sink_size, 128);
     CHECK_I64(recent_size, 256);
+    check_round_trip(&table);
     head_table_free(&table);
   }
 }
 
 static void test_our_table(void) {
-  head_table table, again;
+  head_table table;
   char error[POLICY_ERROR];
   int64_t sink_size, recent_size;
   check_case("%s", our_heads);
   if (!CHECK(!head_table_load(&table, our_heads, error))) return;
   CHECK(head_table_config(our_heads, &sink_size, &recent_size)); /* no config.json beside it */
-  const char *path = scratch_file("table", "", 0);
-  CHECK(!head_table_save(&table, path, error));
-  if (CHECK(!head_table_load(&again, path, error))) {
-    CHECK(!memcmp(table.gates, again.gates,
-                  (size_t)(table.n_layers * table.n_kv_heads) * sizeof(double)));
-    head_table_free(&again);
-  }
-  remove(path);
+  check_round_trip(&table);
   head_table_free(&table);
+}
+
+/* ---- choosing heads, and what is asked of them ---- */
+
+static void expect_full(const lattn_head *heads, int32_t n, uint32_t full) {
+  for (int32_t i = 0; i < n; i++)
+    CHECK((heads[i].policy == LATTN_HEAD_FULL) == (int)(full >> i & 1));
+}
+
+static void test_choose(void) {
+  double echo_scores[6] = {0, 0.1, 0.9, 0.9, 0, 0}, scores[6] = {0.5, 0.3, 0.4, 0, 0.5, 0};
+  head_table echo = {2, 3, echo_scores}, induction = {2, 3, scores};
+  lattn_head heads[40], stream = streaming(4, 8, 0);
+  /* of these heads the first n: by score; those that come last; one by echo, others by induction */
+  static const int best[6] = {0, 4, 2, 1, 3, 5}, razor[6] = {2, 0, 4, 1, 3, 5};
+  for (int n = 0; n <= 6; n++) {
+    uint32_t first = 0, last = 0, by_razor = 0;
+    for (int i = 0; i < n; i++) {
+      first |= 1u << best[i];
+      last |= 1u << best[5 - i];
+      by_razor |= 1u << razor[i];
+    }
+    check_case("%d of 6 heads are full", n);
+    choose_best(&induction, n, stream, heads);
+    expect_full(heads, 6, first);
+    choose_worst(&induction, n, stream, heads);
+    expect_full(heads, 6, last);
+    choose_razor(&echo, &induction, n, stream, heads);
+    expect_full(heads, 6, by_razor);
+  }
+  check_case("two of thirty heads by echo");
+  double many[40] = {0}, none[40] = {0};
+  many[38] = many[39] = many[37] = 1;
+  head_table echoes = {4, 10, many}, nothing = {4, 10, none};
+  choose_razor(&echoes, &nothing, 30, stream, heads);
+  CHECK(heads[37].policy == LATTN_HEAD_FULL && heads[38].policy == LATTN_HEAD_FULL);
+  CHECK(heads[39].policy == LATTN_HEAD_STREAMING && heads[27].policy == LATTN_HEAD_FULL);
+  check_case("random heads");
+  uint64_t state = 1;
+  int32_t times[40] = {0};
+  for (int n = 0; n <= 40; n++) {
+    int32_t n_full = 0;
+    choose_random(40, n, stream, &state, heads);
+    for (int i = 0; i < 40; i++) {
+      n_full += heads[i].policy == LATTN_HEAD_FULL;
+      times[i] += heads[i].policy == LATTN_HEAD_FULL;
+    }
+    CHECK_I64(n_full, n);
+  }
+  /* 41 draws, 20.5 times each on average; never in 5 or less of so many by chance */
+  for (int i = 0; i < 40; i++) CHECK(times[i] > 5 && times[i] < 36);
+}
+
+static void test_quartiles(void) {
+  static const double want[4][5] = {
+      {3, 3, 3, 3, 3}, {1, 1.5, 2, 2.5, 3}, {1, 2, 3, 4, 5}, {0, 0.75, 1.5, 2.25, 3}};
+  static const double of[4][5] = {{3}, {3, 1}, {5, 1, 4, 2, 3}, {2, 0, 3, 1}};
+  static const int32_t n[4] = {1, 2, 5, 4};
+  for (int i = 0; i < 4; i++) {
+    double values[5], quartiles[5];
+    check_case("quartiles of %d", (int)n[i]);
+    memcpy(values, of[i], sizeof values);
+    trial_quartiles(values, n[i], quartiles);
+    for (int j = 0; j < 5; j++) CHECK(fabs(quartiles[j] - want[i][j]) < 1e-12);
+  }
+}
+
+/* ---- scores of query heads ---- */
+
+static void test_scores_syntax(void) {
+  static const struct {
+    const char *text;
+    int32_t n_layers, n_heads, n_samples; /* 0 = refused */
+  } cases[] = {
+      {"{\"0-0\": [0.5]}", 1, 1, 1},
+      {"{\"1-0\":[1,2.5e-1],\"0-0\":[-0,1E+2]}", 2, 1, 2}, /* any order */
+      {" {\n\"0-1\" : [ 0 , 1 ] ,\r\n\t\"0-0\" : [ 2 , 3 ] } \n", 1, 2, 2},
+      {"", 0, 0, 0},
+      {"{}", 0, 0, 0},
+      {"[]", 0, 0, 0},
+      {"{\"0-0\": []}", 0, 0, 0},
+      {"{\"0-0\": 0.5}", 0, 0, 0},
+      {"{\"0-0\": [0.5]", 0, 0, 0},
+      {"{\"0-0\": [0.5}", 0, 0, 0},
+      {"{\"0-0\": [0.5],}", 0, 0, 0},
+      {"{\"0-0\": [0.5,]}", 0, 0, 0},
+      {"{\"0-0\": [0.5]} x", 0, 0, 0},
+      {"{\"0-0\" [0.5]}", 0, 0, 0},
+      {"{\"0-0: [0.5]}", 0, 0, 0},
+      {"{0-0: [0.5]}", 0, 0, 0},
+      {"{\"00-0\": [0.5]}", 0, 0, 0},
+      {"{\"-1-0\": [0.5]}", 0, 0, 0},
+      {"{\"0\": [0.5]}", 0, 0, 0},
+      {"{\"0-0-0\": [0.5]}", 0, 0, 0},
+      {"{\"9999-0\": [0.5]}", 0, 0, 0},
+      {"{\"0-99999999999999\": [0.5]}", 0, 0, 0},
+      {"{\"0-0\": [.5]}", 0, 0, 0},
+      {"{\"0-0\": [5.]}", 0, 0, 0},
+      {"{\"0-0\": [+5]}", 0, 0, 0},
+      {"{\"0-0\": [05]}", 0, 0, 0},
+      {"{\"0-0\": [1e]}", 0, 0, 0},
+      {"{\"0-0\": [0x1]}", 0, 0, 0},
+      {"{\"0-0\": [1e999]}", 0, 0, 0},
+      {"{\"0-0\": [NaN]}", 0, 0, 0},
+      {"{\"0-0\": [Infinity]}", 0, 0, 0},
+      {"{\"0-0\": [true]}", 0, 0, 0},
+      {"{\"0-0\": [1], \"0-0\": [1]}", 0, 0, 0},               /* twice */
+      {"{\"0-0\": [1], \"0-2\": [1]}", 0, 0, 0},               /* one is missing */
+      {"{\"0-0\": [1], \"0-0\": [1], \"0-2\": [1]}", 0, 0, 0}, /* both */
+      {"{\"0-0\": [1], \"0-1\": [1, 2]}", 0, 0, 0},
+      {"{\"0-0\": [1, 2], \"0-1\": [1]}", 0, 0, 0},
+  };
+  head_scores scores;
+  char error[POLICY_ERROR];
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const char *path = scratch_file("scores", cases[i].text, strlen(cases[i].text));
+    check_case("scores %d", (int)i);
+    error[0] = 0;
+    int bad = head_scores_load(&scores, path, error);
+    CHECK(!!bad == !cases[i].n_samples);
+    CHECK(!bad == !error[0]);
+    CHECK_I64(scores.n_layers, cases[i].n_layers);
+    CHECK_I64(scores.n_heads, cases[i].n_heads);
+    CHECK_I64(scores.n_samples, cases[i].n_samples);
+    if (i == 1 && !bad) CHECK(scores.scores[1] > 99 && scores.scores[3] < 0.26);
+    if (i == 2 && !bad) CHECK(scores.scores[0] > 1.5 && scores.scores[3] < 1.5);
+    head_scores_free(&scores);
+    remove(path);
+  }
+  const char *path = scratch_file("scores", "{\"0-0\": [1]}\0", 14);
+  check_case("a zero byte after the scores");
+  CHECK(head_scores_load(&scores, path, error));
+  remove(path);
+  CHECK(head_scores_load(&scores, "no/such/file", error));
+}
+
+static void test_groups(void) {
+  double gates[8] = {0.1, 0.3, -2, -1, 0, 0, 5, 4};
+  static const double want[3][8] = {{0.1, 0.3, -2, -1, 0, 0, 5, 4}, {0.3, -1, 0, 5}, {0.3, 5}};
+  head_table table = {2, 4, gates}, kv_heads;
+  for (int i = 0; i < 3; i++) {
+    check_case("heads in groups of %d", 1 << i);
+    if (!CHECK(!head_table_group(&table, 1 << i, &kv_heads))) continue;
+    CHECK_I64(kv_heads.n_layers, 2);
+    CHECK_I64(kv_heads.n_kv_heads, 4 >> i);
+    CHECK(!memcmp(kv_heads.gates, want[i], (size_t)(8 >> i) * sizeof(double)));
+    head_table_free(&kv_heads);
+  }
+  CHECK(head_table_group(&table, 3, &kv_heads));
+  CHECK(head_table_group(&table, 0, &kv_heads));
+}
+
+/* The retrieval scores that Wu et al. published for Mistral-7B-v0.2, where they are at hand: 1024
+   heads, 362 samples; a score is a count of copied tokens over the needle's length. */
+static void test_published_scores(const char *path) {
+  head_scores scores, again;
+  head_table means;
+  char error[POLICY_ERROR];
+  FILE *file = fopen(path, "rb");
+  if (!file) {
+    printf("skipped: %s is not there\n", path);
+    return;
+  }
+  fclose(file);
+  check_case("%s", path);
+  if (!CHECK(!head_scores_load(&scores, path, error))) return;
+  CHECK_I64(scores.n_layers, 32);
+  CHECK_I64(scores.n_heads, 32);
+  CHECK_I64(scores.n_samples, 362);
+  if (CHECK(!head_scores_mean(&scores, &means))) {
+    int32_t tenth = 0, half = 0, zero = 0;
+    for (int32_t i = 0; i < 1024; i++) {
+      tenth += means.gates[i] >= 0.1;
+      half += means.gates[i] >= 0.5;
+      zero += means.gates[i] <= 0;
+    }
+    CHECK_I64(tenth, 43);
+    CHECK_I64(half, 5);
+    CHECK_I64(zero, 666);
+    CHECK(fabs(means.gates[18 * 32 + 0] - 0.943) < 0.0005);
+    CHECK(fabs(means.gates[12 * 32 + 7] - 0.928) < 0.0005);
+    head_table_free(&means);
+  }
+  const char *copy = scratch_file("scores", "", 0);
+  CHECK(!head_scores_save(&scores, copy, error));
+  if (CHECK(!head_scores_load(&again, copy, error))) {
+    CHECK_I64(again.n_samples, scores.n_samples);
+    CHECK(!memcmp(scores.scores, again.scores, 1024 * 362 * sizeof(double)));
+    head_scores_free(&again);
+  }
+  remove(copy);
+  head_scores_free(&scores);
 }
 
 int main(int argc, char **argv) {
@@ -970,10 +1430,15 @@ int main(int argc, char **argv) {
   test_hybrid_files();
   test_table_syntax();
   test_table_split();
+  test_choose();
+  test_quartiles();
   test_our_table();
+  test_scores_syntax();
+  test_groups();
   test_ours();
   test_hybrid();
   test_stories(argc > 1 ? argv[1] : "../shared/models/stories260K");
   test_published("../shared/heads/duo");
+  test_published_scores("../shared/heads/retrieval_score_Mistral-7B-v0.2.json");
   return test_summary();
 }

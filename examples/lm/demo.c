@@ -7,6 +7,7 @@
    demo [FOLDER [THREADS]]: FOLDER (examples/lm) has model.bin, hybrid.bin, text.txt and
    heads.tsv. */
 #define _POSIX_C_SOURCE 200809L
+#include "choose.h"
 #include "demo.h"
 #include "needle.h"
 #include "plot.h"
@@ -91,17 +92,6 @@ static int32_t make_policies(const demo_input *in, const llama_model *hybrid,
   return head_table_split(table, split_sparsity, demo_streaming(), p[SPLIT].heads);
 }
 
-/* As many full heads as the measured split has, at random. */
-static void random_split(lattn_head *heads, int32_t n, int32_t n_full, uint64_t *state) {
-  set_all(heads, n, demo_streaming());
-  while (n_full) {
-    int64_t i = random_below(state, n);
-    if (heads[i].policy == LATTN_HEAD_FULL) continue;
-    memset(&heads[i], 0, sizeof heads[i]);
-    n_full--;
-  }
-}
-
 /* ---- measuring ---- */
 
 /* The loss of each byte of the text given those before, the bytes kept, and the speed. */
@@ -157,7 +147,7 @@ static int try_random_splits(const demo_input *in, int32_t n_full, double *found
   uint64_t state = SEED;
   int bad = !heads;
   for (int32_t i = 0; i < RANDOM_SPLITS && !bad; i++) {
-    random_split(heads, n, n_full, &state);
+    choose_random(n, n_full, demo_streaming(), &state, heads);
     bad = needle_grid_run(&grid, &in->model, heads, in->text, in->n_bytes, in->n_threads, results);
     found[i] = needle_share(results, SAMPLES * NEEDLE_DEPTHS, 1, DEMO_EXACT);
   }

@@ -117,6 +117,14 @@ static void matmul(const llama_matrix *m, const float *x, float *y, int64_t n_ro
   run(n_threads, n_panels, matmul_panels, &job);
 }
 
+void llama_unpack(const llama_matrix *matrix, float *rows) {
+  int64_t n_in = matrix->n_in;
+  for (int64_t o = 0; o < matrix->n_out; o++)
+    for (int64_t i = 0; i < n_in; i++)
+      rows[o * n_in + i] =
+          matrix->panels[(o / LLAMA_PANEL * n_in + i) * LLAMA_PANEL + o % LLAMA_PANEL];
+}
+
 /* ---- the other functions of a layer ---- */
 
 /* y = x / sqrt(mean of x^2 + epsilon) * weight (Zhang and Sennrich, RMSNorm), row by row. */
@@ -534,6 +542,8 @@ struct llama_session {
   int32_t n_threads, n_drafts;
   int (*progress)(void *user, int64_t done, int64_t total);
   void *user;
+  llama_observer observer;
+  void *observer_user;
   layer_memory *layers; /* [n_layers] */
   void *arena, *scratch;
   size_t scratch_bytes;
@@ -543,6 +553,7 @@ struct llama_session {
   float *buffers; /* of a block, all [LLAMA_BLOCK][...]: */
   float *x;       /* [dim] the residual stream */
   float *h;       /* [dim] what is normalised, or comes from attention */
+  float *lse;     /* [n_heads] of attention */
   float *hidden;  /* [hidden_dim] */
   float *wide;    /* [wide_dim] queries, keys and values; gate and up */
   int64_t wide_dim;
@@ -565,8 +576,11 @@ static lattn_cache_config cache_config(const llama_model *m, const llama_options
   if (m->layers[layer].kind == LLAMA_WINDOW) c.heads = m->window_heads;
   else if (options->heads) c.heads = options->heads + (int64_t)layer * m->n_kv_heads;
   int any_full = !c.heads;
-  for (int32_t g = 0; g < m->n_kv_heads && c.heads; g++)
-    if (c.heads[g].policy == LATTN_HEAD_FULL) any_full = 1;
+  for (int32_t g = 0; g < m->n_kv_heads && c.heads; g++) {
+    if (c.heads[g].policy == LATTN_HEAD_FULL || c.heads[g].mark) any_full = 1;
+    if (c.heads[g].policy == LATTN_HEAD_COMPENSATED && c.heads[g].window <= c.max_drafts)
+      c.max_drafts = c.heads[g].window > 0 ? (int32_t)c.heads[g].window - 1 : 0;
+  }
   if (any_full) c.capacity = options->capacity;
   return c;
 }
@@ -619,14 +633,16 @@ static int session_memory(llama_session *s, const llama_options *options,
   }
   if (recurrent_memory(s)) return -1;
   size_t a = LLAMA_BLOCK * (size_t)m->dim, b = LLAMA_BLOCK * (size_t)m->hidden_dim;
+  size_t c = LLAMA_BLOCK * (size_t)m->n_heads;
   s->arena = malloc(*arena_bytes + 1);
   s->scratch = malloc(s->scratch_bytes + 1);
-  s->buffers = (float *)malloc((2 * a + b + LLAMA_BLOCK * (size_t)s->wide_dim) * sizeof(float));
+  s->buffers = (float *)malloc((2 * a + b + c + LLAMA_BLOCK * (size_t)s->wide_dim) * sizeof(float));
   if (!s->arena || !s->scratch || !s->layers || !s->buffers) return -1;
   s->x = s->buffers;
   s->h = s->x + a;
   s->hidden = s->h + a;
-  s->wide = s->hidden + b;
+  s->lse = s->hidden + b;
+  s->wide = s->lse + c;
   return 0;
 }
 
@@ -665,24 +681,29 @@ static lattn_status session_layers(llama_session *s, const llama_options *option
   return status;
 }
 
-llama_session *llama_session_open(const llama_model *model, const llama_options *options,
-                                  char error[LLAMA_ERROR]) {
-  uint64_t turns[512]; /* head_dim / 2 */
+lattn_status llama_rotary(const llama_model *model, lattn_rotary *rotary,
+                          uint64_t turns[LLAMA_MOST_TURNS]) {
   lattn_rotary_scaling scaling;
-  lattn_rotary rotary;
-  lattn_fault fault = {0, 0, ""};
-  size_t arena_bytes;
   memset(&scaling, 0, sizeof scaling);
   scaling.size = sizeof scaling;
   scaling.n_dims = model->head_dim;
   scaling.flags = LATTN_ROTARY_ROUND_F32; /* as in the programs that trained such models */
-  memset(&rotary, 0, sizeof rotary);
-  rotary.size = sizeof rotary;
-  rotary.layout = LATTN_ROTARY_INTERLEAVED;
-  rotary.n_dims = model->head_dim;
-  rotary.turns = turns;
+  memset(rotary, 0, sizeof *rotary);
+  rotary->size = sizeof *rotary;
+  rotary->layout = LATTN_ROTARY_INTERLEAVED;
+  rotary->n_dims = model->head_dim;
+  rotary->turns = turns;
+  return lattn_rotary_turns(turns, &scaling);
+}
+
+llama_session *llama_session_open(const llama_model *model, const llama_options *options,
+                                  char error[LLAMA_ERROR]) {
+  uint64_t turns[LLAMA_MOST_TURNS];
+  lattn_rotary rotary;
+  lattn_fault fault = {0, 0, ""};
+  size_t arena_bytes;
   llama_session *s = (llama_session *)calloc(1, sizeof *s);
-  lattn_status status = lattn_rotary_turns(turns, &scaling);
+  lattn_status status = llama_rotary(model, &rotary, turns);
   if (s) {
     s->model = model;
     s->n_threads = options->n_threads > 0 ? options->n_threads : 1;
@@ -710,6 +731,11 @@ void llama_session_close(llama_session *s) {
 }
 
 int64_t llama_length(const llama_session *s) { return s->length; }
+
+void llama_observe(llama_session *s, llama_observer observer, void *user) {
+  s->observer = observer;
+  s->observer_user = user;
+}
 
 /* ---- back to an earlier position ---- */
 
@@ -776,11 +802,20 @@ lattn_status llama_truncate(llama_session *s, int64_t n) {
     if (n && n != s->marked) return LATTN_E_EVICTED;
     if (n == s->marked) status = return_to_mark(s);
     else drop_mark(s), clear(s);
+  } else if (!n && !s->n_drafts) {
+    clear(s); /* and the end of the prompt is forgotten */
   } else {
     for (int32_t l = 0; l < s->model->n_layers && !status; l++)
       status = lattn_cache_truncate(s->layers[l].cache, n);
   }
   if (!status) s->length = n;
+  return status;
+}
+
+lattn_status llama_end_prompt(llama_session *s) {
+  lattn_status status = LATTN_OK;
+  for (int32_t l = 0; l < s->model->n_layers && !status; l++)
+    if (s->layers[l].cache) status = lattn_cache_mark(s->layers[l].cache, LATTN_PROMPT_END, NULL);
   return status;
 }
 
@@ -845,7 +880,13 @@ static lattn_status attend(llama_session *s, int32_t layer, int64_t n, const int
   v.data = s->wide + m->dim + kv_dim;
   lattn_cache *cache = s->layers[layer].cache;
   if (parents) return lattn_cache_draft(cache, NULL, parents, q, k, v, out, NULL, &exec);
-  return lattn_cache_extend(cache, NULL, q, k, v, out, NULL, &exec);
+  lattn_status status = lattn_cache_extend(cache, NULL, q, k, v, out, s->lse, &exec);
+  if (s->observer && status >= 0) {
+    lattn_tensor stream = {s->x, LATTN_F32, 0, n, 1, m->dim, 0, 0};
+    llama_block block = {layer, s->length, q, k, v, stream, s->lse};
+    s->observer(s->observer_user, &block);
+  }
+  return status;
 }
 
 /* What the threads do with a block; each takes some groups of TILE_ROWS rows through several

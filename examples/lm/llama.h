@@ -103,13 +103,16 @@ lattn_status llama_truncate(llama_session *session, int64_t n);
    and again; a new mark replaces the old one. A model without gated delta nets needs none. */
 lattn_status llama_mark(llama_session *session);
 
+/* The prompt ends here: heads whose policy waits for LATTN_PROMPT_END are compressed. */
+lattn_status llama_end_prompt(llama_session *session);
+
 /* Speculative decoding. llama_draft takes n draft tokens through the layers together: a tree, where
    parents[i] is the number of draft i's parent, or -1 for what may follow the newest token; parents
    NULL = a chain. Drafts are numbered over all calls until llama_accept. Row i of logits
    [n][vocab_size] is what plain decoding gives after the path that ends in draft i, bit for bit.
    llama_accept appends the drafts of a path from the root (none: n = 0) and drops all others. While
    drafts are pending, the session takes no other change. A model with gated delta nets takes chains
-   only (else LATTN_E_CONFIG), and LLAMA_STATE_DRAFTS. */
+   only (else LATTN_E_CONFIG), and LLAMA_STATE_DRAFTS; compensated heads fewer than their window. */
 lattn_status llama_draft(llama_session *session, const int32_t *tokens, const int32_t *parents,
                          int32_t n, float *logits);
 lattn_status llama_accept(llama_session *session, int32_t n, const int32_t *path);
@@ -122,6 +125,29 @@ lattn_status llama_save(const llama_session *session, lattn_write_function write
 lattn_status llama_load(llama_session *session, lattn_read_function read, void *user);
 
 int64_t llama_length(const llama_session *session);
+
+/* What attention of a layer got for a block of tokens, and made of it. */
+typedef struct llama_block {
+  int32_t layer;
+  int64_t position;     /* of the first token */
+  lattn_tensor q, k, v; /* before rotation */
+  lattn_tensor stream;  /* [n][1][dim] what came into the layer */
+  const float *lse;     /* [n][n_heads] log-sum-exp of the scores of each row */
+} llama_block;
+
+typedef void (*llama_observer)(void *user, const llama_block *block);
+
+/* From now on each layer with attention calls it after each block; NULL = no more. Not for drafts.
+   The views last until it returns. */
+void llama_observe(llama_session *session, llama_observer observer, void *user);
+
+/* How the model rotates queries and keys, by lattn_rotate or a cache. */
+enum { LLAMA_MOST_TURNS = 512 }; /* head_dim / 2 */
+lattn_status llama_rotary(const llama_model *model, lattn_rotary *rotary,
+                          uint64_t turns[LLAMA_MOST_TURNS]);
+
+/* A matrix row by row, [n_out][n_in]. */
+void llama_unpack(const llama_matrix *matrix, float *rows);
 
 /* The statistics of all layers' caches, added up. */
 lattn_cache_stats llama_stats(const llama_session *session);

@@ -49,10 +49,19 @@ static int64_t put_tail(const needle_case *c, int i, int32_t *tokens) {
   return put(tokens, n, c->phrases[i], NEEDLE_LETTERS - 1);
 }
 
-static needle_result judge(const float *logits, int32_t vocab_size, const char *phrase) {
+int64_t needle_prompt(const needle_case *c, int i, int32_t *tokens, int64_t *letter) {
+  tokens[0] = LLAMA_BOS;
+  int64_t n = put(tokens, 1, c->text, c->at[i]);
+  *letter = n + 1 + NEEDLE_CUE;
+  return n + put_tail(c, i, tokens + n);
+}
+
+needle_result needle_judge(const llama_model *model, const needle_case *c, int i,
+                           const float *logits) {
   needle_result r = {0, 0};
+  int32_t vocab_size = model->vocab_size;
   for (int32_t a = 0; a < NEEDLE_ASKED; a++, logits += vocab_size) {
-    int32_t letter = phrase[NEEDLE_CUE + a];
+    int32_t letter = c->phrases[i][NEEDLE_CUE + a];
     r.n_right += r.n_right == a && llama_argmax(logits, vocab_size) == letter;
     r.log_probability -= llama_loss(logits, vocab_size, letter) / NEEDLE_ASKED;
   }
@@ -75,8 +84,28 @@ lattn_status needle_run(llama_session *session, const llama_model *model, const 
     if (!status) status = llama_mark(session);
     if (!status)
       status = llama_extend(session, tokens, put_tail(c, i, tokens), NEEDLE_ASKED, logits);
-    if (!status) results[i] = judge(logits, model->vocab_size, c->phrases[i]);
+    if (!status) results[i] = needle_judge(model, c, i, logits);
     if (!status) status = llama_truncate(session, 1 + read);
+  }
+  free(tokens);
+  free(logits);
+  return status;
+}
+
+lattn_status needle_run_marked(llama_session *session, const llama_model *model,
+                               const needle_case *c, needle_result results[NEEDLE_DEPTHS]) {
+  const int64_t question = NEEDLE_CUE + NEEDLE_ASKED; /* <, the cue and all letters but the last */
+  size_t rows = (size_t)model->vocab_size * NEEDLE_ASKED;
+  int32_t *tokens = (int32_t *)malloc((size_t)(c->length + NEEDLE_ASKED) * sizeof *tokens);
+  float *logits = (float *)malloc(rows * sizeof *logits);
+  lattn_status status = tokens && logits ? LATTN_OK : LATTN_E_MEMORY;
+  for (int i = 0; i < NEEDLE_DEPTHS && !status; i++) {
+    int64_t letter, n = needle_prompt(c, i, tokens, &letter) - question;
+    status = llama_truncate(session, 0);
+    if (!status) status = llama_extend(session, tokens, n, 0, NULL);
+    if (!status) status = llama_end_prompt(session);
+    if (!status) status = llama_extend(session, tokens + n, question, NEEDLE_ASKED, logits);
+    if (!status) results[i] = needle_judge(model, c, i, logits);
   }
   free(tokens);
   free(logits);
@@ -94,6 +123,7 @@ typedef struct grid_job {
   int32_t n_tasks;
   needle_result *results;
   int *failed; /* [n_tasks] */
+  int marked;  /* a head waits for the end of the prompt */
 } grid_job;
 
 /* Every n_tasks-th case, on a session of this task's own. */
@@ -110,9 +140,10 @@ static void run_cases(void *context, int32_t task) {
         grid->seed * 1000003u + (uint64_t)length * 1009u + (uint64_t)(i % grid->n_samples);
     needle_case c;
     if (job->failed[task]) break;
-    job->failed[task] =
-        needle_make(&c, job->text, job->n_bytes, length, &state) ||
-        needle_run(session, job->model, &c, job->results + (int64_t)i * NEEDLE_DEPTHS);
+    needle_result *results = job->results + (int64_t)i * NEEDLE_DEPTHS;
+    job->failed[task] = needle_make(&c, job->text, job->n_bytes, length, &state) ||
+                        (job->marked ? needle_run_marked(session, job->model, &c, results)
+                                     : needle_run(session, job->model, &c, results));
   }
   llama_session_close(session);
 }
@@ -122,16 +153,18 @@ int needle_grid_run(const needle_grid *grid, const llama_model *model, const lat
   size_t n = (size_t)model->n_layers * (size_t)model->n_kv_heads;
   lattn_head *with_slack = heads ? (lattn_head *)malloc(n * sizeof *heads) : NULL;
   int *failed = (int *)calloc((size_t)n_threads, sizeof *failed);
-  int bad = !failed || (heads && !with_slack);
+  int bad = !failed || (heads && !with_slack), marked = 0;
   int64_t longest = 0;
   for (int32_t i = 0; i < grid->n_lengths; i++)
     if (grid->lengths[i] > longest) longest = grid->lengths[i];
   for (size_t i = 0; i < n && with_slack; i++) {
     with_slack[i] = heads[i];
-    if (heads[i].policy == LATTN_HEAD_STREAMING) with_slack[i].slack = longest;
+    if (heads[i].policy != LATTN_HEAD_FULL) with_slack[i].slack = longest;
+    marked |= heads[i].mark != 0;
   }
   if (!bad) {
-    grid_job job = {grid, model, with_slack, text, n_bytes, longest, n_threads, results, failed};
+    grid_job job = {grid,    model,     with_slack, text,   n_bytes,
+                    longest, n_threads, results,    failed, marked};
     lattn_parallel_openmp(NULL, n_threads, run_cases, &job);
     for (int32_t i = 0; i < n_threads; i++) bad |= failed[i];
   }

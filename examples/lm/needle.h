@@ -39,11 +39,24 @@ int64_t random_below(uint64_t *state, int64_t n);
 /* Takes the text from a random place. 0, or -1: the text or the length is too short. */
 int needle_make(needle_case *c, const char *text, int64_t n_bytes, int64_t length, uint64_t *state);
 
+/* Prompt i of a case, from BOS to the last letter but one of the answer, into tokens
+   [c->length + NEEDLE_ASKED - 1]; its length. The last NEEDLE_ASKED tokens are those after which the
+   letters asked for come; *letter gets the position of the first of these in the needle. */
+int64_t needle_prompt(const needle_case *c, int i, int32_t *tokens, int64_t *letter);
+
+/* What came of the letters, from the logits of those NEEDLE_ASKED tokens. */
+needle_result needle_judge(const llama_model *model, const needle_case *c, int i,
+                           const float *logits);
+
 /* Runs the prompts of a case on a session, the shallowest needle first, going back in between:
    streaming heads need a slack of c->length (what a row attends to does not depend on it), the
    session a capacity of c->length + NEEDLE_ASKED. */
 lattn_status needle_run(llama_session *session, const llama_model *model, const needle_case *c,
                         needle_result results[NEEDLE_DEPTHS]);
+
+/* The same, but llama_end_prompt is called before each question, and nothing is shared. */
+lattn_status needle_run_marked(llama_session *session, const llama_model *model,
+                               const needle_case *c, needle_result results[NEEDLE_DEPTHS]);
 
 /* What to measure: for every length and sample a case of its own, the same for every policy. */
 typedef struct needle_grid {
@@ -53,7 +66,7 @@ typedef struct needle_grid {
 } needle_grid;
 
 /* Runs a grid with `heads` ([n_layers][n_kv_heads] or NULL = all full), the cases shared out to
-   n_threads sessions. results is [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something
+   n_threads sessions; if a head waits for a mark, by needle_run_marked. results is [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something
    failed. */
 int needle_grid_run(const needle_grid *grid, const llama_model *model, const lattn_head *heads,
                     const char *text, int64_t n_bytes, int32_t n_threads, needle_result *results);

@@ -119,18 +119,6 @@ int plot_perplexity(const char *path, const plot_curve *curves, int32_t n_curves
 
 enum { CELL_WIDTH = 40, CELL_HEIGHT = 34, GAP = 24, GRID_TOP = 92, GRID_LEFT = 78 };
 
-/* From white to dark blue, evenly in what the eye sees as lightness. */
-static const char *shade(double share, char text[8]) {
-  static const double from[3] = {247, 251, 255}, middle[3] = {107, 174, 214}, to[3] = {8, 69, 148};
-  int rgb[3];
-  for (int i = 0; i < 3; i++)
-    rgb[i] = (int)(share < 0.5 ? from[i] + (middle[i] - from[i]) * 2 * share
-                               : middle[i] + (to[i] - middle[i]) * (2 * share - 1));
-  snprintf(text, 8, "#%02x%02x%02x", (unsigned)rgb[0] & 255, (unsigned)rgb[1] & 255,
-           (unsigned)rgb[2] & 255);
-  return text;
-}
-
 static void draw_grid(FILE *svg, const plot_grid *grid, double left, int32_t n_lengths,
                       const double *depths, int32_t n_depths) {
   double sum = 0, middle = left + n_depths * CELL_WIDTH / 2.0;
@@ -141,7 +129,7 @@ static void draw_grid(FILE *svg, const plot_grid *grid, double left, int32_t n_l
       double share = grid->cells[l * n_depths + d];
       double x = left + d * CELL_WIDTH, y = GRID_TOP + l * CELL_HEIGHT;
       sum += share;
-      svg_rectangle(svg, x + 1, y + 1, CELL_WIDTH - 2, CELL_HEIGHT - 2, shade(share, color));
+      svg_rectangle(svg, x + 1, y + 1, CELL_WIDTH - 2, CELL_HEIGHT - 2, svg_shade(share, color));
       svg_text(svg, x + CELL_WIDTH / 2.0, y + CELL_HEIGHT / 2.0 + 4, "middle", 12,
                share > 0.6 ? "#ffffff" : ink, "%.2f", share);
     }
@@ -184,7 +172,7 @@ static void draw_scale(FILE *svg, double left, double top, double height) {
   char color[8];
   for (int i = 0; i < 50; i++)
     svg_rectangle(svg, left, top + height * (49 - i) / 50, 14, height / 50 + 0.5,
-                  shade(i / 49.0, color));
+                  svg_shade(i / 49.0, color));
   for (int i = 0; i <= 2; i++)
     svg_text(svg, left + 20, top + height * (2 - i) / 2 + 4, "start", 12, ink, "%.1f", i / 2.0);
 }

@@ -17,8 +17,7 @@ static int table_error(char *error, const char *path, const char *what, int32_t 
   return -1;
 }
 
-/* The whole file and a zero after it, or NULL; the caller frees it. */
-static char *read_file(const char *path, size_t *n_bytes) {
+char *policy_read_file(const char *path, size_t *n_bytes) {
   FILE *file = fopen(path, "rb");
   char *text = file ? (char *)malloc(MOST_BYTES + 1) : NULL;
   *n_bytes = text ? fread(text, 1, MOST_BYTES, file) : 0;
@@ -82,7 +81,7 @@ static int parse_table(head_table *table, char *text, size_t n_bytes, const char
 int head_table_load(head_table *table, const char *path, char error[POLICY_ERROR]) {
   size_t n_bytes;
   memset(table, 0, sizeof *table);
-  char *text = read_file(path, &n_bytes);
+  char *text = policy_read_file(path, &n_bytes);
   if (!text) return table_error(error, path, "cannot be read as a table of heads", 0);
   table->gates = (double *)malloc(MOST_HEADS * sizeof(double));
   int bad = table->gates ? parse_table(table, text, n_bytes, path, error)
@@ -132,7 +131,7 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
   if (!path) return -1;
   memcpy(path, table_path, folder);
   memcpy(path + folder, name, sizeof name);
-  char *text = read_file(path, &n_bytes);
+  char *text = policy_read_file(path, &n_bytes);
   free(path);
   if (!text) return -1;
   *sink_size = json_number(text, "\"sink_size\"");
@@ -143,23 +142,22 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
 
 /* ---- splitting ---- */
 
-/* How many heads stream before head i does: gates ascending, then layers and heads descending. */
-static int32_t gate_rank(const double *gates, int32_t n, int32_t i) {
-  int32_t before = 0;
-  for (int32_t j = 0; j < n; j++) before += gates[j] < gates[i] || (j > i && gates[j] <= gates[i]);
-  return before;
-}
-
 int32_t head_table_split(const head_table *table, double sparsity, lattn_head streaming,
                          lattn_head *heads) {
-  int32_t n = table->n_layers * table->n_kv_heads, n_full = 0;
-  double n_streaming = floor(sparsity * n + 0.5);
+  int32_t n = table->n_layers * table->n_kv_heads, n_full = 0, full[MOST_HEADS];
+  lattn_heads rule;
+  memset(&rule, 0, sizeof rule);
+  rule.size = sizeof rule;
+  rule.rule = sparsity < 0 ? LATTN_HEADS_THRESHOLD : LATTN_HEADS_SPARSITY;
+  rule.sparsity = sparsity;
+  rule.threshold = 0.5;
+  if (n > MOST_HEADS ||
+      lattn_heads_choose(&rule, table->n_layers, table->n_kv_heads, table->gates, full))
+    return -1;
   for (int32_t i = 0; i < n; i++) {
-    int streams =
-        sparsity < 0 ? table->gates[i] < 0.5 : (double)gate_rank(table->gates, n, i) < n_streaming;
     memset(&heads[i], 0, sizeof heads[i]);
-    if (streams) heads[i] = streaming;
-    n_full += !streams;
+    if (!full[i]) heads[i] = streaming;
+    n_full += full[i];
   }
   return n_full;
 }

@@ -26,8 +26,12 @@ int head_table_config(const char *table_path, int64_t *sink_size, int64_t *recen
 
 /* Sets heads[i] to full or to `streaming`, for i in [n_layers][n_kv_heads]. By sparsity: so large a
    share of all heads streams, those of the smallest gates; of equal gates the last layer's and
-   the last head first. Negative sparsity: a gate below 0.5 streams. Returns how many are full. */
+   the last head first. Negative sparsity: a gate below 0.5 streams. Returns how many are full;
+   -1: a gate is NaN, or there are more than 16384. */
 int32_t head_table_split(const head_table *table, double sparsity, lattn_head streaming,
                          lattn_head *heads);
+
+/* The bytes of a file, at most 16 MiB, and a zero after them; or NULL. The caller frees it. */
+char *policy_read_file(const char *path, size_t *n_bytes);
 
 #endif /* POLICY_H */

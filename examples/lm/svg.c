@@ -79,3 +79,14 @@ void svg_text_turned(FILE *svg, double x, double y, double size, const char *col
   put_escaped(svg, text);
   fprintf(svg, "</text>\n");
 }
+
+const char *svg_shade(double share, char text[8]) {
+  static const double from[3] = {247, 251, 255}, middle[3] = {107, 174, 214}, to[3] = {8, 69, 148};
+  int rgb[3];
+  for (int i = 0; i < 3; i++)
+    rgb[i] = (int)(share < 0.5 ? from[i] + (middle[i] - from[i]) * 2 * share
+                               : middle[i] + (to[i] - middle[i]) * (2 * share - 1));
+  snprintf(text, 8, "#%02x%02x%02x", (unsigned)rgb[0] & 255, (unsigned)rgb[1] & 255,
+           (unsigned)rgb[2] & 255);
+  return text;
+}

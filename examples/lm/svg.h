@@ -28,4 +28,8 @@ void svg_text(FILE *svg, double x, double y, const char *anchor, double size, co
 void svg_text_turned(FILE *svg, double x, double y, double size, const char *color,
                      const char *text);
 
+/* The colour of a share in [0, 1], from white to dark blue, evenly in what the eye sees as
+   lightness. Returns text. */
+const char *svg_shade(double share, char text[8]);
+
 #endif /* SVG_H */
