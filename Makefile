@@ -94,7 +94,7 @@ run: $(BUILD)/lm/demo ## the demo: a small language model, four cache policies, 
 heads: $(BUILD)/lm/heads ## measures again which heads of the demo's model retrieve
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
-profile: $(BUILD)/lm/profile ## scores of its heads, by the profiler; full heads chosen by each score
+profile: $(BUILD)/lm/profile ## scores of its heads by the profiler; full heads chosen by each score
 	OMP_WAIT_POLICY=passive $(RUN) $<
 
 speculate: $(BUILD)/lm/speculate ## speculative decoding: the same text, how much faster
@@ -300,7 +300,7 @@ $(BUILD)/flags: FORCE
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 FORCE:
-.PHONY: run heads profile speculate resume storage errors soak test fuzz examples bench capacity recall \
-  peers version install uninstall clean format help FORCE
+.PHONY: run heads profile speculate resume storage errors soak test fuzz examples bench capacity \
+  recall peers version install uninstall clean format help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

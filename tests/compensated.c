@@ -3,10 +3,10 @@
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    Each cache under test has two siblings that get the same tokens: its heads streaming, at absolute
-   positions (what they see beside the mean key, in the same arithmetic), and its heads full (what is
-   stored, to be read; what attention would have been). The mean key is then merged in double. The
-   reference of whole rows, without siblings, is in ref_cache.h; tests/cache.c and tests/model.c use
-   it. */
+   positions (what they see beside the mean key, in the same arithmetic), and its heads full (what
+   is stored, to be read; what attention would have been). The mean key is then merged in double.
+   The reference of whole rows, without siblings, is in ref_cache.h; tests/cache.c and tests/model.c
+   use it. */
 #include "test.h"
 
 #define LONGATTN_IMPLEMENTATION
@@ -448,6 +448,14 @@ static void stored_free(stored *m) {
   free(m->longest);
 }
 
+static double head_scale(const setup *s) {
+  return s->config.scale != 0 ? (double)s->config.scale : 1 / sqrt((double)s->config.key_dim);
+}
+
+static double head_slope(const setup *s, int64_t h) {
+  return s->config.alibi_slopes ? (double)s->slopes[h] : 0;
+}
+
 /* Tokens from ... end - 1, that row i no longer sees, as its query sees them. */
 typedef struct dropped {
   int64_t n;
@@ -458,22 +466,44 @@ typedef struct dropped {
   double value[CACHE_DIMS]; /* the mean */
 } dropped;
 
+/* ln sum exp of the scores of tokens from ... end - 1, for row i of head h with query q, rotated
+   and turned as the stored keys are. */
+static double dropped_lse(const setup *s, const stored *m, const double *q, int64_t i, int64_t h,
+                          int64_t from, int64_t end) {
+  int64_t dk = s->config.key_dim;
+  double scale = head_scale(s), slope = head_slope(s, h), cap = (double)s->config.softcap;
+  double maximum = -REF_INFINITY, total = 0;
+  for (int64_t j = from; j < end; j++) {
+    double x = 0;
+    for (int64_t d = 0; d < dk; d++) x += q[d] * m->k[j * dk + d];
+    x *= scale;
+    if (cap > 0) x = cap * tanh(x / cap);
+    x -= slope * (double)(i - j);
+    if (x > maximum) {
+      total = total * exp(maximum - x) + 1;
+      maximum = x;
+    } else {
+      total += exp(x - maximum);
+    }
+  }
+  return maximum + log(total);
+}
+
 /* Errors. Of the mean key's score in float32: a chain of dk multiply-adds, the scale and the mean
    rounded, (dk + 5) u * |scale| * mean of sum |q_d k_d|; a rotated query 16 u |scale| |q| |k|;
    softcap 8 u |s|; ALiBi u for slope * distance and u for the sum, and the mean distance rounded, u
-   again; ln n 4u of itself and u for the sum; prefix sums in double: n 2^-53 of the sum of |k|, both
-   here and there. LATTN_I8 and LATTN_I4 keys are read turned back by a Hadamard transform of up to
-   128 dims, 7 levels, and scaled: 16 u |scale| |q| |k| for that, and as much for the query's.
-   Variance: squares' sums in double (as above, with k^2), the difference and the chain rounded, 16 u
-   of the term. */
+   again; ln n 4u of itself and u for the sum; prefix sums in double: n 2^-53 of the sum of |k|,
+   both here and there. LATTN_I8 and LATTN_I4 keys are read turned back by a Hadamard transform of
+   up to 128 dims, 7 levels, and scaled: 16 u |scale| |q| |k| for that, and as much for the query's.
+   Variance: squares' sums in double (as above, with k^2), the difference and the chain rounded, 16
+   u of the term. */
 static void drop(dropped *o, const setup *s, const stored *m, const float *query, int64_t i,
                  int64_t h, int64_t from, int64_t end) {
   int64_t g = h / (setup_heads(s) / s->config.n_kv_heads), dk = s->config.key_dim;
   int64_t dv = setup_value_dim(s);
-  double scale = s->config.scale != 0 ? (double)s->config.scale : 1 / sqrt((double)dk);
-  double slope = s->config.alibi_slopes ? (double)s->slopes[h] : 0, cap = (double)s->config.softcap;
+  double scale = head_scale(s), slope = head_slope(s, h), cap = (double)s->config.softcap;
   double n = (double)(end - from), q[CACHE_DIMS], all = 0, dot = 0, size = 0, spread = 0, most = 0;
-  double squares = 0, maximum = -REF_INFINITY, total = 0, turned, term, second;
+  double squares = 0, turned, term, second;
   for (int64_t d = 0; d < dk; d++) q[d] = (double)query[d];
   if (s->config.rotary) ref_rotate(q, s->config.rotary, i, NULL);
   if (s->config.key_type >= LATTN_I8) turn(q, dk);
@@ -510,20 +540,7 @@ static void drop(dropped *o, const setup *s, const stored *m, const float *query
   o->score += second + log(n);
   if (second != 0) o->error += 16 * REF_U * spread + (double)end * 0x1p-50 * squares;
   o->error += REF_U * (4 * log(n) + 3 * fabs(o->score));
-  for (int64_t j = from; j < end; j++) {
-    double x = 0;
-    for (int64_t d = 0; d < dk; d++) x += q[d] * m->k[j * dk + d];
-    x *= scale;
-    if (cap > 0) x = cap * tanh(x / cap);
-    x -= slope * (double)(i - j);
-    if (x > maximum) {
-      total = total * exp(maximum - x) + 1;
-      maximum = x;
-    } else {
-      total += exp(x - maximum);
-    }
-  }
-  o->lse = maximum + log(total);
+  o->lse = dropped_lse(s, m, q, i, h, from, end);
   for (int64_t d = 0; d < dv; d++)
     o->value[d] = (m->sum_v[end * dv + d] - m->sum_v[from * dv + d]) / n;
 }
@@ -785,8 +802,8 @@ static void test_constant_values(void) {
 
 /* A million tokens of a window of 1, whose keys and values have a large mean and drift: the last
    rows have the mean that a sum with a running error term (Neumaier's) has. With q = 1 and dk = 1
-   the score of the mean key is the mean. The library's sum of n doubles is off by n 2^-53 of the sum
-   of sizes: 1e-10 of them. */
+   the score of the mean key is the mean. The library's sum of n doubles is off by n 2^-53 of the
+   sum of sizes: 1e-10 of them. */
 static void test_sums(void) {
   int64_t n = test_count(1000000) + 3000, at = 0;
   float k[1000], v[1000], q[1000], out[1000], lse[1000], bound[1000];
@@ -839,6 +856,19 @@ static void test_sums(void) {
   run_close(&r);
 }
 
+/* What row i of each of 2 heads no longer sees, tokens from ... end - 1, as a part of one row: the
+   score + ln n, and the mean value. */
+static void mean_part(float *score, float *value, const setup *s, const stored *m,
+                      const token_list *t, int64_t i, int64_t from, int64_t end) {
+  int64_t dk = s->config.key_dim, dv = setup_value_dim(s);
+  for (int64_t h = 0; h < 2; h++) {
+    dropped d;
+    drop(&d, s, m, t->q + i * t->q_row + h * dk, i, h, from, end);
+    score[h] = (float)d.score;
+    for (int64_t x = 0; x < dv; x++) value[h * dv + x] = (float)d.value[x];
+  }
+}
+
 /* Partials of a compensated cache hold the mean key; of two caches that split the query's work they
    merge as any. The same sums as the sibling's, with the mean key: lattn_merge of the sibling's
    partial with (score + ln n, 1, mean value) as a foreign part gives the row, to what check_merged
@@ -885,12 +915,7 @@ static void test_partials(void) {
   for (int i = 0; i < 2; i++) CHECK(same_f32(lse[i], ours.lse[2 * (N - 1) + i]));
   for (int i = 0; i < 2 * DV; i++) CHECK(same_f32(out[i], ours.out[2 * (N - 1) * DV + i]));
   CHECK_STATUS(lattn_cache_attend(stream.cache, &call, q, none, NULL, NULL), LATTN_OK);
-  for (int64_t h = 0; h < 2; h++) {
-    dropped d;
-    drop(&d, &s, &m, t.q + (N - 1) * t.q_row + h * DK, N - 1, h, 4, N - 70);
-    alone[h] = (float)d.score;
-    for (int64_t i = 0; i < DV; i++) plain[h * DV + i] = (float)d.value[i];
-  }
+  mean_part(alone, plain, &s, &m, &t, N - 1, 4, N - 70);
   CHECK_STATUS(lattn_partial_import(&parts[1], tensor_of(plain, LATTN_F32, 1, 2, DV), alone, 0),
                LATTN_OK);
   CHECK_STATUS(lattn_merge(&o, 2, parts, to, lse, NULL), LATTN_OK);
@@ -991,7 +1016,7 @@ static void test_marks(void) {
   }
 }
 
-/* ---- to and fro: whatever was done, the cache is one that was told the same tokens and mark ---- */
+/* ---- to and fro: whatever was done, the cache is one that got the same tokens and mark ---- */
 
 /* Ours and a new cache that is given tokens 0 ... ours->n - 1 with a mark (-1: none) after `mark`
    of them answer the next tokens alike, and `extra` of them are taken. */
@@ -1132,6 +1157,16 @@ static void test_attend_refused(void) {
   tokens_free(&t);
 }
 
+/* A fork of r with arrays of its own, for `capacity` rows of mixed_setup. */
+static void run_fork(run *f, const run *r, int64_t capacity) {
+  *f = *r;
+  CHECK_STATUS(lattn_cache_fork(&f->cache, r->cache), LATTN_OK);
+  f->out = (float *)ref_memory(capacity * 40, sizeof(float));
+  f->lse = (float *)ref_memory(capacity * 4, sizeof(float));
+  f->bound = (float *)ref_memory(capacity * 4, sizeof(float));
+  f->estimate = (float *)ref_memory(capacity * 4, sizeof(float));
+}
+
 /* Forks, checkpoints and rollbacks, before and after the mark, also to a fork with other slack. */
 static void test_forks(void) {
   enum { N = 500 };
@@ -1156,12 +1191,7 @@ static void test_forks(void) {
     if (i == 2) run_mark(&r, 1);
     CHECK_STATUS(lattn_cache_checkpoint(&points[i], r.cache), LATTN_OK);
   }
-  f = other = r;
-  CHECK_STATUS(lattn_cache_fork(&f.cache, r.cache), LATTN_OK);
-  f.out = (float *)ref_memory(N * 40, sizeof(float));
-  f.lse = (float *)ref_memory(N * 4, sizeof(float));
-  f.bound = (float *)ref_memory(N * 4, sizeof(float));
-  f.estimate = (float *)ref_memory(N * 4, sizeof(float));
+  run_fork(&f, &r, N);
   CHECK(saved(f.cache) == saved(r.cache));
   check_new(&f, &t, 260, 100, &rng);
   check_new(&r, &t, 260, 130, &rng);
@@ -1200,6 +1230,59 @@ static void test_forks(void) {
 
 /* ---- save and load ---- */
 
+/* f with a bit turned, or cut short, is refused, and leaves the cache as it was. */
+static void check_damaged(lattn_cache *cache, file *f, test_rng *rng) {
+  uint64_t before = saved(cache);
+  for (int damage = 0; damage < (test_is_quick() ? 4 : 24); damage++) {
+    size_t at = damage == 0 ? f->n - 1 : (size_t)rng_below(rng, (int64_t)f->n);
+    if (damage > 12 && f->n > 900) at = (size_t)rng_below(rng, 900); /* the tables */
+    unsigned char old = f->bytes[at];
+    f->bytes[at] ^= (unsigned char)(1 << (damage % 8));
+    f->at = 0;
+    lattn_status got = lattn_cache_load(cache, file_read, f);
+    CHECK(got == LATTN_E_FORMAT || got == LATTN_E_CONFIG || got == LATTN_E_IO ||
+          got == LATTN_E_FULL);
+    CHECK(saved(cache) == before);
+    f->bytes[at] = old;
+  }
+  size_t whole = f->n;
+  f->n = (size_t)rng_below(rng, (int64_t)whole);
+  f->at = 0;
+  CHECK_STATUS(lattn_cache_load(cache, file_read, f), LATTN_E_IO);
+  CHECK(saved(cache) == before);
+  f->n = whole;
+}
+
+/* Caches of other configurations refuse what one saved. */
+static void check_other_configs(file *f, test_rng *rng) {
+  setup s, other;
+  run r, to;
+  token_list t;
+  check_case("load: another policy, flag, mark or divisor is another config");
+  mixed_setup(&s, 300, 10, LATTN_PROMPT_END);
+  stream_new(&t, &s, 300, KEYS_NORMAL, rng);
+  run_open(&r, &s, 300, 1);
+  run_to(&r, &t, 100, rng);
+  file_save(f, r.cache);
+  for (int kind = 0; kind < 6; kind++) {
+    setup_copy(&other, &s);
+    lattn_head *h = &other.heads[2];
+    if (kind == 0) h->policy = LATTN_HEAD_STREAMING, h->flags = LATTN_HEAD_LOST, h->positions = 1;
+    if (kind == 1) h->flags = LATTN_HEAD_VARIANCE;
+    if (kind == 2) h->flags = LATTN_HEAD_LOST;
+    if (kind == 3) h->mark = 0, h->window_divisor = 0;
+    if (kind == 4) h->window_divisor = 11;
+    if (kind == 5) h->window = 21;
+    run_open(&to, &other, 300, 2);
+    run_to(&to, &t, 20, rng);
+    f->at = 0;
+    CHECK_REFUSED(&to, lattn_cache_load(to.cache, file_read, f), LATTN_E_CONFIG);
+    run_close(&to);
+  }
+  run_close(&r);
+  tokens_free(&t);
+}
+
 static void test_saved(void) {
   setup s, other;
   run r, to;
@@ -1225,25 +1308,7 @@ static void test_saved(void) {
       run_to(&to, &t, 40, &rng); /* it has tokens of its own, and a mark */
       run_mark(&to, 1);
       file_save(&f, r.cache);
-      uint64_t before = saved(to.cache);
-      for (int damage = 0; damage < (test_is_quick() ? 4 : 24); damage++) {
-        size_t at = damage == 0 ? f.n - 1 : (size_t)rng_below(&rng, (int64_t)f.n);
-        if (damage > 12 && f.n > 900) at = (size_t)rng_below(&rng, 900); /* the tables */
-        unsigned char old = f.bytes[at];
-        f.bytes[at] ^= (unsigned char)(1 << (damage % 8));
-        f.at = 0;
-        lattn_status got = lattn_cache_load(to.cache, file_read, &f);
-        CHECK(got == LATTN_E_FORMAT || got == LATTN_E_CONFIG || got == LATTN_E_IO ||
-              got == LATTN_E_FULL);
-        CHECK(saved(to.cache) == before);
-        f.bytes[at] = old;
-      }
-      size_t whole = f.n;
-      f.n = (size_t)rng_below(&rng, (int64_t)whole);
-      f.at = 0;
-      CHECK_STATUS(lattn_cache_load(to.cache, file_read, &f), LATTN_E_IO);
-      CHECK(saved(to.cache) == before);
-      f.n = whole;
+      check_damaged(to.cache, &f, &rng);
       f.at = 0;
       CHECK_STATUS(lattn_cache_load(to.cache, file_read, &f), LATTN_OK);
       CHECK(f.at == f.n);
@@ -1262,34 +1327,20 @@ static void test_saved(void) {
     run_close(&r);
     tokens_free(&t);
   }
-  check_case("load: another policy, flag, mark or divisor is another config");
-  mixed_setup(&s, 300, 10, LATTN_PROMPT_END);
-  stream_new(&t, &s, 300, KEYS_NORMAL, &rng);
-  run_open(&r, &s, 300, 1);
-  run_to(&r, &t, 100, &rng);
-  file_save(&f, r.cache);
-  for (int kind = 0; kind < 6; kind++) {
-    setup_copy(&other, &s);
-    lattn_head *h = &other.heads[2];
-    if (kind == 0) h->policy = LATTN_HEAD_STREAMING, h->flags = LATTN_HEAD_LOST, h->positions = 1;
-    if (kind == 1) h->flags = LATTN_HEAD_VARIANCE;
-    if (kind == 2) h->flags = LATTN_HEAD_LOST;
-    if (kind == 3) h->mark = 0, h->window_divisor = 0;
-    if (kind == 4) h->window_divisor = 11;
-    if (kind == 5) h->window = 21;
-    run_open(&to, &other, 300, 2);
-    run_to(&to, &t, 20, &rng);
-    f.at = 0;
-    CHECK_REFUSED(&to, lattn_cache_load(to.cache, file_read, &f), LATTN_E_CONFIG);
-    run_close(&to);
-  }
-  run_close(&r);
-  tokens_free(&t);
+  check_other_configs(&f, &rng);
   free(f.bytes);
   free(again.bytes);
 }
 
 /* ---- drafts, batches ---- */
+
+/* Tokens from ... from + n - 1 of b become tokens at ... of a. */
+static void tokens_copy(token_list *a, int64_t at, const token_list *b, int64_t from, int64_t n) {
+  int64_t q = b->q_row, k = b->k_row, v = b->v_row;
+  memcpy(a->q + at * q, b->q + from * q, (size_t)(n * q) * sizeof *b->q);
+  memcpy(a->k + at * k, b->k + from * k, (size_t)(n * k) * sizeof *b->k);
+  memcpy(a->v + at * v, b->v + from * v, (size_t)(n * v) * sizeof *b->v);
+}
 
 /* Drafts have the rows of plain decode, and leave the cache as they found it until accepted. */
 static void test_drafts(void) {
@@ -1304,9 +1355,7 @@ static void test_drafts(void) {
   mixed_setup(&s, N, 10, LATTN_PROMPT_END);
   stream_new(&t, &s, N, KEYS_NORMAL, &rng);
   line = tokens_new(&s, N);
-  memcpy(line.q, t.q, (size_t)(N * t.q_row) * sizeof *t.q);
-  memcpy(line.k, t.k, (size_t)(N * t.k_row) * sizeof *t.k);
-  memcpy(line.v, t.v, (size_t)(N * t.v_row) * sizeof *t.v);
+  tokens_copy(&line, 0, &t, 0, N);
   run_open(&r, &s, N, 1);
   run_open(&plain, &s, N, 1);
   for (int64_t n = 10; n < N - 40; n += n < 40 ? 5 : 61) {
@@ -1326,9 +1375,7 @@ static void test_drafts(void) {
     }
     for (int i = 0; i < 4; i++) { /* row n + i of the line is draft path[i] */
       int64_t from = n + path[i], to = n + i;
-      memcpy(line.q + to * t.q_row, t.q + from * t.q_row, (size_t)t.q_row * sizeof *t.q);
-      memcpy(line.k + to * t.k_row, t.k + from * t.k_row, (size_t)t.k_row * sizeof *t.k);
-      memcpy(line.v + to * t.v_row, t.v + from * t.v_row, (size_t)t.v_row * sizeof *t.v);
+      tokens_copy(&line, to, &t, from, 1);
       memmove(r.out + to * 40, r.out + from * 40, 40 * sizeof(float));
       memmove(r.lse + to * 4, r.lse + from * 4, 4 * sizeof(float));
       memmove(r.bound + to * 4, r.bound + from * 4, 4 * sizeof(float));
@@ -1348,6 +1395,49 @@ static void test_drafts(void) {
   tokens_free(&line);
 }
 
+/* Attends with the last rows of n runs, one by one, into joined's arrays. What failed last. */
+static lattn_status attend_each(const run *joined, const run *one, const lattn_sequence *sequences,
+                                int n, const token_list *t) {
+  lattn_status status = LATTN_OK;
+  for (int i = 0; i < n; i++) {
+    int64_t rows = sequences[i].n_tokens;
+    lattn_tensor q = tokens_q(t, &one[i].s, one[i].n - rows, rows);
+    lattn_tensor to = tensor_of(joined->out, LATTN_F32, rows, 4, 10);
+    lattn_status alone = lattn_cache_attend(one[i].cache, NULL, q, to, NULL, NULL);
+    if (alone) status = alone;
+  }
+  return status;
+}
+
+/* How many results of joined are not those of the last rows of n runs. */
+static int64_t rows_wrong(const run *joined, const run *one, const lattn_sequence *sequences,
+                          int n) {
+  int64_t row = 0, wrong = 0;
+  for (int i = 0; i < n; i++) {
+    int64_t rows = sequences[i].n_tokens, from = one[i].n - rows;
+    for (int64_t x = 0; x < rows * 40; x++)
+      wrong += !same_f32(joined->out[row * 40 + x], one[i].out[from * 40 + x]);
+    for (int64_t x = 0; x < rows * 4; x++) {
+      wrong += !same_f32(joined->lse[row * 4 + x], one[i].lse[from * 4 + x]);
+      wrong += !same_f32(joined->bound[row * 4 + x], one[i].bound[from * 4 + x]);
+      wrong += !same_f32(joined->estimate[row * 4 + x], one[i].estimate[from * 4 + x]);
+    }
+    row += rows;
+  }
+  return wrong;
+}
+
+static lattn_exec batch_exec(const setup *s, int64_t n, int64_t rows, int32_t n_threads) {
+  lattn_exec exec;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.n_threads = n_threads;
+  exec.parallel_for = test_parallel_scrambled;
+  exec.scratch_bytes = lattn_batch_scratch(&s->config, n, rows, n_threads);
+  exec.scratch = scratch_memory(exec.scratch_bytes);
+  return exec;
+}
+
 /* Batches of sequences before and behind their marks: the bits of single calls. */
 static void test_batches(void) {
   enum { N = 420, MANY = 5 };
@@ -1357,7 +1447,6 @@ static void test_batches(void) {
   token_list t;
   test_rng rng = rng_seed(27);
   lattn_sequence sequences[MANY];
-  lattn_exec exec;
   check_case("batches");
   mixed_setup(&s, N, 0, LATTN_PROMPT_END);
   stream_new(&t, &s, N, KEYS_NORMAL, &rng);
@@ -1381,46 +1470,21 @@ static void test_batches(void) {
       sequences[i].cache = all[i].cache;
       sequences[i].n_tokens = n;
       sequences[i].parents = NULL;
-      memcpy(inputs.q + rows * t.q_row, t.q + from * t.q_row, (size_t)(n * t.q_row) * sizeof *t.q);
-      memcpy(inputs.k + rows * t.k_row, t.k + from * t.k_row, (size_t)(n * t.k_row) * sizeof *t.k);
-      memcpy(inputs.v + rows * t.v_row, t.v + from * t.v_row, (size_t)(n * t.v_row) * sizeof *t.v);
+      tokens_copy(&inputs, rows, &t, from, n);
       rows += n;
     }
-    memset(&exec, 0, sizeof exec);
-    exec.size = sizeof exec;
-    exec.n_threads = round ? 3 : 1;
-    exec.parallel_for = test_parallel_scrambled;
-    exec.scratch_bytes = lattn_batch_scratch(&s.config, MANY, rows, exec.n_threads);
-    exec.scratch = scratch_memory(exec.scratch_bytes);
+    lattn_exec exec = batch_exec(&s, MANY, rows, round ? 3 : 1);
     rows_at(&at, &joined, 0, rows);
     for (int again = 0; again < 2; again++) { /* extend, then attend: the same rows */
-      lattn_status attended = LATTN_OK;       /* as each alone */
-      for (int i = 0; i < MANY && again; i++) {
-        lattn_tensor q = tokens_q(&t, &s, one[i].n - sequences[i].n_tokens, sequences[i].n_tokens);
-        lattn_tensor to = tensor_of(joined.out, LATTN_F32, q.n_tokens, 4, 10);
-        lattn_status alone = lattn_cache_attend(one[i].cache, NULL, q, to, NULL, NULL);
-        if (alone) attended = alone;
-      }
+      lattn_status attended = again ? attend_each(&joined, one, sequences, MANY, &t) : LATTN_OK;
       lattn_status got =
           again ? lattn_batch_attend(MANY, sequences, &at.call, tokens_q(&inputs, &s, 0, rows),
                                      at.out, at.lse, &exec)
                 : lattn_batch_extend(MANY, sequences, &at.call, tokens_q(&inputs, &s, 0, rows),
                                      tokens_k(&inputs, &s, 0, rows), tokens_v(&inputs, &s, 0, rows),
                                      at.out, at.lse, round == 2 ? NULL : &exec);
-      int64_t row = 0, wrong = 0;
-      CHECK_STATUS(got, again ? attended : LATTN_OK);
-      for (int i = 0; i < MANY && !got; i++) {
-        int64_t n = sequences[i].n_tokens, from = one[i].n - n;
-        for (int64_t x = 0; x < n * 40; x++)
-          wrong += !same_f32(joined.out[row * 40 + x], one[i].out[from * 40 + x]);
-        for (int64_t x = 0; x < n * 4; x++) {
-          wrong += !same_f32(joined.lse[row * 4 + x], one[i].lse[from * 4 + x]);
-          wrong += !same_f32(joined.bound[row * 4 + x], one[i].bound[from * 4 + x]);
-          wrong += !same_f32(joined.estimate[row * 4 + x], one[i].estimate[from * 4 + x]);
-        }
-        row += n;
-      }
-      CHECK_I64(wrong, 0);
+      CHECK_STATUS(got, attended);
+      CHECK_I64(got ? 0 : rows_wrong(&joined, one, sequences, MANY), 0);
     }
   }
   for (int i = 0; i < MANY; i++) {

@@ -405,8 +405,8 @@ static void set_arrays(void) {
 }
 
 /* Two caches of TOKENS tokens: full, streaming with its sinks at in-cache positions, or of 16-bit
-   types; from COMPENSATED on compensated heads, with all that they can tell, one of which waits for a
-   mark. */
+   types; from COMPENSATED on compensated heads, with all that they can tell, one of which waits for
+   a mark. */
 enum { COMPENSATED = 6, KINDS = 10 };
 
 static void make_caches(test_guard *arena, int kind) {

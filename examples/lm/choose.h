@@ -11,9 +11,9 @@ void choose_best(const head_table *scores, int32_t n_full, lattn_head streaming,
 void choose_worst(const head_table *scores, int32_t n_full, lattn_head streaming,
                   lattn_head *heads);
 
-/* DuoAttention's objective, layer by layer: of all ways to add streaming heads one by one, each time
-   the one that loses least, from Q ([n_layers][n_kv_heads][n_kv_heads], see lattn_gates_solve).
-   0, or -1. */
+/* DuoAttention's objective, layer by layer: of all ways to add streaming heads one by one, each
+   time the one that loses least, from Q ([n_layers][n_kv_heads][n_kv_heads], see
+   lattn_gates_solve). 0, or -1. */
 int choose_greedy(const double *q, int32_t n_layers, int32_t n_kv_heads, int32_t n_full,
                   lattn_head streaming, lattn_head *heads);
 

@@ -40,8 +40,8 @@ int64_t random_below(uint64_t *state, int64_t n);
 int needle_make(needle_case *c, const char *text, int64_t n_bytes, int64_t length, uint64_t *state);
 
 /* Prompt i of a case, from BOS to the last letter but one of the answer, into tokens
-   [c->length + NEEDLE_ASKED - 1]; its length. The last NEEDLE_ASKED tokens are those after which the
-   letters asked for come; *letter gets the position of the first of these in the needle. */
+   [c->length + NEEDLE_ASKED - 1]; its length. The last NEEDLE_ASKED tokens are those after which
+   the letters asked for come; *letter gets the position of the first of these in the needle. */
 int64_t needle_prompt(const needle_case *c, int i, int32_t *tokens, int64_t *letter);
 
 /* What came of the letters, from the logits of those NEEDLE_ASKED tokens. */
@@ -66,8 +66,8 @@ typedef struct needle_grid {
 } needle_grid;
 
 /* Runs a grid with `heads` ([n_layers][n_kv_heads] or NULL = all full), the cases shared out to
-   n_threads sessions; if a head waits for a mark, by needle_run_marked. results is [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something
-   failed. */
+   n_threads sessions; if a head waits for a mark, by needle_run_marked. results is
+   [n_lengths][n_samples][NEEDLE_DEPTHS]. 0, or -1: something failed. */
 int needle_grid_run(const needle_grid *grid, const llama_model *model, const lattn_head *heads,
                     const char *text, int64_t n_bytes, int32_t n_threads, needle_result *results);
 
