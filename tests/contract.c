@@ -317,6 +317,8 @@ static void compensate(setup *s, test_rng *r) {
   s->config.value_type = (int32_t)rng_range(r, LATTN_F16, LATTN_I4);
   s->config.value_dim = dims[rng_below(r, 3)];
   s->config.key_dim = dims[rng_below(r, 3)];
+  if (s->config.rotary && s->rotary.first_dim + s->rotary.n_dims > s->config.key_dim)
+    s->config.key_dim = CACHE_DIMS;
 }
 
 static void *page_alloc(void *user, size_t bytes, size_t alignment) {
