@@ -301,9 +301,10 @@ static int64_t cache_setup(setup *s, test_rng *r) {
    some wait for a mark. Of types of all sorts. */
 static void compensate(setup *s, test_rng *r) {
   static const int32_t dims[] = {16, 20, 32};
+  int64_t sinks = rng_below(r, 6), window = rng_range(r, 1, 60);
   int streams = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++) streams |= s->heads[g].policy;
-  if (!streams) setup_stream(s, 0, rng_below(r, 6), rng_range(r, 1, 60), 0, 0);
+  if (!streams) setup_stream(s, 0, sinks, window, 0, 0);
   for (int g = 0; g < s->config.n_kv_heads; g++) {
     lattn_head *head = &s->heads[g];
     if (!head->policy) continue;
@@ -315,10 +316,8 @@ static void compensate(setup *s, test_rng *r) {
   if (rng_chance(r, 70)) return;
   s->config.key_type = (int32_t)rng_range(r, LATTN_I8, LATTN_I4);
   s->config.value_type = (int32_t)rng_range(r, LATTN_F16, LATTN_I4);
-  s->config.value_dim = dims[rng_below(r, 3)];
-  s->config.key_dim = dims[rng_below(r, 3)];
-  if (s->config.rotary && s->rotary.first_dim + s->rotary.n_dims > s->config.key_dim)
-    s->config.key_dim = CACHE_DIMS;
+  if (setup_value_dim(s) < 16) s->config.value_dim = dims[rng_below(r, 3)];
+  if (s->config.key_dim < 16) s->config.key_dim = dims[rng_below(r, 3)];
 }
 
 static void *page_alloc(void *user, size_t bytes, size_t alignment) {
