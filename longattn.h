@@ -15112,7 +15112,7 @@ enum lattn_area_ {
 
 enum {
   LATTN_BATCH_ROWS_ = 192,    /* chosen rows that go through both parts at a time: B */
-  LATTN_PROJECTED_ROWS_ = 24, /* of those, projected at a time */
+  LATTN_PROJECTED_ROWS_ = 48, /* of those, projected at a time */
   LATTN_ANSWER_ROWS_ = 12,    /* rows of an answer whose best keys are looked for at a time */
   LATTN_ALL_SCORES_ = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO | LATTN_PROFILE_SINKS |
                       LATTN_PROFILE_GATES | LATTN_PROFILE_LOST,
@@ -15761,6 +15761,7 @@ LATTN_FN_ void lattn_products_task_(void *context, int32_t index) {
 LATTN_FN_ void lattn_project_(lattn_profile *p, const lattn_split_ *split,
                               const lattn_observed *o, const lattn_exec *ex) {
   int64_t groups = p->c.n_kv_heads;
+  int32_t n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
   lattn_projecting_ w;
   w.w = o->projection;
   w.u = lattn_area_floats_(p, LATTN_AREA_U_);
@@ -15768,13 +15769,14 @@ LATTN_FN_ void lattn_project_(lattn_profile *p, const lattn_split_ *split,
   w.model = p->c.model_dim;
   w.groups = groups;
   w.width = split->job.group * split->job.dv;
-  w.n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
   w.scratch = split->job.scratch;
   w.worker_bytes = split->job.worker_bytes;
   for (int64_t row = 0; row < split->tokens; row += LATTN_PROJECTED_ROWS_) {
     w.rows = lattn_min_(LATTN_PROJECTED_ROWS_, split->tokens - row);
     w.d = split->d + row * w.width;
+    w.n_workers = n_workers;
     lattn_parallel_(ex, w.n_workers, lattn_project_task_, &w);
+    if (groups <= 8) w.n_workers = 1; /* so little work that waiting for threads is most of it */
     lattn_parallel_(ex, w.n_workers, lattn_products_task_, &w);
   }
 }
