@@ -16668,10 +16668,10 @@ LATTN_NOINLINE_ void lattn_find_sinks_(lattn_job_ *whole, const lattn_calibratio
 }
 
 /* All that can be wrong; job and own get the call with its defaults. */
-LATTN_FN_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_calibration *own,
-                                               const lattn_calibration *calibration,
-                                               const lattn_attn *options, float *lse,
-                                               int64_t *segments, lattn_fault *f) {
+LATTN_NOINLINE_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_calibration *own,
+                                                     const lattn_calibration *calibration,
+                                                     const lattn_attn *options, float *lse,
+                                                     int64_t *segments, lattn_fault *f) {
   lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, calibration);
   if (!calibration) return lattn_fail_(f, LATTN_E_NULL, "calibration");
   if (s) return lattn_fail_(f, s, "calibration.size");
