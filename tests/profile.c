@@ -954,7 +954,7 @@ static void test_calibrated(void) {
     }
 }
 
-/* Sinks found in the prompt, kept for the rows of decode; all mass on a sink; none. */
+/* Sinks found in the prompt, kept for the rows of decode. */
 static void test_calibrated_edges(void) {
   enum { N = 50, PROMPT_ROWS = 40 };
   call c;
@@ -995,13 +995,27 @@ static void test_calibrated_edges(void) {
     }
   }
   free(whole);
+  calibrated_close(&x);
+  call_close(&c);
+}
+
+/* All mass, or nearly all, on sinks: the row stays. */
+static void test_calibrated_rows_that_stay(void) {
+  enum { N = 50 };
+  call c;
+  calibrated x;
+  call_open(&c, 2, 2, 16, 6, N, 77);
+  plant_sinks(&c);
+  call_run(&c);
+  calibrated_open(&x, &c, 0);
+  x.c.given = 1, x.c.means = NULL;
+  lattn_tensor o;
   check_case("all mass on a sink: the row stays");
   memset(x.marks, 0, 2 * N);
   for (int64_t j = 0; j < N; j++) x.marks[j] = 1;
   float *plain = (float *)memory(N * 12, sizeof(float));
   o = out_of(&c), o.data = plain;
   CHECK_STATUS(lattn_attention(&c.a, q_of(&c), k_of(&c), v_of(&c), o, c.lse, NULL), LATTN_OK);
-  x.c.beta = 0;
   CHECK_STATUS(
       lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, NULL),
       LATTN_OK);
@@ -1303,6 +1317,7 @@ int main(void) {
   test_alibi();
   test_calibrated();
   test_calibrated_edges();
+  test_calibrated_rows_that_stay();
   test_calibrated_merge();
   test_extras();
   test_published_gates();
