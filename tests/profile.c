@@ -352,8 +352,9 @@ static void test_planted_sinks(void) {
 /* ---- retrieval ---- */
 
 /* Head 0 copies: its query at position p is the code of the token that p emits, its keys are codes
-   of tokens; head 1 is uniform; head 2 looks at the right positions of another needle token; head 3
-   is a copier whose code of every second token is wrong; head 4 goes through the needle by place. */
+   of tokens; head 1 is uniform; head 2 looks at the right positions of another needle token; head
+   3 is a copier whose code of every second token is wrong; head 4 goes through the needle by place.
+   */
 enum { CODES = 40, RETRIEVING = 5 };
 
 static void plant_copiers(call *c, const int32_t *tokens, int64_t from, int64_t length,
