@@ -1618,7 +1618,7 @@ typedef struct lattn_calibration {
    array. Cost: attention, its scores once more (not if given), and attention again for the heads
    that have sinks; no n x n. Scratch: lattn_calibrated_scratch. Errors: as lattn_attention; SHAPE
    (stride); VALUE (threshold, beta); CONFIG for n_sequences > 1, partial, LATTN_SIGMOID and learned
-   sinks. exec: progress is not used. */
+   sinks. lse_low, inexact and exec.progress are not used. */
 LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
                                                   const lattn_attn *options, lattn_tensor q,
                                                   lattn_tensor k, lattn_tensor v, lattn_tensor out,
@@ -15112,7 +15112,7 @@ enum lattn_area_ {
 
 enum {
   LATTN_BATCH_ROWS_ = 192,    /* chosen rows that go through both parts at a time: B */
-  LATTN_PROJECTED_ROWS_ = 24, /* of those, projected at a time */
+  LATTN_PROJECTED_ROWS_ = 48, /* of those, projected at a time */
   LATTN_ANSWER_ROWS_ = 12,    /* rows of an answer whose best keys are looked for at a time */
   LATTN_ALL_SCORES_ = LATTN_PROFILE_RETRIEVAL | LATTN_PROFILE_ECHO | LATTN_PROFILE_SINKS |
                       LATTN_PROFILE_GATES | LATTN_PROFILE_LOST,
@@ -15332,7 +15332,7 @@ LATTN_FN_ void lattn_observe_copy_(lattn_profile *p, const lattn_observed *o, in
 }
 
 /* Of each row of the answer, every head's best keys. */
-LATTN_NOINLINE_ void lattn_observe_copies_(lattn_profile *p, const lattn_job_ *whole,
+LATTN_NOINLINE_ void lattn_observe_copies_(lattn_profile *p, lattn_job_ *whole,
                                            const lattn_observed *o, const lattn_exec *ex,
                                            int depth) {
   int64_t first = whole->o.query_position, all = (int64_t)p->c.n_heads * p->c.top_k;
@@ -15347,15 +15347,15 @@ LATTN_NOINLINE_ void lattn_observe_copies_(lattn_profile *p, const lattn_job_ *w
   w.top_weights = (float *)(void *)(best + LATTN_ANSWER_ROWS_ * all);
   w.stride = whole->k.n_tokens;
   lattn_profile_needle_(p, o);
+  whole->weights = whole->chosen = &w;
   for (; row < whole->q.n_tokens; row += w.n_rows) {
-    lattn_job_ job = *whole;
     w.n_rows = lattn_min_(LATTN_ANSWER_ROWS_, whole->q.n_tokens - row);
     for (int64_t i = 0; i < w.n_rows; i++) rows[i] = row + i;
-    job.weights = job.chosen = &w;
-    lattn_weigh_(&job, ex, depth);
+    lattn_weigh_(whole, ex, depth);
     for (int64_t i = 0; i < w.n_rows; i++)
-      lattn_observe_copy_(p, o, first + row + i, job.o.key_position, best + i * all);
+      lattn_observe_copy_(p, o, first + row + i, whole->o.key_position, best + i * all);
   }
+  whole->weights = whole->chosen = 0;
 }
 
 LATTN_API lattn_status lattn_profile_emit(lattn_profile *profile, int32_t token) {
@@ -15376,7 +15376,7 @@ LATTN_API lattn_status lattn_profile_emit(lattn_profile *profile, int32_t token)
 /* ---- echo and induction: two keys a row and period ---- */
 
 typedef struct lattn_echoes_ {
-  lattn_job_ job;
+  lattn_job_ *job;
   const float *lse, *lse_low;
   int64_t first, period;
   double *echo, *induction; /* [H] */
@@ -15392,7 +15392,7 @@ LATTN_FN_ int lattn_echo_rows_(const lattn_echoes_ *e, lattn_item_ *it, lattn_sp
   for (int64_t r = 0; r < it->rows; r++) {
     lattn_row_ *row = sp->rows + r;
     int64_t key;
-    lattn_row_at_(&e->job, it, it->row + r, row);
+    lattn_row_at_(e->job, it, it->row + r, row);
     key = it->query_position + (row->token - it->q0) - back;
     any |= key >= e->first;
     if (key < e->first) key = INT64_MAX - 2;
@@ -15411,7 +15411,7 @@ LATTN_FN_ int lattn_echo_rows_(const lattn_echoes_ *e, lattn_item_ *it, lattn_sp
 LATTN_FN_ void lattn_echo_pick_(const lattn_echoes_ *e, const lattn_row_ *row, int64_t key,
                                 int64_t base, const float *s, const uint32_t visible[8],
                                 double sums[2]) {
-  int64_t at = row->token * e->job.n_kv * e->job.group + row->head;
+  int64_t at = row->token * e->job->n_kv * e->job->group + row->head;
   lattn_weighed_ to;
   LATTN_MEMSET_(&to, 0, sizeof to);
   to.lse = e->lse ? e->lse[at] : 0.0f;
@@ -15420,7 +15420,7 @@ LATTN_FN_ void lattn_echo_pick_(const lattn_echoes_ *e, const lattn_row_ *row, i
     int64_t lane = key + i - base;
     float x[16];
     if (lane < 0 || lane >= LATTN_BLOCK_ || !(visible[lane / 16] >> lane % 16 & 1u)) continue;
-    lattn_v_store_(x, lattn_weight16_(&e->job, &to, lattn_v_set_(s[lane])));
+    lattn_v_store_(x, lattn_weight16_(e->job, &to, lattn_v_set_(s[lane])));
     sums[i] += (double)x[0];
   }
 }
@@ -15428,14 +15428,14 @@ LATTN_FN_ void lattn_echo_pick_(const lattn_echoes_ *e, const lattn_row_ *row, i
 LATTN_FN_ void lattn_echo_tile_(const lattn_echoes_ *e, lattn_item_ *it, lattn_space_ *sp) {
   double sums[LATTN_TILE_ROWS_][2];
   LATTN_MEMSET_(sums, 0, sizeof sums);
-  lattn_fill_rows_(&e->job, it, sp);
+  lattn_fill_rows_(e->job, it, sp);
   for (int64_t back = e->period; lattn_echo_rows_(e, it, sp, back); back += e->period) {
     int64_t base = lattn_min_(it->lo, it->sink_lo) / LATTN_BLOCK_ * LATTN_BLOCK_;
     for (; base < lattn_max_(it->hi, it->sink_hi); base += LATTN_BLOCK_) {
       lattn_block_ b;
       int lo, hi, first, end;
-      lattn_begin_block_(&e->job, it, sp, base, &b);
-      if (b.lo >= b.hi || !lattn_tile_scores_(&e->job, it, sp, &b, base, 0, (int)it->rows, &lo, &hi,
+      lattn_begin_block_(e->job, it, sp, base, &b);
+      if (b.lo >= b.hi || !lattn_tile_scores_(e->job, it, sp, &b, base, 0, (int)it->rows, &lo, &hi,
                                               &first, &end))
         continue;
       for (int r = 0; r < (int)it->rows; r++) {
@@ -15443,7 +15443,7 @@ LATTN_FN_ void lattn_echo_tile_(const lattn_echoes_ *e, lattn_item_ *it, lattn_s
         int64_t key = it->query_position + (row->token - it->q0) - back;
         float *s = sp->s + r * LATTN_BLOCK_;
         uint32_t visible[8];
-        lattn_mask_row_(&e->job, it, row, base, b.holes, first, end, s, visible);
+        lattn_mask_row_(e->job, it, row, base, b.holes, first, end, s, visible);
         lattn_echo_pick_(e, row, key, base, s, visible, sums[r]);
       }
     }
@@ -15456,7 +15456,7 @@ LATTN_FN_ void lattn_echo_tile_(const lattn_echoes_ *e, lattn_item_ *it, lattn_s
 
 /* A worker's share: all rows from the second period on, of whole KV heads. */
 LATTN_NOINLINE_ void lattn_echo_heads_(const lattn_echoes_ *e, int32_t index, char *memory) {
-  const lattn_job_ *job = &e->job;
+  const lattn_job_ *job = e->job;
   int64_t most = lattn_min_(job->rows, LATTN_TILE_ROWS_), from, end;
   lattn_space_ sp;
   lattn_item_ it;
@@ -15486,19 +15486,19 @@ LATTN_FN_ void lattn_echo_task_(void *context, int32_t index) {
   const lattn_echoes_ *e = (const lattn_echoes_ *)context;
   lattn_fpenv_ saved;
   lattn_fpenv_enter_(&saved);
-  if (e->job.scratch)
-    lattn_echo_heads_(e, index, e->job.scratch + (size_t)index * e->job.worker_bytes);
+  if (e->job->scratch)
+    lattn_echo_heads_(e, index, e->job->scratch + (size_t)index * e->job->worker_bytes);
   else
     lattn_echo_on_stack_(e, index);
   lattn_fpenv_leave_(&saved);
 }
 
-LATTN_NOINLINE_ void lattn_observe_echo_(lattn_profile *p, const lattn_job_ *whole,
+LATTN_NOINLINE_ void lattn_observe_echo_(lattn_profile *p, lattn_job_ *whole,
                                          const lattn_observed *o, const lattn_exec *ex,
                                          int depth) {
   int64_t end = whole->o.query_position + whole->q.n_tokens, from = o->first + o->period;
   lattn_echoes_ e;
-  e.job = *whole;
+  e.job = whole;
   e.lse = o->lse;
   e.lse_low = o->lse_low;
   e.first = o->first;
@@ -15507,8 +15507,8 @@ LATTN_NOINLINE_ void lattn_observe_echo_(lattn_profile *p, const lattn_job_ *who
   e.induction = lattn_area_(p, LATTN_AREA_INDUCTION_) + (int64_t)o->layer * p->c.n_heads;
   from = lattn_max_(from, whole->o.query_position);
   lattn_area_(p, LATTN_AREA_ECHO_ROWS_)[o->layer] += (double)lattn_max_(0, end - from);
-  lattn_place_(&e.job, ex, whole->q.n_tokens * whole->group, depth, 1, 0);
-  lattn_parallel_(ex, e.job.n_workers, lattn_echo_task_, &e);
+  lattn_place_(e.job, ex, whole->q.n_tokens * whole->group, depth, 1, 0);
+  lattn_parallel_(ex, e.job->n_workers, lattn_echo_task_, &e);
 }
 
 /* ---- sinks: sums of columns ---- */
@@ -15532,27 +15532,29 @@ LATTN_FN_ int64_t lattn_rows_seeing_(const lattn_job_ *job, const lattn_item_ *i
   return n;
 }
 
-LATTN_NOINLINE_ void lattn_observe_columns_(lattn_profile *p, const lattn_job_ *whole,
+LATTN_NOINLINE_ void lattn_observe_columns_(lattn_profile *p, lattn_job_ *whole,
                                             const lattn_observed *o, const lattn_exec *ex,
                                             int depth) {
   int64_t layer = o->layer, columns = p->c.columns, first = whole->o.key_position;
   double *seen = lattn_area_(p, LATTN_AREA_SEEN_) + layer * columns;
+  int64_t n_keys = whole->k.n_tokens;
   lattn_weights w;
   lattn_item_ it;
-  lattn_job_ job = *whole;
   if (first >= columns) return;
-  job.k.n_tokens = lattn_min_(job.k.n_tokens, columns - first);
+  whole->k.n_tokens = lattn_min_(n_keys, columns - first);
   LATTN_MEMSET_(&it, 0, sizeof it);
-  lattn_item_sequence_(&job, &it);
-  for (int64_t j = first; j < first + job.k.n_tokens; j++)
-    seen[j] += (double)lattn_rows_seeing_(&job, &it, j);
+  lattn_item_sequence_(whole, &it);
+  for (int64_t j = first; j < first + whole->k.n_tokens; j++)
+    seen[j] += (double)lattn_rows_seeing_(whole, &it, j);
   LATTN_MEMSET_(&w, 0, sizeof w);
   w.lse = o->lse;
   w.lse_low = o->lse_low;
   w.stride = columns;
   w.mass = lattn_area_(p, LATTN_AREA_MASS_) + layer * p->c.n_heads * columns + first;
-  job.weights = job.chosen = &w;
-  lattn_weigh_(&job, ex, depth);
+  whole->weights = whole->chosen = &w;
+  lattn_weigh_(whole, ex, depth);
+  whole->weights = whole->chosen = 0;
+  whole->k.n_tokens = n_keys;
 }
 
 /* ---- parts: attention of some rows over some of their keys ---- */
@@ -15561,7 +15563,7 @@ LATTN_NOINLINE_ void lattn_observe_columns_(lattn_profile *p, const lattn_job_ *
    included), o = of the lost part. F - P = omega (o - P), omega = share of the lost part. (F - P as
    it stands loses all its digits where omega is small.) */
 typedef struct lattn_split_ {
-  lattn_job_ job;       /* its chosen rows are the batch's */
+  lattn_job_ *job;      /* its chosen rows are the batch's */
   lattn_part_ parts[2]; /* kept, lost */
   int64_t tokens;       /* of the batch */
   float *ends, *d;      /* of the profile's areas */
@@ -15589,7 +15591,7 @@ LATTN_FN_ double lattn_power_(float x, float most) {
 
 /* Where what row r of the item loses goes. */
 LATTN_FN_ float *lattn_split_at_(const lattn_split_ *split, const lattn_item_ *it, int64_t r) {
-  const lattn_job_ *job = &split->job;
+  const lattn_job_ *job = split->job;
   int64_t row = it->kv * (int64_t)LATTN_BATCH_ROWS_ * job->group + it->row + r;
   return split->d + row * job->dv;
 }
@@ -15598,7 +15600,7 @@ LATTN_FN_ float *lattn_split_at_(const lattn_split_ *split, const lattn_item_ *i
 LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it,
                                 const lattn_row_ *row, int64_t r, float m, float l,
                                 const float *acc) {
-  const lattn_job_ *job = &split->job;
+  const lattn_job_ *job = split->job;
   int64_t at = (it->row + r) / job->group * job->n_kv * job->group + row->head;
   float *d = lattn_split_at_(split, it, r), most = m;
   float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
@@ -15630,7 +15632,7 @@ LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it
 
 /* Items of a batch (KV head, some rows), each over its two parts. */
 LATTN_NOINLINE_ void lattn_split_items_(const lattn_split_ *split, int32_t index, char *memory) {
-  const lattn_job_ *job = &split->job;
+  const lattn_job_ *job = split->job;
   int64_t rows = split->tokens * job->group, blocks = (rows + job->rows - 1) / job->rows;
   lattn_space_ sp;
   lattn_item_ it;
@@ -15669,7 +15671,7 @@ LATTN_NOINLINE_ void lattn_split_on_stack_(const lattn_split_ *split, int32_t in
 
 LATTN_FN_ void lattn_split_task_(void *context, int32_t index) {
   const lattn_split_ *split = (const lattn_split_ *)context;
-  const lattn_job_ *job = &split->job;
+  const lattn_job_ *job = split->job;
   lattn_fpenv_ saved;
   lattn_fpenv_enter_(&saved);
   if (job->scratch)
@@ -15761,20 +15763,22 @@ LATTN_FN_ void lattn_products_task_(void *context, int32_t index) {
 LATTN_FN_ void lattn_project_(lattn_profile *p, const lattn_split_ *split,
                               const lattn_observed *o, const lattn_exec *ex) {
   int64_t groups = p->c.n_kv_heads;
+  int32_t n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
   lattn_projecting_ w;
   w.w = o->projection;
   w.u = lattn_area_floats_(p, LATTN_AREA_U_);
   w.q = lattn_area_(p, LATTN_AREA_Q_) + o->layer * groups * groups;
   w.model = p->c.model_dim;
   w.groups = groups;
-  w.width = split->job.group * split->job.dv;
-  w.n_workers = ex->n_threads > 0 ? ex->n_threads : 1;
-  w.scratch = split->job.scratch;
-  w.worker_bytes = split->job.worker_bytes;
+  w.width = split->job->group * split->job->dv;
+  w.scratch = split->job->scratch;
+  w.worker_bytes = split->job->worker_bytes;
   for (int64_t row = 0; row < split->tokens; row += LATTN_PROJECTED_ROWS_) {
     w.rows = lattn_min_(LATTN_PROJECTED_ROWS_, split->tokens - row);
     w.d = split->d + row * w.width;
+    w.n_workers = n_workers;
     lattn_parallel_(ex, w.n_workers, lattn_project_task_, &w);
+    if (groups <= 8) w.n_workers = 1; /* so little work that waiting for threads is most of it */
     lattn_parallel_(ex, w.n_workers, lattn_products_task_, &w);
   }
 }
@@ -15805,15 +15809,15 @@ LATTN_NOINLINE_ void lattn_split_add_(lattn_profile *p, const lattn_split_ *spli
       lost[h] += split->omega[at];
       if (split->omega[at] > most[h]) most[h] = split->omega[at];
       *out += split->square[at];
-      if (loss) loss[h / split->job.group] += split->less[at];
+      if (loss) loss[h / split->job->group] += split->less[at];
     }
     if (residual)
       lattn_area_(p, LATTN_AREA_RESIDUAL_)[layer] +=
-          lattn_mean_square_(residual, split->job.chosen->rows[i]);
+          lattn_mean_square_(residual, split->job->chosen->rows[i]);
   }
 }
 
-LATTN_NOINLINE_ void lattn_observe_parts_(lattn_profile *p, const lattn_job_ *whole,
+LATTN_NOINLINE_ void lattn_observe_parts_(lattn_profile *p, lattn_job_ *whole,
                                           const lattn_observed *o, const lattn_tensor *residual,
                                           const lattn_exec *ex, int depth) {
   int64_t first = whole->o.query_position, step = p->c.row_step, next;
@@ -15834,18 +15838,19 @@ LATTN_NOINLINE_ void lattn_observe_parts_(lattn_profile *p, const lattn_job_ *wh
   split.parts[1].kind = LATTN_LOST_;
   split.parts[0].sinks = split.parts[1].sinks = p->c.sinks;
   split.parts[0].window = split.parts[1].window = p->c.window;
-  split.job = *whole;
-  split.job.chosen = &w;
+  split.job = whole;
+  whole->chosen = &w;
   w.rows = chosen;
   for (int64_t i = 0; i < rows; i += split.tokens) {
     split.tokens = w.n_rows = lattn_min_(LATTN_BATCH_ROWS_, rows - i);
     for (int64_t j = 0; j < split.tokens; j++)
       chosen[j] = o->n_rows ? o->rows[i + j] : next + (i + j) * step;
-    lattn_place_(&split.job, ex, split.tokens * whole->group, depth, 1, 0);
-    lattn_parallel_(ex, split.job.n_workers, lattn_split_task_, &split);
+    lattn_place_(whole, ex, split.tokens * whole->group, depth, 1, 0);
+    lattn_parallel_(ex, whole->n_workers, lattn_split_task_, &split);
     lattn_split_add_(p, &split, o, residual);
     if (p->c.scores & LATTN_PROFILE_GATES && p->c.model_dim) lattn_project_(p, &split, o, ex);
   }
+  whole->chosen = 0;
 }
 
 /* ---- observe ---- */
@@ -16630,10 +16635,9 @@ LATTN_FN_ lattn_status lattn_check_calibration_(const lattn_job_ *job, lattn_cal
 }
 
 /* Column means of plain attention, and which of them are sinks. */
-LATTN_NOINLINE_ void lattn_find_sinks_(const lattn_job_ *whole, const lattn_calibration *c,
+LATTN_NOINLINE_ void lattn_find_sinks_(lattn_job_ *whole, const lattn_calibration *c,
                                        const float *lse, const lattn_exec *ex, int depth) {
   int64_t heads = whole->n_kv * whole->group, n = whole->k.n_tokens;
-  lattn_job_ job = *whole;
   lattn_weights w;
   lattn_item_ it;
   LATTN_MEMSET_(&w, 0, sizeof w);
@@ -16642,11 +16646,9 @@ LATTN_NOINLINE_ void lattn_find_sinks_(const lattn_job_ *whole, const lattn_cali
   w.mass = c->means;
   for (int64_t h = 0; h < heads; h++)
     for (int64_t j = 0; j < n; j++) c->means[h * c->stride + j] = 0;
-  job.weights = job.chosen = &w;
-  job.dv = 1;
-  job.columns = 16;
-  job.o.inexact = 0;
-  lattn_weigh_(&job, ex, depth);
+  whole->weights = whole->chosen = &w;
+  lattn_weigh_(whole, ex, depth);
+  whole->weights = whole->chosen = 0;
   LATTN_MEMSET_(&it, 0, sizeof it);
   lattn_item_sequence_(whole, &it);
   for (int64_t j = 0; j < n; j++) {
@@ -16666,10 +16668,10 @@ LATTN_NOINLINE_ void lattn_find_sinks_(const lattn_job_ *whole, const lattn_cali
 }
 
 /* All that can be wrong; job and own get the call with its defaults. */
-LATTN_FN_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_calibration *own,
-                                               const lattn_calibration *calibration,
-                                               const lattn_attn *options, float *lse,
-                                               int64_t *segments, lattn_fault *f) {
+LATTN_NOINLINE_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_calibration *own,
+                                                     const lattn_calibration *calibration,
+                                                     const lattn_attn *options, float *lse,
+                                                     int64_t *segments, lattn_fault *f) {
   lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, calibration);
   if (!calibration) return lattn_fail_(f, LATTN_E_NULL, "calibration");
   if (s) return lattn_fail_(f, s, "calibration.size");
@@ -16700,58 +16702,41 @@ LATTN_API size_t lattn_calibrated_scratch(const lattn_attn *options, lattn_tenso
   return !more ? 0 : more > plain ? more : plain;
 }
 
-/* Everything but plain attention: its checks (run 0), or what comes after it. */
-LATTN_NOINLINE_ lattn_status lattn_calibrate_(const lattn_calibration *calibration,
-                                              const lattn_attn *options, const lattn_tensor *views,
-                                              float *lse, const lattn_exec *ex, int run) {
+LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
+                                                  const lattn_attn *options, lattn_tensor q,
+                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
+                                                  float *lse, const lattn_exec *exec) {
   lattn_calibrating_ c;
   lattn_calibration own;
+  lattn_exec ex;
   int64_t segments = 0;
   int depth;
-  lattn_status s;
-  LATTN_MEMSET_(&c, 0, sizeof c);
-  c.job.q = views[0];
-  c.job.k = views[1];
-  c.job.v = views[2];
-  c.job.out = views[3];
-  s = lattn_check_calibrated_(&c.job, &own, calibration, options, lse, &segments, ex->fault);
+  lattn_status s = lattn_exec_in_(&ex, exec);
   if (s) return s;
-  depth = lattn_depth_(segments) + 1;
-  if (!ex->scratch && depth > LATTN_MAX_DEPTH_)
-    return lattn_fail_(ex->fault, LATTN_E_SCRATCH, "exec.scratch");
-  s = lattn_place_(&c.job, ex, c.job.q.n_tokens * c.job.group, depth, 0, ex->fault);
-  if (s || !run) return s;
-  if (!own.given) lattn_find_sinks_(&c.job, &own, lse, ex, depth);
+  LATTN_MEMSET_(&c, 0, sizeof c);
+  c.job.q = q;
+  c.job.k = k;
+  c.job.v = v;
+  c.job.out = out;
+  s = lattn_check_calibrated_(&c.job, &own, calibration, options, lse, &segments, ex.fault);
+  if (s) return s;
+  depth = lattn_depth_(segments) + 1; /* the sinks' partial stays while the others' is made */
+  if (!ex.scratch && depth > LATTN_MAX_DEPTH_)
+    return lattn_fail_(ex.fault, LATTN_E_SCRATCH, "exec.scratch");
+  s = lattn_place_(&c.job, &ex, q.n_tokens * c.job.group, depth, 0, ex.fault);
+  if (s) return s;
+  ex.progress = 0;
+  lattn_run_rows_(&c.job, &ex, 0, q.n_tokens); /* plain attention */
+  if (!own.given) lattn_find_sinks_(&c.job, &own, lse, &ex, depth);
   c.parts[0].kind = LATTN_IN_;
   c.parts[1].kind = LATTN_OUT_;
   c.parts[0].marks = c.parts[1].marks = own.marks;
   c.parts[0].stride = c.parts[1].stride = own.stride;
   c.beta = own.beta;
   c.betas = own.betas;
-  lattn_parallel_(ex, c.job.n_workers, lattn_calibrate_task_, &c);
+  lattn_parallel_(&ex, c.job.n_workers, lattn_calibrate_task_, &c);
+  if (ex.tokens_done) *ex.tokens_done = q.n_tokens;
   return c.job.overflowed ? LATTN_OVERFLOWED : LATTN_OK;
-}
-
-LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
-                                                  const lattn_attn *options, lattn_tensor q,
-                                                  lattn_tensor k, lattn_tensor v, lattn_tensor out,
-                                                  float *lse, const lattn_exec *exec) {
-  lattn_exec ex;
-  lattn_tensor views[4];
-  lattn_status s = lattn_exec_in_(&ex, exec), more;
-  if (s) return s;
-  views[0] = q;
-  views[1] = k;
-  views[2] = v;
-  views[3] = out;
-  s = lattn_calibrate_(calibration, options, views, lse, &ex, 0);
-  if (s) return s;
-  ex.progress = 0;
-  ex.size = sizeof ex;
-  s = lattn_attention(options, q, k, v, out, lse, &ex);
-  if (s < 0) return s;
-  more = lattn_calibrate_(calibration, options, views, lse, &ex, 1);
-  return more ? more : s;
 }
 
 /* ==== §12 rotary positions =======================================================================

@@ -352,11 +352,13 @@ static void test_planted_sinks(void) {
 /* ---- retrieval ---- */
 
 /* Head 0 copies: its query at position p is the code of the token that p emits, its keys are codes
-   of tokens; head 1 is uniform; head 2 looks at the right positions of another needle token; head 3
-   is a copier whose code of every second token is wrong. */
-enum { CODES = 40, RETRIEVING = 4 };
+   of tokens; head 1 is uniform; head 2 looks at the right positions of another needle token; head
+   3 is a copier whose code of every second token is wrong; head 4 goes through the needle by place.
+   */
+enum { CODES = 40, RETRIEVING = 5 };
 
-static void plant_copiers(call *c, const int32_t *tokens, int64_t from, int64_t length) {
+static void plant_copiers(call *c, const int32_t *tokens, int64_t from, int64_t length,
+                          int64_t prompt) {
   for (int64_t i = 0; i < c->n; i++) {
     int32_t next = tokens[i + 1], wrong = (int32_t)((next + 1) % CODES);
     float *q = c->q + i * RETRIEVING * CODES, *k = c->k + i * RETRIEVING * CODES;
@@ -365,6 +367,8 @@ static void plant_copiers(call *c, const int32_t *tokens, int64_t from, int64_t 
     q[0 * CODES + next] = 40, k[0 * CODES + tokens[i]] = 1;
     q[2 * CODES] = 40, k[2 * CODES] = i == from + (length > 1) ? 1.0f : 0.0f;
     q[3 * CODES + (i % 2 ? wrong : next)] = 40, k[3 * CODES + tokens[i]] = 1;
+    if (i >= prompt - 1) q[4 * CODES + i - prompt + 1] = 40;
+    if (i >= from && i < from + length) k[4 * CODES + i - from] = 1;
   }
 }
 
@@ -381,7 +385,7 @@ static void check_retrieval(const int32_t *needle, int64_t length, int top_k, in
   for (int i = 0; i < PROMPT + 40; i++) tokens[i] = 30 + i % 9;
   for (int64_t i = 0; i < length; i++) tokens[FROM + i] = tokens[PROMPT + i] = needle[i];
   call_open(&c, RETRIEVING, RETRIEVING, CODES, 4, n, 3);
-  plant_copiers(&c, tokens, FROM, length);
+  plant_copiers(&c, tokens, FROM, length, PROMPT);
   call_run(&c);
   lattn_profile_config config = config_of(&c, LATTN_PROFILE_RETRIEVAL);
   config.top_k = top_k;
@@ -420,6 +424,7 @@ static void check_retrieval(const int32_t *needle, int64_t length, int top_k, in
     check_near(share[h], set[h], 1e-12, "set", h);
   }
   CHECK(top_k == 1 || count[0] > 0.99);
+  CHECK(fabs(count[4] - 1) < 1e-12 && fabs(share[4] - 1) < 1e-12);
   CHECK(count[1] < 0.01 || top_k > 1);
   CHECK(length < 2 || count[3] < count[0]);
   CHECK_STATUS(lattn_profile_sample(p, 1), LATTN_OK); /* a second sample, dropped */
@@ -567,7 +572,7 @@ static void test_losses(void) {
       if (kind == 3) c.a.window = 90; /* its keys are two runs: cut in the middle, three */
       if (i % 3) call_scratch(&c, i);
       call_run(&c);
-      check_losses(&c, sinks[i], windows[i], 1 + 3 * (kind % 2), i % 2 ? 19 : 0, i == 4, i == 3);
+      check_losses(&c, sinks[i], windows[i], kind == 1 ? 4 : 1, i % 2 ? 19 : 0, i == 4, i == 3);
       call_close(&c);
     }
 }
@@ -934,6 +939,7 @@ static void test_calibrated(void) {
       call_open(&c, 4, i % 2 ? 2 : 4, 16, 10, i == 3 ? 150 : 60, (uint64_t)(kind * 5 + i) + 900);
       options_of(&c, kind);
       if (kind != 2) plant_sinks(&c);
+      for (int64_t g = 0; i == 3 && g < c.kv_heads; g++) c.k[g * c.dk] = -1; /* 7 is the first */
       if (i % 3) call_scratch(&c, i);
       call_run(&c);
       calibrated_open(&x, &c, betas[i]);
@@ -949,7 +955,7 @@ static void test_calibrated(void) {
     }
 }
 
-/* Sinks found in the prompt, kept for the rows of decode; all mass on a sink; none. */
+/* Sinks found in the prompt, kept for the rows of decode. */
 static void test_calibrated_edges(void) {
   enum { N = 50, PROMPT_ROWS = 40 };
   call c;
@@ -990,13 +996,36 @@ static void test_calibrated_edges(void) {
     }
   }
   free(whole);
+  calibrated_close(&x);
+  call_close(&c);
+}
+
+/* All mass, or nearly all, on sinks: the row stays. */
+static void test_calibrated_rows_that_stay(void) {
+  enum { N = 50 };
+  call c;
+  calibrated x;
+  call_open(&c, 2, 2, 16, 6, N, 77);
+  plant_sinks(&c);
+  call_run(&c);
+  calibrated_open(&x, &c, 0);
+  x.c.given = 1, x.c.means = NULL;
+  lattn_tensor o;
   check_case("all mass on a sink: the row stays");
   memset(x.marks, 0, 2 * N);
   for (int64_t j = 0; j < N; j++) x.marks[j] = 1;
   float *plain = (float *)memory(N * 12, sizeof(float));
   o = out_of(&c), o.data = plain;
   CHECK_STATUS(lattn_attention(&c.a, q_of(&c), k_of(&c), v_of(&c), o, c.lse, NULL), LATTN_OK);
-  x.c.beta = 0;
+  CHECK_STATUS(
+      lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, NULL),
+      LATTN_OK);
+  CHECK(!memcmp(c.out, plain, N * 12 * sizeof(float)));
+  check_case("all but 2^-30 of the mass on a sink: the row stays");
+  memset(x.marks, 0, 2 * N);
+  x.marks[3] = x.marks[N + 3] = 1;
+  c.k[3 * 32] = c.k[3 * 32 + 16] = 14; /* scores 28 above the others */
+  CHECK_STATUS(lattn_attention(&c.a, q_of(&c), k_of(&c), v_of(&c), o, c.lse, NULL), LATTN_OK);
   CHECK_STATUS(
       lattn_attention_calibrated(&x.c, &c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, NULL),
       LATTN_OK);
@@ -1289,6 +1318,7 @@ int main(void) {
   test_alibi();
   test_calibrated();
   test_calibrated_edges();
+  test_calibrated_rows_that_stay();
   test_calibrated_merge();
   test_extras();
   test_published_gates();

@@ -141,7 +141,8 @@ static void call_profile(void) {
 }
 static void call_profile_sample(void) { status = lattn_profile_sample(profile, 1); }
 static void call_calibrated(void) {
-  lattn_attn plain = attn;
+  static lattn_attn plain;
+  plain = attn;
   plain.sink_logits = NULL;
   status = lattn_attention_calibrated(&calibration, &plain, Q, ALL_K, ALL_V, OUT, lse, NULL);
 }
