@@ -131,6 +131,7 @@
 #define lattn_cache_draft LATTN_JOIN_(LONGATTN_PREFIX, cache_draft)
 #define lattn_cache_accept LATTN_JOIN_(LONGATTN_PREFIX, cache_accept)
 #define lattn_cache_mark LATTN_JOIN_(LONGATTN_PREFIX, cache_mark)
+#define lattn_pyramid_budget LATTN_JOIN_(LONGATTN_PREFIX, pyramid_budget)
 #define lattn_batch_extend LATTN_JOIN_(LONGATTN_PREFIX, batch_extend)
 #define lattn_batch_attend LATTN_JOIN_(LONGATTN_PREFIX, batch_attend)
 #define lattn_batch_scratch LATTN_JOIN_(LONGATTN_PREFIX, batch_scratch)
@@ -646,7 +647,15 @@ enum lattn_policy {
      segments, before extra keys and learned sinks, and is part of a call's partial. Positions are
      absolute. The paper compresses once, after the prompt: mark = LATTN_PROMPT_END, sinks 4, window
      4000, window_divisor 5. Such a cache takes no lattn_cache_remove, and no LATTN_SIGMOID. */
-  LATTN_HEAD_COMPENSATED = 2
+  LATTN_HEAD_COMPENSATED = 2,
+  /* Full until lattn_cache_mark, which keeps `budget` of the tokens held: the newest `window`, and
+     those that the queries of these attended to most (SnapKV, Li et al.; PyramidKV, Cai et al.:
+     with budgets of lattn_pyramid_budget; Ada-KV, Feng et al.: LATTN_SNAP_SHARED). Tokens after
+     the mark are kept, all of them. */
+  LATTN_HEAD_SNAP = 3,
+  /* Likewise, but those that all rows since they came attended to most (H2O, Zhang et al.). Prefill
+     and decode score the keys two times more. */
+  LATTN_HEAD_HEAVY = 4
 };
 
 /* What lattn_cache_mark tells a cache. */
@@ -661,7 +670,11 @@ enum lattn_head_flags {
   /* Of a compensated head: its key's score gets 1/2 * sum_d (scale q_d)^2 C_d more, C_d the
      variance of dim d over the keys it stands for: to second order what the mean leaves out. An
      approximation without a bound: with keys far from normal it may weigh more than they did. */
-  LATTN_HEAD_VARIANCE = 2
+  LATTN_HEAD_VARIANCE = 2,
+  /* Of LATTN_HEAD_SNAP: */
+  LATTN_SNAP_AVERAGE = 256,   /* pooling by the mean, in place of the largest; 0 beyond the ends */
+  LATTN_SNAP_GROUP_MAX = 512, /* of the query heads' scores the largest, in place of the mean */
+  LATTN_SNAP_SHARED = 1024    /* Ada-KV: such heads of a cache share their budgets */
 };
 
 enum lattn_positions {
@@ -681,10 +694,22 @@ typedef struct lattn_head {
   int64_t slack;     /* tokens kept beyond the window, so that truncate can go back so far; >= 0 */
   int32_t key_type, value_type; /* enum lattn_type of its storage; 0 = the config's */
   int32_t mark;      /* 0: the policy holds from the first token. LATTN_PROMPT_END: the head is full
-                        until that mark, and its policy holds for the rows after it */
+                        until that mark, and its policy holds for the rows after it. SNAP, HEAVY:
+                        either, as these always wait for marks */
   int32_t flags;     /* enum lattn_head_flags; not of a full head */
   int64_t window_divisor; /* with a mark: W is the larger of window and tokens at the mark /
-                             window_divisor; 0 = window */
+                             window_divisor; 0 = window. Not of SNAP, HEAVY */
+  /* The rest is of LATTN_HEAD_SNAP and _HEAVY, which use window and slack too. SNAP: window w, 0 =
+     32, is the rows whose attention is summed and the newest tokens, which stay; slack is the
+     tokens that truncate may go back before a mark. HEAVY: window is the newest tokens that stay,
+     0 = half of the budget. */
+  int64_t budget;         /* tokens that a mark keeps, the newest included; SNAP: > window */
+  int32_t kernel;         /* SNAP: a key's score is the largest (or mean) of so many keys around
+                             it: odd, 1 ... 63; 0 = 7. (SnapKV's LongBench runs and Ada-KV: w 32, 7,
+                             largest; SnapKV's class: 64, 5, mean; kvpress: 64, 5, mean) */
+  int32_t zero;           /* must be 0 */
+  double floor_alpha;     /* SNAP_SHARED: the share of its budget that a head keeps whatever the
+                             others score: 0 = 0.2; negative = none; 1 = all (no sharing) */
 } lattn_head;
 
 typedef struct lattn_cache_config {
@@ -701,8 +726,9 @@ typedef struct lattn_cache_config {
                                spreads outlier channels; scores of such keys are integer dot
                                products with queries of 15 (LATTN_I8) or 8 bits, sums of LATTN_I8
                                values those with weights of 14 bits, of each 128 tokens' largest */
-  int64_t capacity;         /* tokens that full heads can hold; 0 = only if no head is full: no
-                               limit */
+  int64_t capacity;         /* tokens that full heads, and heads chosen at marks, can hold; 0 =
+                               only if there are none: no limit. Positions may go beyond it if no
+                               head is full, as what a mark drops makes room */
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
   float scale;              /* as in lattn_attn */
   float softcap;
@@ -714,7 +740,8 @@ typedef struct lattn_cache_config {
   const float *sink_logits;    /* NULL, or [n_heads]; copied */
   lattn_fault *fault;          /* NULL, or gets the field that an error is about; not kept */
   int32_t max_drafts;          /* most draft tokens at a time, 0 ... 64; their room is in the
-                                  cache's tables: max_drafts tokens of every KV head */
+                                  cache's tables: max_drafts tokens of every KV head; 0 with
+                                  LATTN_HEAD_HEAVY */
   int32_t max_holes;           /* most removed ranges at a time, 0 = 16; at most 1024 */
   int32_t weighting;           /* as in lattn_attn */
   float sigmoid_bias;
@@ -746,8 +773,9 @@ typedef struct lattn_cache_stats {
   uint32_t size;            /* sizeof(lattn_cache_stats), set by the caller */
   int32_t zero;
   int64_t n_tokens;         /* tokens appended (the next one's position) */
-  int64_t capacity;         /* most tokens; INT64_MAX without limit */
-  int64_t n_full_heads, n_streaming_heads;
+  int64_t capacity;         /* most tokens (if no head is full, and some are chosen at marks: that
+                               these hold); INT64_MAX without limit */
+  int64_t n_full_heads, n_streaming_heads; /* full: SNAP and HEAVY, too; streaming: all others */
   int64_t full_bytes;       /* bytes of pages held by full heads */
   int64_t streaming_bytes;  /* bytes of pages held by streaming heads */
   int64_t table_bytes;      /* bytes of the cache's tables */
@@ -764,7 +792,8 @@ typedef struct lattn_cache_head_stats {
   int32_t zero;
   int64_t sinks, window, slack;
   int64_t n_sink_tokens;   /* tokens 0 ... n_sink_tokens - 1 are held whatever the window */
-  int64_t first_token;     /* and tokens first_token ... n_tokens - 1 */
+  int64_t first_token;     /* and tokens first_token ... n_tokens - 1 (those since a mark at which
+                              it dropped some; of those before, n_tokens_held says how many) */
   int64_t n_tokens_held;   /* distinct tokens held */
   int64_t page_bytes;      /* bytes of this head's pages */
 } lattn_cache_head_stats;
@@ -793,7 +822,7 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
    (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
    dims below 16 or above 1024; more than 8 page sizes in a pool; LATTN_SIGMOID with learned sinks;
-   sigmoid_bias without it), FULL. */
+   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
@@ -801,9 +830,9 @@ LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
 LATTN_API lattn_status lattn_cache_release(lattn_cache *cache);
 
 /* Most tokens that one pool of `bytes` can hold, if it has one cache of each of the n configs (the
-   layers of a model, each with its table of policies) and they are extended together; their
-   capacity fields are not read. INT64_MAX: no limit, as no head is full. 0: not even one, or an
-   impossible config. And the converse: bytes for a pool of caches with that capacity; 0:
+   layers of a model, each with its table of policies) and they are extended together, without a
+   mark; their capacity fields are not read. INT64_MAX: no limit, as all heads stream. 0: not even
+   one, or an impossible config. And the converse: bytes for a pool of caches with that capacity; 0:
    impossible. */
 LATTN_API int64_t lattn_fit_tokens(int64_t n, const lattn_cache_config *const *configs,
                                    size_t bytes);
@@ -867,9 +896,11 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
                                           const lattn_exec *exec);
 
 /* Forgets the tokens from position n_tokens on, as if they had never been appended. For
-   heads that have evicted: as far back as the next token's whole window, and the
-   newest token, is still held (at least `slack` tokens), else LATTN_E_EVICTED. Errors: NULL,
-   SHAPE (negative, or more than held), EVICTED, STATE. */
+   streaming heads that have evicted: as far back as the next token's whole window, and the
+   newest token, is still held (at least `slack` tokens), else LATTN_E_EVICTED. So it is for a head
+   that dropped tokens at a mark behind n_tokens, and for one of LATTN_HEAD_HEAVY, whose sums go
+   forward only: checkpoints bring these back. n_tokens = 0 always works. Errors: NULL, SHAPE
+   (negative, or more than held), EVICTED, STATE. */
 LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens);
 
 /* Forgets everything, drafts too; gives all pages back to the pool. Errors: NULL. */
@@ -884,7 +915,8 @@ LATTN_API lattn_status lattn_cache_clear(lattn_cache *cache);
    costs one more rotated query for the keys before it. Errors: NULL; SHAPE (not 0 <= from <= to <=
    n_tokens); FULL (more than max_holes); EVICTED: a streaming head no longer holds the window that
    the next token then has; CONFIG: the range touches a streaming head's sinks, or a head
-   is compensated, tells what it lost (their sums know no hole) or has a mark; STATE. */
+   is compensated, tells what it lost (their sums know no hole), has a mark, or is of
+   LATTN_HEAD_SNAP or _HEAVY; STATE. */
 LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int64_t to);
 
 /* A new cache in the same pool with the parent's config and tokens: it shares all pages; the newest
@@ -894,9 +926,10 @@ LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int6
 LATTN_API lattn_status lattn_cache_fork(lattn_cache **fork, const lattn_cache *parent);
 
 /* Keeps what the cache holds now, for lattn_cache_rollback; any number, in any order, also when the
-   cache has evicted, truncated or removed since. Shares all pages: takes 4 bytes a page held, later
-   the pages that the cache itself no longer holds, and one copied page a head when the cache
-   goes on. Errors: NULL, FULL, STATE. */
+   cache has evicted, truncated, removed or marked since. Shares all pages: takes 4 bytes a page
+   held (a LATTN_HEAD_SNAP its queries, a _HEAVY 8 bytes a token, too), later the pages that the
+   cache itself no longer holds, and one copied page a head when the cache goes on. Errors: NULL,
+   FULL, STATE. */
 LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
                                               const lattn_cache *cache);
 
@@ -945,15 +978,50 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
    path); FULL: the drafts stay. */
 LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const int32_t *path);
 
-/* Tells the cache that something ended here (enum lattn_mark): heads whose policy waits for it
-   (lattn_head.mark) now drop what it has no room for, and all rows from here on see what the policy
-   lets them see; marks are part of the sequence, as tokens are. Heads that have been compressed
-   stay as they are. Rows before the mark can no longer be attended with, and truncating to before
-   it is LATTN_E_EVICTED (unless all tokens up to there are still held: then it is undone).
+/* Tells the cache that something ended here (enum lattn_mark): an event of the sequence, between
+   two tokens. Heads whose policy waits for it (lattn_head.mark) now drop what it has no room for,
+   and all rows from here on see what the policy lets them see. Heads that have been compressed stay
+   as they are. Rows before the mark can no longer be attended with, and truncating to before it is
+   LATTN_E_EVICTED (unless all tokens up to there are still held: then it is undone).
    lattn_cache_clear forgets the mark. Cost: one pass over the keys and values that are dropped,
-   shared by exec's threads. exec may be NULL (parallel_for and fault are used; no scratch). Errors:
-   NULL, SIZE, FIELD, STATE. */
+   shared by exec's threads.
+   Heads of LATTN_HEAD_SNAP and _HEAVY that hold more tokens than their budget drop the others;
+   those that do not, and all other heads, stay as they are, bit for bit. What stays is a function
+   of the tokens and the marks, not of calls or threads.
+   A later mark chooses again, of what is held then: who marks every so often has H2O's bounded
+   cache.
+   A = the weights of the softmax (or of LATTN_SIGMOID) over all that the head held, learned sinks
+   included. With w rows, and group query heads a KV head:
+     SNAP   of key j, other than the newest w: a_j = mean of A_ij over the newest w rows i and the
+            group (GROUP_MAX: the largest of the group's means), then pooled over the kernel. The
+            budget - w keys with the largest stay. What a call adds to scores (biases, callback) is
+            not known here, and not in A.
+     SHARED all such heads, if together they hold more than their budgets: n_h = how many of head
+            h's keys are among the largest of all, as many as the budgets - w in all; it then
+            keeps round(n_h (1 - a) + floor((budget - w) a)) of its own (ties to even).
+     HEAVY  F_j = sum of A_ij over all rows i since key j came and over the group, in double. A row
+            whose A is NaN adds nothing.
+   Equal scores: the newer stays (of heads, the lower). Kept keys keep their rotation, and positions
+   count on: distances, biases, callbacks (called as with removed ranges), reading and weights go by
+   them. A token that a head dropped cannot be read: LATTN_E_EVICTED, as is attending with rows, or
+   truncating to a token, from before the mark (a checkpoint from before it still serves).
+   Tokens are copied, page by page; a page more than held is needed, if others share pages (forks,
+   checkpoints) as many as they share, and while the call runs 8 bytes a token held (16: GROUP_MAX).
+   Scratch, for such heads only: lattn_cache_scratch of any n_tokens > 0. Errors: NULL; SIZE, SHAPE
+   (exec); FIELD (mark); FULL; SCRATCH; STATE: drafts are pending, or a head lacks queries: of the
+   newest w tokens (SNAP) or of any (HEAVY) that lattn_cache_append added, or of more tokens than
+   its slack that were truncated. exec may be NULL; progress is not used. */
 LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec);
+
+/* The budget of one layer (0 = the first) when budgets fall with depth (Cai et al., PyramidKV): C =
+   budget - window on the average, from 2C - floor(C / beta) in the first layer in equal whole steps
+   down to about floor(C / beta), plus window. The steps are rounded down, so the sum may be up to
+   n_layers (n_layers - 1) / 2 more than n_layers budgets. n_tokens: of the prompt, if it is known;
+   0 = long. Prompts of less than 2C get `budget` in every layer; of others, no layer gets more than
+   the prompt has. beta 0 = 20. Returns 0 if an argument is out of range (0 <= window < budget,
+   beta >= 0, 0 <= layer < n_layers, all < 2^31). */
+LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
+                                       int64_t n_tokens, int64_t layer, int64_t n_layers);
 
 /* One sequence of a batched call. Frozen: this struct never changes. */
 typedef struct lattn_sequence {
@@ -4778,6 +4846,19 @@ typedef struct lattn_storage_ {
   int64_t draft_value_at, draft_scales_at, draft_bytes; /* of a draft area */
 } lattn_storage_;
 
+/* Of heads whose tokens are chosen at a mark; all 0 for others. Offsets are from the cache. */
+typedef struct lattn_chosen_ {
+  int64_t budget, recent; /* tokens kept; of them the newest, whatever they score */
+  int32_t kernel, flags;
+  double floor_alpha;
+  int64_t list, most_kept; /* offset of uint32_t positions [most_kept] */
+  int64_t queries;         /* SNAP: offset of floats [n_queries][group][dk], not rotated: of */
+  int64_t n_queries;       /*   position p in row p % n_queries */
+  int64_t draft_queries;   /* [max_drafts][group][dk]: of draft tokens */
+  int64_t mass;            /* HEAVY: offset of doubles [capacity], of slots */
+  int64_t seen_from;       /* positions from there on brought their queries */
+} lattn_chosen_;
+
 typedef struct lattn_rule_ {
   lattn_storage_ s;
   int64_t sinks, window, slack; /* window 0: full head, or until its mark */
@@ -4792,6 +4873,10 @@ typedef struct lattn_rule_ {
   int64_t ring;        /*   entry sink_blocks + (b less the blocks gone before it) % ring */
   int64_t first_block; /* blocks [first_block, end) are held besides the sink blocks */
   int64_t drafts;      /* offset of the draft area from the cache */
+  /* Of a head that dropped tokens at a mark: its slots [0, kept) hold the positions of its list, a
+     slot behind them holds position slot + shift. Both are 0 before. */
+  int64_t kept, shift;
+  lattn_chosen_ c;
 } lattn_rule_;
 
 /* Sums over tokens that left a head's window, in double, in token order: no cut of calls changes
@@ -4822,7 +4907,11 @@ LATTN_FN_ int lattn_adjacent_(const lattn_cache *cache, int64_t slot, int64_t n)
 /* Of the head's first n pages, how many both caches, without holes, hold in common. */
 LATTN_FN_ int64_t lattn_common_pages_(const lattn_cache *a, const lattn_cache *b, int32_t kv_head,
                                       int64_t n);
-LATTN_FN_ int64_t lattn_stored_slots_(const lattn_cache *cache); /* slots below it have pages */
+/* Slots below it have pages, of that head. */
+LATTN_FN_ int64_t lattn_head_slots_(const lattn_cache *cache, const lattn_rule_ *rule);
+/* The position of a slot of a head, without holes. */
+LATTN_FN_ int64_t lattn_slot_position_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                       int64_t slot);
 LATTN_FN_ int lattn_draft_number_(const lattn_cache *cache, const uint8_t *depth);
 LATTN_FN_ int lattn_draft_depth_(const lattn_cache *cache, int number);
 LATTN_FN_ int lattn_draft_parent_(const lattn_cache *cache, int number);
@@ -5059,7 +5148,7 @@ LATTN_FN_ void lattn_row_join_(lattn_row_ *row) {
 /* The keys of a row of a cache. */
 LATTN_FN_ void lattn_row_of_cache_(const lattn_cache *cache, int32_t kv, lattn_row_ *row) {
   const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
-  int64_t slot = lattn_slot_of_(cache, row->position);
+  int64_t slot = lattn_slot_of_(cache, row->position) - rule->shift;
   row->sink_lo = row->sink_hi = row->lo = 0;
   row->hi = slot + 1;
   if (rule->window > 0) {
@@ -5185,9 +5274,17 @@ LATTN_FN_ uint32_t lattn_visible16_(const lattn_job_ *job, const lattn_item_ *it
 /* Where 16 keys stand: their indices in biases, at[t], or -1 for lanes without a key; returns
    whether they are adjacent. */
 LATTN_FN_ int lattn_keys16_(const lattn_item_ *it, int64_t base, int64_t at[16]) {
+  const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
   int holes = it->cache && !lattn_adjacent_(it->cache, base, LATTN_PANEL_);
   int64_t removed =
       it->cache && lattn_has_holes_(it->cache) ? lattn_removed_before_(it->cache, base) : 0;
+  if (rule && rule->kept) {
+    for (int t = 0; t < 16; t++) {
+      at[t] = lattn_slot_position_(it->cache, rule, base + t);
+      if (at[t] >= it->nk) at[t] = -1;
+    }
+    return 0;
+  }
   for (int t = 0; t < 16; t++) {
     int64_t key = base + t - it->key_position - removed;
     if (holes) key = lattn_in_hole_(it->cache, base + t, 0)
@@ -5330,7 +5427,8 @@ LATTN_FN_ void lattn_cover_(int *lo, int *hi, int64_t from, int64_t to, int64_t 
 
 LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                 lattn_block_ *b) {
-  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
+  const lattn_rule_ *rule = lattn_cache_rule_(it->cache, it->kv);
+  const lattn_storage_ *st = &rule->s;
   const char *page = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
   b->panels = 1;
   b->k = page;
@@ -5342,7 +5440,7 @@ LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, in
   if (st->value_type == LATTN_I8)
     b->scales = page + st->value_at + lattn_scales_at_(st, LATTN_BLOCK_);
   base += LATTN_BLOCK_;
-  if (base >= it->lo && base < it->hi && base < lattn_stored_slots_(it->cache) &&
+  if (base >= it->lo && base < it->hi && base < lattn_head_slots_(it->cache, rule) &&
       !lattn_is_gone_(it->cache, base / LATTN_BLOCK_)) {
     const char *next = lattn_cache_page_(it->cache, it->kv, base / LATTN_BLOCK_);
     b->ahead = (int64_t)((uintptr_t)next - (uintptr_t)page);
@@ -5477,6 +5575,7 @@ LATTN_FN_ int lattn_block_marked_(const lattn_job_ *job, const lattn_item_ *it, 
 /* Finds the block at base: its lanes, and where their keys and values are. */
 LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                  lattn_block_ *b) {
+  int64_t stored;
   LATTN_MEMSET_(b, 0, sizeof *b);
   b->nonfinite = -1;
   b->lo = b->stored = LATTN_BLOCK_;
@@ -5493,7 +5592,8 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, i
     return;
   }
   b->panels = 1;
-  b->stored = (int)lattn_max_(0, lattn_min_(lattn_stored_slots_(it->cache) - base, LATTN_BLOCK_));
+  stored = lattn_head_slots_(it->cache, lattn_cache_rule_(it->cache, it->kv)) - base;
+  b->stored = (int)lattn_max_(0, lattn_min_(stored, LATTN_BLOCK_));
   b->holes = !lattn_adjacent_(it->cache, base, LATTN_BLOCK_);
   if (b->stored > b->lo) lattn_find_page_(job, it, base, b);
 }
@@ -5734,8 +5834,9 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
                                          float *s) {
   uint8_t path[64];
   float scores[64];
-  int64_t first = lattn_stored_slots_(it->cache);
-  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
+  const lattn_rule_ *rule = lattn_cache_rule_(it->cache, it->kv);
+  int64_t first = lattn_head_slots_(it->cache, rule);
+  const lattn_storage_ *st = &rule->s;
   int depth = lattn_draft_path_(it, sp->rows + r, path), panels = 0, stop;
   lattn_block_ b;
   LATTN_MEMSET_(&b, 0, sizeof b);
@@ -5764,9 +5865,10 @@ LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item
                                          const uint32_t visible[8], int64_t base, int64_t r, int lo,
                                          int hi, float *w, float sum, float *acc, float e) {
   uint8_t path[64 + 3] = {0}; /* quads of keys may end behind it */
-  const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
+  const lattn_rule_ *rule = lattn_cache_rule_(it->cache, it->kv);
+  const lattn_storage_ *st = &rule->s;
   lattn_rows_ rows = lattn_rows_of_(b), drafts;
-  int64_t first = lattn_stored_slots_(it->cache);
+  int64_t first = lattn_head_slots_(it->cache, rule);
   int lane = (int)lattn_max_(0, first - base);
   const char *v = lattn_draft_keys_(it->cache, it->kv) + st->draft_value_at;
   const uint8_t *from = path + (base + lane - first);
@@ -6005,7 +6107,7 @@ LATTN_FN_ int64_t lattn_chosen_row_(const lattn_job_ *job, const lattn_item_ *it
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
   const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
   int64_t limit = rule && rule->in_cache ? rule->sinks + rule->window - 1 : LATTN_MAX_POSITION_;
-  int64_t at = -1;
+  int64_t at = -1, shift = rule ? rule->shift : 0;
   sp->sinks_differ = 0;
   sp->own = 0;
   sp->other = -2;
@@ -6024,14 +6126,14 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
-    zone = row->hi - 1 - row->position;
+    zone = row->hi - 1 + shift - row->position;
     if (r > 0 && zone != sp->own) zone = -2; /* rows on both sides of a hole: no zone is theirs */
     sp->own = zone;
     if (job->angles)
       lattn_turn_(q, job->angles + (row->token - job->from_token) * job->turning.n_dims,
                   &job->turning);
     else
-      lattn_turn_at_(q, sp->angles, &job->turning, row->hi - 1, &at);
+      lattn_turn_at_(q, sp->angles, &job->turning, row->hi - 1 + shift, &at);
   }
   lattn_finish_queries_(job, it, sp->q, it->rows);
 }
@@ -6487,7 +6589,8 @@ LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_it
   const lattn_row_ *row = sp->rows + r;
   int64_t at = row->token * job->n_kv * job->group + row->head;
   int64_t end = lattn_dropped_end_(d->rule, row->position), n = end - d->rule->sinks;
-  float bound = n > 0 ? 1.0f : 0.0f, estimate = n > 0 ? LATTN_NAN_ : 0.0f;
+  int unknown = n > 0 || d->rule->kept;
+  float bound = unknown ? 1.0f : 0.0f, estimate = unknown ? LATTN_NAN_ : 0.0f;
   int tells = job->lost_bound || job->lost_estimate;
   if (n > 0 && d->rule->sums && (tells || d->rule->policy == LATTN_HEAD_COMPENSATED)) {
     const float *q = lattn_dropped_query_(job, it, sp, d, r);
@@ -6573,10 +6676,16 @@ LATTN_FN_ void lattn_item_add_(lattn_item_ *it, const lattn_row_ *row) {
 
 enum { LATTN_PIECES_ = 4, LATTN_GROUP_TOKENS_ = 8, LATTN_MOST_LEADERS_ = 64 };
 
+/* Heads that groups read: full ones, whose slots are positions. */
+LATTN_FN_ int lattn_in_groups_(const lattn_rule_ *rule) {
+  return !rule->window && !rule->c.budget;
+}
+
 /* Segments of the item's row that its group reads. */
 LATTN_FN_ int64_t lattn_grouped_segments_(const lattn_job_ *job, const lattn_item_ *it) {
   if (!it->cache || !job->grouped) return 0;
-  return lattn_cache_rule_(it->cache, it->kv)->window ? 0 : job->seqs[it->sequence].shared;
+  return lattn_in_groups_(lattn_cache_rule_(it->cache, it->kv)) ? job->seqs[it->sequence].shared
+                                                                : 0;
 }
 
 /* The i-th of the aligned pieces [*first, *end) that `segments` falls into; 0: no more. */
@@ -6819,7 +6928,7 @@ LATTN_NOINLINE_ void lattn_group_worker_(lattn_job_ *job, int32_t index, char *m
     it.of_group = 1;
     lattn_item_sequence_(job, &it);
     for (it.kv = 0; it.kv < job->n_kv; it.kv++) {
-      if (lattn_cache_rule_(it.cache, it.kv)->window) continue;
+      if (!lattn_in_groups_(lattn_cache_rule_(it.cache, it.kv))) continue;
       for (it.row = 0; it.row < rows; it.row += each)
         for (int piece = 0; lattn_piece_(job->seqs[s].shared, piece, &first, &end); piece++) {
           if (n++ != unit) continue;
@@ -6964,8 +7073,8 @@ LATTN_FN_ int64_t lattn_common_segments_(const lattn_job_ *job, const lattn_seq_
   int64_t most = lattn_min_(a->first, b->first) / LATTN_SEGMENT_, blocks;
   int any = 0;
   for (int32_t h = 0; h < job->n_kv && most > 0; h++) {
-    int full = !lattn_cache_rule_(a->cache, h)->window;
-    if (full != !lattn_cache_rule_(b->cache, h)->window) return 0;
+    int full = lattn_in_groups_(lattn_cache_rule_(a->cache, h));
+    if (full != lattn_in_groups_(lattn_cache_rule_(b->cache, h))) return 0;
     if (!full) continue;
     any = 1;
     blocks = lattn_common_pages_(a->cache, b->cache, h, most * (LATTN_SEGMENT_ / LATTN_BLOCK_));
@@ -7849,6 +7958,7 @@ struct lattn_cache {
   int64_t sums_bytes;   /* of the largest sums that a head keeps */
   int32_t listed;       /* during a batched call: it was met */
   float sigmoid_bias;
+  int32_t open, zero; /* no head is full, some are chosen at marks: capacity is what these hold */
   int8_t parent[LATTN_MAX_DRAFTS_]; /* of the drafts */
   uint8_t depth[LATTN_MAX_DRAFTS_];
 };
@@ -7869,6 +7979,9 @@ struct lattn_checkpoint {
 typedef struct lattn_kept_ {
   int64_t first_block, count, page_bytes, marked;
   int32_t page_size, zero;
+  int64_t kept, shift, seen_from; /* as the rule's */
+  int64_t extra;          /* offset from the checkpoint of what the head chooses by: doubles, */
+  int64_t n_sums, n_rows; /*   then rows of queries up to the newest, then its list */
 } lattn_kept_;
 
 LATTN_FN_ int64_t lattn_blocks_(int64_t tokens) {
@@ -7884,8 +7997,43 @@ LATTN_FN_ lattn_rule_ *lattn_rules_(const lattn_cache *cache) {
 LATTN_FN_ const lattn_rule_ *lattn_cache_rule_(const lattn_cache *cache, int32_t kv_head) {
   return lattn_rules_(cache) + kv_head;
 }
+/* Slots of heads that dropped nothing at a mark. */
 LATTN_FN_ int64_t lattn_stored_slots_(const lattn_cache *cache) {
   return cache->n_tokens + cache->removed;
+}
+LATTN_FN_ int64_t lattn_head_slots_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return cache->n_tokens + cache->removed - rule->shift;
+}
+LATTN_FN_ uint32_t *lattn_list_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return (uint32_t *)(void *)((char *)(uintptr_t)cache + rule->c.list);
+}
+LATTN_FN_ int64_t lattn_slot_position_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                       int64_t slot) {
+  return slot < rule->kept ? (int64_t)lattn_list_(cache, rule)[slot] : slot + rule->shift;
+}
+/* Is its head one whose tokens are chosen at a mark? */
+LATTN_FN_ int lattn_chooses_(const lattn_rule_ *rule) {
+  return rule->policy == LATTN_HEAD_SNAP || rule->policy == LATTN_HEAD_HEAVY;
+}
+LATTN_FN_ int lattn_any_chooses_(const lattn_cache *cache) {
+  int any = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++) any |= lattn_chooses_(lattn_cache_rule_(cache, i));
+  return any;
+}
+/* The slot of a position that the head may have dropped: then -1. */
+LATTN_FN_ int64_t lattn_find_slot_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                   int64_t position) {
+  int64_t lo = 0, hi = rule->kept;
+  if (!rule->kept || position >= rule->kept + rule->shift)
+    return lattn_slot_of_(cache, position) - rule->shift;
+  while (lo < hi) {
+    int64_t middle = (lo + hi) / 2;
+    if (lattn_list_(cache, rule)[middle] < position)
+      lo = middle + 1;
+    else
+      hi = middle;
+  }
+  return lo < rule->kept && lattn_list_(cache, rule)[lo] == position ? lo : -1;
 }
 
 /* ---- holes ---- */
@@ -8316,6 +8464,20 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 
 /* ---- config ---- */
 
+/* What a mark makes of one head; see there. */
+typedef struct lattn_choice_ {
+  double *score; /* of each slot held; then, in its place, the slots that stay, as uint32_t */
+  double *own;   /* NULL, or of one query head */
+  const double *from; /* score, or the head's sums */
+  int64_t slots, candidates, take, next;
+  int32_t drops, shares;
+} lattn_choice_;
+
+/* Bytes that it takes a slot, beside itself. */
+LATTN_FN_ int64_t lattn_choice_bytes_(const lattn_rule_ *rule) {
+  return rule->c.flags & LATTN_SNAP_GROUP_MAX ? 16 : 8;
+}
+
 /* A checked config: the cache's header and rules as they will be, and its sizes. */
 typedef struct lattn_plan_ {
   lattn_cache_config c;
@@ -8323,6 +8485,8 @@ typedef struct lattn_plan_ {
   lattn_cache header;
   /* Of each page size: at most, between calls and during an extend, all heads. */
   int64_t sizes[LATTN_MAX_SIZES_], held[LATTN_MAX_SIZES_], peak[LATTN_MAX_SIZES_];
+  int64_t shared;     /* budgets less windows of the heads that share them */
+  int64_t mark_bytes; /* of a table that a mark needs */
 } lattn_plan_;
 
 /* Most blocks that a window of `tokens` tokens before the next one touches. */
@@ -8364,7 +8528,8 @@ LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_hea
 LATTN_FN_ lattn_status lattn_plan_dropping_(const lattn_plan_ *p, const lattn_head *head,
                                             lattn_rule_ *rule) {
   lattn_fault *f = p->c.fault;
-  int64_t all = lattn_blocks_(p->header.capacity), dk = p->header.dk;
+  int64_t all = lattn_blocks_(p->header.open ? LATTN_MAX_POSITION_ : p->header.capacity);
+  int64_t dk = p->header.dk;
   int compensated = head->policy == LATTN_HEAD_COMPENSATED;
   lattn_status s = (p->header.rotates || p->c.alibi_slopes) && !compensated ? LATTN_OK
                                                                             : LATTN_E_CONFIG;
@@ -8404,6 +8569,56 @@ LATTN_FN_ lattn_status lattn_plan_dropping_(const lattn_plan_ *p, const lattn_he
   return LATTN_OK;
 }
 
+/* Fields of a head that is chosen at a mark. */
+LATTN_FN_ lattn_status lattn_plan_chosen_(const lattn_plan_ *p, const lattn_head *head,
+                                          lattn_rule_ *rule) {
+  lattn_chosen_ *c = &rule->c;
+  lattn_fault *f = p->c.fault;
+  const int32_t flags = LATTN_SNAP_AVERAGE | LATTN_SNAP_GROUP_MAX | LATTN_SNAP_SHARED;
+  int snap = head->policy == LATTN_HEAD_SNAP;
+  if (head->positions == LATTN_POSITIONS_IN_CACHE || head->sinks || head->window_divisor)
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
+  if (head->positions < 0 || head->positions > LATTN_POSITIONS_IN_CACHE)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
+  if (head->mark && head->mark != LATTN_PROMPT_END)
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.mark");
+  if (head->flags & ~flags) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.flags");
+  if (head->zero) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.zero");
+  if (head->window < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window");
+  if (head->slack < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.slack");
+  if (head->budget < 1) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.budget");
+  if (head->kernel < 0 || head->kernel > 63 || (head->kernel && head->kernel % 2 == 0))
+    return lattn_fail_(f, LATTN_E_VALUE, "config.heads.kernel");
+  if (!(head->floor_alpha <= 1)) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.floor_alpha");
+  if (!snap && (head->flags || head->kernel || head->slack || head->floor_alpha < 0 ||
+                head->floor_alpha > 0))
+    return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
+  if (!snap && p->header.max_drafts) return lattn_fail_(f, LATTN_E_CONFIG, "config.max_drafts");
+  if (p->c.capacity == 0) return lattn_fail_(f, LATTN_E_CONFIG, "config.capacity");
+  c->budget = lattn_min_(head->budget, LATTN_MAX_POSITION_);
+  c->recent = lattn_min_(head->window, LATTN_MAX_POSITION_);
+  if (!c->recent) c->recent = snap ? 32 : c->budget / 2;
+  if (c->recent > c->budget - snap) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.budget");
+  c->kernel = head->kernel ? head->kernel : 7;
+  c->flags = head->flags;
+  c->floor_alpha = head->floor_alpha < 0 ? 0 : head->floor_alpha > 0 ? head->floor_alpha : 0.2;
+  c->most_kept = c->budget;
+  if (c->flags & LATTN_SNAP_SHARED) c->most_kept = lattn_plus_(p->shared, 1 + c->recent);
+  if (c->most_kept < 0) return lattn_fail_(f, LATTN_E_OVERFLOW, "config.heads.budget");
+  c->most_kept = lattn_min_(c->most_kept, p->header.capacity);
+  c->n_queries = c->recent + lattn_min_(head->slack, LATTN_MAX_POSITION_);
+  c->n_queries = snap ? lattn_min_(c->n_queries, p->header.capacity) : 0;
+  return LATTN_OK;
+}
+
+/* 1: the head is chosen at a mark; 0: it has none of the fields of such heads; -1: it has. */
+LATTN_FN_ int lattn_plan_kind_(const lattn_head *head) {
+  if (head->policy == LATTN_HEAD_SNAP || head->policy == LATTN_HEAD_HEAVY) return 1;
+  if (head->policy < 0 || head->policy > LATTN_HEAD_HEAVY) return 0; /* said later */
+  if (head->budget || head->kernel || head->zero) return -1;
+  return head->floor_alpha >= 0 && head->floor_alpha <= 0 ? 0 : -1;
+}
+
 LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_rule_ *rule) {
   lattn_head head;
   lattn_fault *f = p->c.fault;
@@ -8421,6 +8636,8 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
   if (s) return s;
   rule->policy = head.policy;
   rule->ring = all + 2 * (int64_t)p->header.max_holes; /* what a hole leaves may straddle blocks */
+  if (lattn_plan_kind_(&head) > 0) return lattn_plan_chosen_(p, &head, rule);
+  if (lattn_plan_kind_(&head)) return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
   if (head.positions < 0 || head.positions > LATTN_POSITIONS_IN_CACHE)
     return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
   if (head.policy == LATTN_HEAD_FULL) {
@@ -8447,12 +8664,14 @@ LATTN_FN_ lattn_status lattn_plan_rule_(const lattn_plan_ *p, int32_t kv, lattn_
 LATTN_FN_ void lattn_rule_pages_(const lattn_plan_ *p, const lattn_rule_ *rule, int64_t *held,
                                  int64_t *peak) {
   int64_t all = lattn_blocks_(p->header.capacity), kept = all;
+  if (p->header.open && !lattn_chooses_(rule)) all = lattn_blocks_(LATTN_MAX_POSITION_);
   if (rule->window)
     kept =
         lattn_min_(all, rule->sink_blocks + lattn_window_blocks_(rule->window - 1 + rule->slack));
   *held = *peak = kept;
   if (rule->window)
     *peak = lattn_min_(all, rule->sink_blocks + rule->ring - 2 * (int64_t)p->header.max_holes);
+  if (lattn_chooses_(rule)) *peak = all + 1; /* one more while a mark copies */
 }
 
 LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
@@ -8563,6 +8782,44 @@ LATTN_FN_ lattn_status lattn_plan_pages_(lattn_plan_ *p, const lattn_storage_ *s
   return LATTN_OK;
 }
 
+/* What the heads come to together: what they share, and what limits the cache. */
+LATTN_FN_ lattn_status lattn_plan_heads_(lattn_plan_ *p) {
+  lattn_cache *h = &p->header;
+  int chosen = 0, full = 0;
+  int64_t shared = 0;
+  for (int32_t i = 0; i < h->n_kv; i++) {
+    lattn_rule_ rule;
+    lattn_status s = lattn_plan_rule_(p, i, &rule);
+    if (s) return s;
+    full |= !rule.window && !lattn_chooses_(&rule);
+    p->mark_bytes = lattn_plus_(p->mark_bytes, (int64_t)sizeof(lattn_choice_));
+    if (!lattn_chooses_(&rule)) continue;
+    chosen = 1;
+    if (rule.c.flags & LATTN_SNAP_SHARED)
+      shared = lattn_plus_(shared, rule.c.budget - rule.c.recent);
+    p->mark_bytes = lattn_plus_(p->mark_bytes,
+                                lattn_times_(h->capacity, lattn_choice_bytes_(&rule)));
+    if (shared < 0 || p->mark_bytes < 0)
+      return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads.budget");
+  }
+  p->mark_bytes = chosen ? lattn_up_(p->mark_bytes, 64) : 0;
+  p->shared = shared;
+  h->open = chosen && !full;
+  return LATTN_OK;
+}
+
+/* Tables of a head that is chosen at a mark. */
+LATTN_FN_ void lattn_lay_chosen_(const lattn_plan_ *p, lattn_chosen_ *c, int heavy, int64_t *at) {
+  int64_t query = lattn_times_(p->header.group, 4 * p->header.dk);
+  c->list = lattn_lay_(at, lattn_times_(c->most_kept, 4));
+  if (heavy) {
+    c->mass = lattn_lay_(at, lattn_times_(p->header.capacity, 8));
+    return;
+  }
+  c->queries = lattn_lay_(at, lattn_times_(c->n_queries, query));
+  c->draft_queries = lattn_lay_(at, lattn_times_(p->header.max_drafts, query));
+}
+
 /* Checks a config and sizes its cache. rules: NULL, or gets [n_kv]. */
 LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_config *config,
                                          lattn_rule_ *rules) {
@@ -8576,6 +8833,7 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
   if (s) return s;
   s = lattn_plan_fields_(p);
   if (!s) s = lattn_plan_rotary_(p);
+  if (!s) s = lattn_plan_heads_(p);
   if (s) return s;
   h->rules = lattn_lay_(&at, h->n_kv * (int64_t)sizeof(lattn_rule_));
   h->holes = lattn_lay_(&at, h->max_holes * (int64_t)sizeof(lattn_hole_));
@@ -8592,6 +8850,8 @@ LATTN_FN_ lattn_status lattn_plan_cache_(lattn_plan_ *p, const lattn_cache_confi
     rule.drafts = lattn_lay_(&at, rule.s.draft_bytes);
     if (rule.sums_bytes) rule.sums = lattn_lay_(&at, 2 * rule.sums_bytes);
     h->sums_bytes = lattn_max_(h->sums_bytes, rule.sums_bytes);
+    if (lattn_chooses_(&rule))
+      lattn_lay_chosen_(p, &rule.c, rule.policy == LATTN_HEAD_HEAVY, &at);
     s = lattn_plan_pages_(p, &rule.s, held, peak);
     if (s) return s;
     if (at < 0) return lattn_fail_(p->c.fault, LATTN_E_OVERFLOW, "config.heads");
@@ -8621,7 +8881,8 @@ LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cac
   if (lattn_plan_cache_(&p, config, 0)) return 0;
   one = lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, 0, c.alloc != 0));
   extra = lattn_pages_bytes_(&p, 1, c.alloc != 0);
-  extra = lattn_plus_(extra, (int64_t)p.header.bytes); /* tables while one loads */
+  extra = lattn_plus_(extra, /* tables while one loads, or is marked */
+                      lattn_max_((int64_t)p.header.bytes, p.mark_bytes));
   all = lattn_plus_(lattn_plus_(lattn_times_(one, n_caches), extra), lattn_pool_own_bytes_());
   return all < 0 ? 0 : (size_t)all;
 }
@@ -8630,6 +8891,15 @@ LATTN_API size_t lattn_pool_bytes(const lattn_pool_config *pool, const lattn_cac
 LATTN_FN_ void lattn_mix_(uint64_t *hash, uint64_t word) {
   *hash = (*hash ^ word) * 0x100000001b3u;
   *hash ^= *hash >> 29;
+}
+
+LATTN_FN_ void lattn_mix_chosen_(uint64_t *hash, const lattn_chosen_ *c) {
+  uint64_t bits;
+  LATTN_MEMCPY_(&bits, &c->floor_alpha, sizeof bits);
+  lattn_mix_(hash, (uint64_t)c->budget);
+  lattn_mix_(hash, (uint64_t)c->recent);
+  lattn_mix_(hash, (uint64_t)c->kernel << 32 | (uint64_t)c->flags);
+  lattn_mix_(hash, bits);
 }
 
 /* Of all in a config that decides what answers a cache gives. */
@@ -8662,6 +8932,7 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
       lattn_mix_(&hash, (uint64_t)rule->next_window);
       lattn_mix_(&hash, (uint64_t)rule->divisor);
     }
+    if (lattn_chooses_(rule)) lattn_mix_chosen_(&hash, &rule->c);
   }
   if (h->weighting)
     lattn_mix_(&hash, (uint64_t)h->weighting << 32 | lattn_bits_(h->sigmoid_bias));
@@ -8695,11 +8966,11 @@ LATTN_FN_ size_t lattn_fit_(int64_t n, const lattn_cache_config *const *configs,
       extra[k] = lattn_max_(extra[k], lattn_times_(p.peak[q] - p.held[q],
                                                    p.sizes[q] + (int64_t)sizeof(lattn_page_)));
     }
-    table = lattn_max_(table, (int64_t)p.header.bytes);
+    table = lattn_max_(table, lattn_max_((int64_t)p.header.bytes, p.mark_bytes));
     all = lattn_plus_(all, lattn_plus_((int64_t)p.header.bytes, lattn_pages_bytes_(&p, 0, 0)));
   }
   for (int k = 0; k < LATTN_MAX_SIZES_; k++) all = lattn_plus_(all, extra[k]);
-  all = lattn_plus_(all, table); /* while one loads */
+  all = lattn_plus_(all, table); /* while one loads, or is marked */
   return all < 0 ? 0 : (size_t)all;
 }
 
@@ -8805,13 +9076,13 @@ LATTN_FN_ int64_t lattn_keep_from_(const lattn_cache *cache, const lattn_rule_ *
 
 /* Is the newest page held, if it still has room? Appending relies on it. */
 LATTN_FN_ int lattn_tail_held_(const lattn_cache *cache, const lattn_rule_ *rule) {
-  int64_t slot = lattn_stored_slots_(cache), block = slot / LATTN_BLOCK_;
+  int64_t slot = lattn_head_slots_(cache, rule), block = slot / LATTN_BLOCK_;
   return slot % LATTN_BLOCK_ == 0 || block < rule->sink_blocks || block >= rule->first_block;
 }
 
 /* Is the newest page, which still has room, somebody else's too? Then whoever appends copies it. */
 LATTN_FN_ int lattn_tail_shared_(const lattn_cache *cache, const lattn_rule_ *rule) {
-  int64_t slot = lattn_stored_slots_(cache);
+  int64_t slot = lattn_head_slots_(cache, rule);
   uint32_t number;
   if (slot % LATTN_BLOCK_ == 0) return 0;
   number = *lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_);
@@ -8837,7 +9108,7 @@ LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
     int64_t sinks, first, end, keep = lattn_keep_from_(cache, rule, cache->n_tokens);
-    lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+    lattn_held_blocks_(cache, rule, lattn_head_slots_(cache, rule), &sinks, &first, &end);
     first = lattn_next_held_(cache, rule, first - 1);
     for (int64_t b = first; b < lattn_min_(keep, end); b = lattn_next_held_(cache, rule, b))
       lattn_pool_return_(pool, rule->s.page_size, *lattn_page_entry_(cache, rule, b));
@@ -8848,7 +9119,7 @@ LATTN_FN_ void lattn_evict_(lattn_cache *cache) {
 /* Copies the head's newest page, whose first `slots` slots are in use, into one of its own. */
 LATTN_FN_ void lattn_own_tail_(lattn_cache *cache, const lattn_rule_ *rule) {
   lattn_pool *pool = lattn_cache_pool_(cache);
-  int64_t slot = lattn_stored_slots_(cache), used = slot % LATTN_BLOCK_;
+  int64_t slot = lattn_head_slots_(cache, rule), used = slot % LATTN_BLOCK_;
   uint32_t *entry = lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_), old = *entry;
   char *from = lattn_page_at_(pool, old), *to;
   int64_t scales;
@@ -8863,13 +9134,21 @@ LATTN_FN_ void lattn_own_tail_(lattn_cache *cache, const lattn_rule_ *rule) {
   lattn_pool_return_(pool, rule->s.page_size, old);
 }
 
+/* Sums of weights of a head's slots; NULL: it has none. */
+LATTN_FN_ double *lattn_mass_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  if (!rule->c.mass) return 0;
+  return (double *)(void *)((char *)(uintptr_t)cache + rule->c.mass);
+}
+
 /* Takes the pages for n more tokens; promised before. */
 LATTN_FN_ void lattn_grow_(lattn_cache *cache, int64_t n) {
   lattn_pool *pool = lattn_cache_pool_(cache);
-  int64_t slots = lattn_stored_slots_(cache);
   for (int32_t i = 0; i < cache->n_kv && n > 0; i++) {
     const lattn_rule_ *rule = lattn_rules_(cache) + i;
+    int64_t slots = lattn_head_slots_(cache, rule);
     int64_t b = lattn_blocks_(slots), end = lattn_blocks_(slots + n);
+    double *sums = lattn_mass_(cache, rule);
+    for (int64_t j = slots; sums && j < slots + n; j++) sums[j] = 0;
     if (lattn_tail_shared_(cache, rule)) lattn_own_tail_(cache, rule);
     for (; b < end; b++)
       *lattn_page_entry_(cache, rule, b) = lattn_pool_take_(pool, rule->s.page_size);
@@ -8891,12 +9170,12 @@ LATTN_FN_ int64_t lattn_shared_count_(const lattn_cache *cache, const lattn_rule
    step evicts first. */
 LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t step,
                                     int32_t size) {
-  int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1, slots = lattn_stored_slots_(cache);
+  int64_t now = 0, peak = 0, at = 0, settled = 0, last = -1;
   int64_t sinks, first, end;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     if (rule->s.page_size != size) continue;
-    now += lattn_held_blocks_(cache, rule, slots, &sinks, &first, &end);
+    now += lattn_held_blocks_(cache, rule, lattn_head_slots_(cache, rule), &sinks, &first, &end);
     now -= lattn_tail_shared_(cache, rule);
   }
   while (at < n) {
@@ -8904,6 +9183,7 @@ LATTN_FN_ int64_t lattn_peak_pages_(const lattn_cache *cache, int64_t n, int64_t
     for (int32_t i = 0; i < cache->n_kv; i++) {
       lattn_rule_ rule = *lattn_cache_rule_(cache, i);
       int64_t keep = lattn_keep_from_(cache, &rule, cache->n_tokens + at);
+      int64_t slots = lattn_head_slots_(cache, &rule);
       if (rule.s.page_size != size) continue;
       lattn_held_blocks_(cache, &rule, slots, &sinks, &first, &end);
       total += lattn_shared_count_(cache, &rule, first, lattn_min_(keep, slots / LATTN_BLOCK_));
@@ -9078,16 +9358,17 @@ LATTN_NOINLINE_ int lattn_append_value_ints_(const lattn_storage_ *st, const lat
                                at->scales + 2 * slot);
 }
 
-/* The next slot of the cache, or number of a draft, that the sequence's tokens get. */
-LATTN_FN_ int64_t lattn_next_place_(const lattn_seq_ *seq) {
-  return seq->depth ? seq->cache->n_drafts : lattn_stored_slots_(seq->cache);
+/* The next slot of the head, or number of a draft, that the sequence's tokens get. */
+LATTN_FN_ int64_t lattn_next_place_(const lattn_seq_ *seq, int32_t h) {
+  if (seq->depth) return seq->cache->n_drafts;
+  return lattn_head_slots_(seq->cache, lattn_cache_rule_(seq->cache, h));
 }
 
 LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, int32_t h,
                                 float *rows) {
   const lattn_storage_ *st = &lattn_cache_rule_(seq->cache, h)->s;
   int64_t t = lattn_max_(seq->q0, w->from), to = lattn_min_(seq->q0 + seq->nq, w->to);
-  int64_t i = lattn_next_place_(seq);
+  int64_t i = lattn_next_place_(seq, h);
   int lost = 0;
   for (int64_t n; t < to; t += n, i += n) {
     const float *angles = w->turning.turns ? w->angles + (t - w->from) * w->turning.n_dims : 0;
@@ -9186,11 +9467,23 @@ LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tenso
   return LATTN_OK;
 }
 
+/* Tokens that count towards the capacity. */
+LATTN_FN_ int64_t lattn_limited_tokens_(const lattn_cache *cache) {
+  int64_t most = 0;
+  if (!cache->open) return cache->n_tokens;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    if (lattn_chooses_(rule)) most = lattn_max_(most, lattn_head_slots_(cache, rule));
+  }
+  return most;
+}
+
 /* Has the cache room for n more tokens, but for pages? */
 LATTN_FN_ lattn_status lattn_check_room_(const lattn_cache *cache, int64_t n, lattn_fault *f) {
   if (n > LATTN_MAX_POSITION_ - lattn_stored_slots_(cache))
     return lattn_fail_(f, LATTN_E_OVERFLOW, "k.n_tokens");
-  if (n > cache->capacity - cache->n_tokens) return lattn_fail_(f, LATTN_E_FULL, "k.n_tokens");
+  if (n > cache->capacity - lattn_limited_tokens_(cache))
+    return lattn_fail_(f, LATTN_E_FULL, "k.n_tokens");
   return LATTN_OK;
 }
 
@@ -9251,10 +9544,256 @@ LATTN_API lattn_status lattn_cache_append(lattn_cache *cache, lattn_tensor k, la
     w.v = &v;
     w.turning = lattn_cache_turning_(cache);
     lattn_write_serial_(&w, 0, k.n_tokens);
+    for (int32_t i = 0; i < cache->n_kv && k.n_tokens > 0; i++)
+      if (lattn_chooses_(lattn_rules_(cache) + i))
+        lattn_rules_(cache)[i].c.seen_from = cache->n_tokens;
     s = w.lost ? LATTN_OVERFLOWED : LATTN_OK;
   }
   lattn_pool_settle_(lattn_cache_pool_(cache));
   return s;
+}
+
+/* ---- what rows attend to, summed over rows ----
+   Heads that are chosen at a mark need the columns of the matrix of weights: LATTN_HEAD_HEAVY of
+   every row, as it comes; LATTN_HEAD_SNAP of the newest rows, at the mark, from their queries. Each
+   row's scores are computed twice: first for their maximum and sum, then for the weights. A worker
+   takes whole KV heads, so a key's weights are added in the order of rows. */
+
+LATTN_FN_ int64_t lattn_query_bytes_(const lattn_cache *cache) {
+  return 4 * cache->group * cache->dk;
+}
+LATTN_FN_ char *lattn_query_row_(const lattn_cache *cache, const lattn_rule_ *rule,
+                                 int64_t position) {
+  return (char *)(uintptr_t)cache + rule->c.queries +
+         position % rule->c.n_queries * lattn_query_bytes_(cache);
+}
+
+/* The queries up to position `end` are there. */
+LATTN_FN_ void lattn_seen_(lattn_rule_ *rule, int64_t end) {
+  rule->c.seen_from = lattn_max_(rule->c.seen_from, end - rule->c.n_queries);
+}
+
+/* A head keeps the queries of rows [from, to), as they were given. */
+LATTN_FN_ void lattn_keep_queries_(const lattn_job_ *job, const lattn_seq_ *seq, lattn_rule_ *rule,
+                                   int32_t h, int64_t from, int64_t to) {
+  const lattn_cache *cache = seq->cache;
+  int64_t first = seq->first - seq->q0, bytes = lattn_query_bytes_(cache);
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (!seq->depth) from = lattn_max_(from, to - rule->c.n_queries);
+  for (int64_t t = from; t < to; t++) {
+    char *row = lattn_query_row_(cache, rule, first + t);
+    if (seq->depth)
+      row = (char *)(uintptr_t)cache + rule->c.draft_queries +
+            (lattn_draft_number_(cache, seq->depth) + t - seq->q0) * bytes;
+    for (int64_t g = 0; g < cache->group; g++)
+      lattn_widen_row_((float *)(void *)row + g * cache->dk, &job->q, t, h * cache->group + g);
+  }
+  lattn_fpenv_leave_(&saved);
+  if (!seq->depth) lattn_seen_(rule, first + to);
+}
+
+/* Rows that heads look at. */
+typedef struct lattn_observing_ {
+  lattn_job_ *job;
+  int64_t sequence;
+  int64_t q0, first, n;   /* HEAVY: rows q0 ... q0 + n - 1 of job->q, at positions from first on */
+  lattn_choice_ *choices; /* NULL, or of a mark, [n_kv]: SNAP heads look, with what they kept */
+} lattn_observing_;
+
+/* Some rows of one KV head: of each token, n_heads query heads of the group. */
+typedef struct lattn_looking_ {
+  int64_t first, n, head, n_heads;
+  const lattn_rule_ *kept; /* NULL: queries are rows q0 + ... of job->q */
+  int64_t q0;
+  double *to; /* sums, of slots */
+} lattn_looking_;
+
+/* Fills the item's rows: those from number `at` on. */
+LATTN_FN_ void lattn_look_rows_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
+                                const lattn_looking_ *l, int64_t at) {
+  int64_t angles_of = -1;
+  sp->sinks_differ = sp->side = 0;
+  sp->own = 0;
+  sp->other = -2;
+  sp->ahead = -1;
+  it->lo = it->sink_lo = INT64_MAX;
+  it->hi = it->sink_hi = 0;
+  for (int64_t r = 0; r < it->rows; r++, at++) {
+    lattn_row_ *row = sp->rows + r;
+    int64_t i = at / l->n_heads, g = l->head + at % l->n_heads;
+    float *q = sp->q + r * job->dk;
+    row->token = l->q0 + i;
+    row->position = l->first + i;
+    row->head = it->kv * (int32_t)job->group + (int32_t)g;
+    row->sequence = (int32_t)it->sequence + job->first_sequence;
+    lattn_row_of_cache_(it->cache, it->kv, row);
+    lattn_item_add_(it, row);
+    if (l->kept)
+      LATTN_MEMCPY_(q, lattn_query_row_(it->cache, l->kept, row->position) + 4 * g * job->dk,
+                    (size_t)job->dk * sizeof *q);
+    else
+      lattn_widen_row_(q, &job->q, row->token, row->head);
+    if (job->turning.turns)
+      lattn_turn_at_(q, sp->angles, &job->turning, row->position, &angles_of);
+  }
+  lattn_finish_queries_(job, it, sp->q, it->rows);
+}
+
+/* One row's scores of a block into its maximum and sum, or, if these are known, their weights into
+   the sums of lanes [lo, hi). */
+LATTN_FN_ void lattn_look_row_(const lattn_job_ *job, float *m, float *l, float top, float *s,
+                               double *to, int lo, int hi) {
+  const int sigmoid = job->o.weighting == LATTN_SIGMOID;
+  if (!to) {
+    float old = *m;
+    *m = old > top ? old : top;
+    *l = lattn_fma_(*l, lattn_exp_(old == *m ? 0.0f : old - *m),
+                    lattn_v_reduce_add_(lattn_weights_(s, *m)));
+    return;
+  }
+  if (sigmoid) {
+    lattn_sigmoid_weights_(s, job->o.sigmoid_bias);
+  } else {
+    lattn_v16_ sum = lattn_v_set_(*l);
+    lattn_weights_(s, *m);
+    for (int j = 0; j < LATTN_BLOCK_; j += 16)
+      lattn_v_store_(s + j, lattn_v_div_(lattn_v_load_(s + j), sum));
+  }
+  for (int j = lo; j < hi; j++) to[j] += (double)s[j];
+}
+
+/* Between the passes: the learned sink joins the row's sum. A row without weights gets sum 0. */
+LATTN_FN_ void lattn_look_between_(const lattn_job_ *job, const lattn_row_ *row, float *m,
+                                   float *l) {
+  float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
+  if (job->o.weighting == LATTN_SIGMOID) *l = 1;
+  if (!lattn_is_finite_(*l) || lattn_is_nan_(*m)) *l = 0;
+  if (*l > 0 && z > *m) {
+    *l = lattn_fma_(*l, lattn_exp_(*m - z), 1.0f);
+    *m = z;
+  } else if (*l > 0 && !lattn_is_empty_(z)) {
+    *l = lattn_fma_(1.0f, lattn_exp_(z == *m ? 0.0f : z - *m), *l);
+  }
+}
+
+/* The item's rows, once over all keys: for maxima and sums, or for weights. */
+LATTN_FN_ void lattn_look_keys_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                double *to) {
+  lattn_slot_ of = lattn_space_slot_(sp, 0);
+  for (int64_t base = 0; base < it->hi; base += LATTN_BLOCK_) {
+    lattn_block_ b;
+    lattn_begin_block_(job, it, sp, base, &b);
+    if (b.lo >= b.hi) continue;
+    for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
+      int m = (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), lo, hi, first, end;
+      if (!lattn_tile_scores_(job, it, sp, &b, base, r, m, &lo, &hi, &first, &end)) continue;
+      for (int a = 0; a < m; a++) {
+        float *s = sp->s + a * LATTN_BLOCK_, top;
+        uint32_t visible[8];
+        if (to && !(of.l[r + a] > 0)) continue;
+        top = lattn_mask_row_(job, it, sp->rows + r + a, base, b.holes, first, end, s, visible);
+        if (lattn_is_empty_(top)) continue;
+        lattn_look_row_(job, of.m + r + a, of.l + r + a, top, s, to ? to + base : 0, lo, hi);
+      }
+    }
+  }
+}
+
+/* All rows, as many at a time as there is room for. */
+LATTN_FN_ void lattn_look_at_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
+                              const lattn_looking_ *l) {
+  lattn_slot_ of = lattn_space_slot_(sp, 0);
+  int64_t rows = l->n * l->n_heads;
+  for (int64_t at = 0; at < rows; at += it->rows) {
+    it->rows = lattn_min_(job->rows, rows - at);
+    lattn_look_rows_(job, it, sp, l, at);
+    for (int64_t r = 0; r < it->rows; r++) of.m[r] = -LATTN_INFINITY_, of.l[r] = 0;
+    if (job->o.weighting != LATTN_SIGMOID) lattn_look_keys_(job, it, sp, 0);
+    for (int64_t r = 0; r < it->rows; r++)
+      lattn_look_between_(job, sp->rows + r, of.m + r, of.l + r);
+    lattn_look_keys_(job, it, sp, l->to);
+  }
+}
+
+/* Rows whose attention a SNAP head goes by. */
+LATTN_FN_ int64_t lattn_observed_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return lattn_min_(rule->c.recent, cache->n_tokens);
+}
+
+/* A SNAP head at a mark: the means over rows and heads, or the largest of the heads' means. */
+LATTN_FN_ void lattn_look_snap_(const lattn_job_ *job, lattn_item_ *it, lattn_space_ *sp,
+                                const lattn_rule_ *rule, const lattn_choice_ *c) {
+  lattn_looking_ l;
+  int64_t heads = c->own ? 1 : job->group;
+  LATTN_MEMSET_(&l, 0, sizeof l);
+  l.n = lattn_observed_(it->cache, rule);
+  l.first = it->cache->n_tokens - l.n;
+  l.kept = rule;
+  l.n_heads = heads;
+  LATTN_MEMSET_(c->score, 0, (size_t)c->slots * sizeof *c->score);
+  for (; l.head < job->group; l.head += heads) {
+    l.to = c->own ? c->own : c->score;
+    LATTN_MEMSET_(l.to, 0, (size_t)c->slots * sizeof *l.to);
+    lattn_look_at_(job, it, sp, &l);
+    for (int64_t j = 0; j < c->slots; j++) {
+      double mean = l.to[j] / (double)(l.n * heads);
+      if (!c->own || mean > c->score[j]) c->score[j] = mean;
+    }
+  }
+}
+
+LATTN_NOINLINE_ void lattn_observe_heads_(const lattn_observing_ *o, int32_t index, char *memory) {
+  const lattn_job_ *job = o->job;
+  lattn_space_ sp;
+  lattn_item_ it;
+  lattn_looking_ l;
+  size_t keys_at;
+  LATTN_MEMSET_(&sp, 0, sizeof sp);
+  lattn_carve_(&sp, memory, job, &keys_at);
+  LATTN_MEMSET_(&it, 0, sizeof it);
+  LATTN_MEMSET_(&l, 0, sizeof l);
+  it.sequence = o->sequence;
+  lattn_item_sequence_(job, &it);
+  l.q0 = o->q0;
+  l.first = o->first;
+  l.n = o->n;
+  l.n_heads = job->group;
+  for (it.kv = index; it.kv < job->n_kv; it.kv += job->n_workers) {
+    const lattn_rule_ *rule = lattn_cache_rule_(it.cache, it.kv);
+    if (o->choices && rule->c.queries && o->choices[it.kv].drops)
+      lattn_look_snap_(job, &it, &sp, rule, o->choices + it.kv);
+    l.to = lattn_mass_(it.cache, rule);
+    if (!o->choices && l.to) lattn_look_at_(job, &it, &sp, &l);
+  }
+}
+
+LATTN_NOINLINE_ void lattn_observe_on_stack_(const lattn_observing_ *o, int32_t index) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  lattn_observe_heads_(o, index, memory.bytes);
+}
+
+LATTN_FN_ void lattn_observe_task_(void *context, int32_t index) {
+  const lattn_observing_ *o = (const lattn_observing_ *)context;
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (o->job->scratch)
+    lattn_observe_heads_(o, index, o->job->scratch + (size_t)index * o->job->worker_bytes);
+  else
+    lattn_observe_on_stack_(o, index);
+  lattn_fpenv_leave_(&saved);
+}
+
+/* The job then has no need of values, whatever else it is for. */
+LATTN_FN_ void lattn_observe_(lattn_observing_ *o, const lattn_exec *ex) {
+  lattn_weights none;
+  LATTN_MEMSET_(&none, 0, sizeof none);
+  o->job->weights = &none;
+  lattn_parallel_(ex, o->job->n_workers, lattn_observe_task_, o);
+  o->job->weights = 0;
 }
 
 /* ---- calls on caches: extend, draft and attend, of one cache or of many ---- */
@@ -9393,7 +9932,7 @@ LATTN_FN_ lattn_status lattn_check_attending_(const lattn_sequence *e, int64_t *
   for (int32_t i = 0; i < cache->n_kv && e->n_tokens > 0; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     int64_t first = cache->n_tokens - e->n_tokens;
-    if (first < rule->marked ||
+    if (first < lattn_max_(rule->marked, rule->kept + rule->shift) ||
         !lattn_resident_(cache, rule, first - rule->window + 1, cache->n_tokens))
       return lattn_fail_(f, LATTN_E_EVICTED, "q.n_tokens");
   }
@@ -9510,6 +10049,35 @@ LATTN_FN_ void lattn_write_pass_(lattn_batch_ *b) {
   lattn_written_(w);
 }
 
+/* Heads that are chosen at a mark look at the rows of a pass, before out may take q's place. */
+LATTN_NOINLINE_ void lattn_look_(lattn_batch_ *b, int64_t s) {
+  lattn_job_ *job = &b->job;
+  const lattn_seq_ *seq = job->seqs + s;
+  lattn_cache *cache = (lattn_cache *)(uintptr_t)seq->cache;
+  int64_t from = lattn_max_(job->from_token, seq->q0), heavy = 0;
+  int64_t to = lattn_min_(job->to_token, seq->q0 + seq->nq);
+  lattn_observing_ o;
+  if (from >= to) return;
+  for (int32_t h = 0; h < cache->n_kv; h++) {
+    lattn_rule_ *rule = lattn_rules_(cache) + h;
+    if (rule->c.queries) lattn_keep_queries_(job, seq, rule, h, from, to);
+    heavy |= rule->c.mass != 0;
+  }
+  if (!heavy) return;
+  LATTN_MEMSET_(&o, 0, sizeof o);
+  o.job = job;
+  o.sequence = s;
+  o.q0 = from;
+  o.first = seq->first + from - seq->q0;
+  o.n = to - from;
+  lattn_observe_(&o, &b->ex);
+}
+
+LATTN_FN_ void lattn_look_pass_(lattn_batch_ *b) {
+  for (int64_t s = 0; s < b->job.o.n_sequences; s++)
+    if (lattn_any_chooses_(b->job.seqs[s].cache)) lattn_look_(b, s);
+}
+
 /* Rows [at, end) of the job's sequences; returns where a cancelled call stopped. */
 LATTN_FN_ int64_t lattn_extend_rows_(lattn_batch_ *b, int64_t at, int64_t end) {
   lattn_job_ *job = &b->job;
@@ -9519,6 +10087,7 @@ LATTN_FN_ int64_t lattn_extend_rows_(lattn_batch_ *b, int64_t at, int64_t end) {
     lattn_grow_pass_(job);
     lattn_begin_pass_(job);
     lattn_write_pass_(b);
+    lattn_look_pass_(b);
     lattn_run_pass_(job, &b->ex);
     if (b->ex.progress && at < job->q.n_tokens &&
         b->ex.progress(b->ex.user, at, job->q.n_tokens))
@@ -9698,7 +10267,7 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   job.o.n_sequences = n_sequences;
   job.of_caches = 1;
   depth = lattn_depth_(lattn_segments_(p.header.capacity)) + 4; /* one removed range needs it */
-  if (depth > LATTN_MAX_DEPTH_) depth = LATTN_MAX_DEPTH_;
+  if (depth > LATTN_MAX_DEPTH_ || p.header.open) depth = LATTN_MAX_DEPTH_;
   bytes = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, depth, 0);
   thin = lattn_plan_worker_(&job, lattn_max_(1, n_tokens) * job.group, LATTN_MAX_DEPTH_, 1);
   if (!bytes || !thin) return 0;
@@ -9741,7 +10310,7 @@ LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn
 LATTN_FN_ void lattn_drop_blocks_(lattn_cache *cache, const lattn_rule_ *rule, int64_t from,
                                   int64_t to) {
   int64_t sinks, first, end;
-  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+  lattn_held_blocks_(cache, rule, lattn_head_slots_(cache, rule), &sinks, &first, &end);
   for (int64_t b = lattn_next_held_(cache, rule, from - 1); b < lattn_min_(to, end);
        b = lattn_next_held_(cache, rule, b))
     lattn_pool_return_(lattn_cache_pool_(cache), rule->s.page_size,
@@ -9774,9 +10343,12 @@ LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
   int64_t slots = n_tokens ? lattn_slot_of_(cache, n_tokens - 1) + 1 : 0;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ *rule = lattn_rules_(cache) + i;
-    lattn_drop_blocks_(cache, rule, lattn_blocks_(slots), INT64_MAX);
-    rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(slots));
+    int64_t own = lattn_max_(0, slots - rule->shift);
+    lattn_drop_blocks_(cache, rule, lattn_blocks_(own), INT64_MAX);
+    rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(own));
     if (rule->mark && n_tokens < rule->marked) lattn_unmark_(cache, i);
+    if (!slots) rule->kept = rule->shift = 0;
+    rule->c.seen_from = lattn_min_(rule->c.seen_from, n_tokens);
   }
   while (cache->n_holes && lattn_holes_(cache)[cache->n_holes - 1].from >= slots) cache->n_holes--;
   lattn_sum_holes_(cache);
@@ -9791,6 +10363,7 @@ LATTN_API lattn_status lattn_cache_truncate(lattn_cache *cache, int64_t n_tokens
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     int64_t needed = lattn_max_(rule->window - 1, 1); /* the newest too: its page goes on */
     if (n_tokens < rule->marked) needed = n_tokens;
+    if (n_tokens && (rule->c.mass || n_tokens < rule->kept + rule->shift)) return LATTN_E_EVICTED;
     if (!lattn_resident_(cache, rule, n_tokens - needed, n_tokens)) return LATTN_E_EVICTED;
   }
   lattn_cut_(cache, n_tokens);
@@ -9831,22 +10404,6 @@ LATTN_FN_ void lattn_mark_task_(void *context, int32_t index) {
   lattn_fpenv_leave_(&saved);
 }
 
-LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec) {
-  lattn_marking_ m;
-  lattn_exec ex;
-  lattn_status s = lattn_exec_in_(&ex, exec);
-  if (s) return s;
-  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
-  if (mark != LATTN_PROMPT_END) return lattn_fail_(ex.fault, LATTN_E_FIELD, "mark");
-  if (cache->n_drafts) return lattn_fail_(ex.fault, LATTN_E_STATE, "cache");
-  m.cache = cache;
-  m.n_tasks = ex.n_threads > 0 ? ex.n_threads : 1;
-  lattn_parallel_(&ex, m.n_tasks, lattn_mark_task_, &m);
-  lattn_evict_(cache);
-  lattn_pool_settle_(lattn_cache_pool_(cache));
-  return LATTN_OK;
-}
-
 /* ---- accept ---- */
 
 /* Piece i of a key in its panel: where that of lane 0 is, and its bytes (lane t's is t times as
@@ -9870,23 +10427,35 @@ LATTN_FN_ int lattn_key_piece_(int32_t type, int64_t dim, int64_t i, int64_t *at
   return i < units ? 4 : i == units ? 2 : 0;
 }
 
-/* A draft of every head becomes the next token, bit for bit; its pages are there. */
+/* A token of a head to another place, bit for bit. */
+LATTN_FN_ void lattn_copy_token_(const lattn_storage_ *st, int64_t dk, const lattn_place_at_ *from,
+                                 const lattn_place_at_ *to) {
+  const char *k = from->keys + from->slot / LATTN_PANEL_ * st->panel_bytes;
+  char *into = to->keys + to->slot / LATTN_PANEL_ * st->panel_bytes;
+  int64_t at;
+  int size;
+  for (int64_t i = 0; (size = lattn_key_piece_(st->key_type, dk, i, &at)) != 0; i++)
+    LATTN_MEMCPY_(into + at + to->slot % LATTN_PANEL_ * size,
+                  k + at + from->slot % LATTN_PANEL_ * size, (size_t)size);
+  LATTN_MEMCPY_(to->values + to->slot * st->row_bytes, from->values + from->slot * st->row_bytes,
+                (size_t)st->row_bytes);
+  if (st->value_type == LATTN_I8)
+    LATTN_MEMCPY_(to->scales + 2 * to->slot, from->scales + 2 * from->slot, 2);
+}
+
+/* A draft of every head becomes the next token; its pages are there. */
 LATTN_FN_ void lattn_accept_one_(lattn_cache *cache, int draft) {
-  int64_t slot = lattn_stored_slots_(cache), at;
   for (int32_t h = 0; h < cache->n_kv; h++) {
-    const lattn_storage_ *st = &lattn_cache_rule_(cache, h)->s;
+    lattn_rule_ *rule = lattn_rules_(cache) + h;
     lattn_place_at_ from = lattn_place_of_(cache, h, 1, draft);
-    lattn_place_at_ to = lattn_place_of_(cache, h, 0, slot);
-    const char *k = from.keys + draft / LATTN_PANEL_ * st->panel_bytes;
-    char *into = to.keys + to.slot / LATTN_PANEL_ * st->panel_bytes;
-    int size;
-    for (int64_t i = 0; (size = lattn_key_piece_(st->key_type, cache->dk, i, &at)) != 0; i++)
-      LATTN_MEMCPY_(into + at + to.slot % LATTN_PANEL_ * size,
-                    k + at + draft % LATTN_PANEL_ * size, (size_t)size);
-    LATTN_MEMCPY_(to.values + to.slot * st->row_bytes, from.values + draft * st->row_bytes,
-                  (size_t)st->row_bytes);
-    if (st->value_type == LATTN_I8)
-      LATTN_MEMCPY_(to.scales + 2 * to.slot, from.scales + 2 * draft, 2);
+    lattn_place_at_ to = lattn_place_of_(cache, h, 0, lattn_head_slots_(cache, rule));
+    lattn_copy_token_(&rule->s, cache->dk, &from, &to);
+    if (rule->c.queries) {
+      LATTN_MEMCPY_(lattn_query_row_(cache, rule, cache->n_tokens),
+                    (const char *)cache + rule->c.draft_queries + draft * lattn_query_bytes_(cache),
+                    (size_t)lattn_query_bytes_(cache));
+      lattn_seen_(rule, cache->n_tokens + 1);
+    }
   }
   cache->n_tokens++;
 }
@@ -9914,6 +10483,347 @@ LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const i
   return s;
 }
 
+/* ---- tokens that are chosen at a mark ---- */
+
+/* A score as a number that sorts as it does: scores are not negative; NaN is least. */
+LATTN_FN_ uint64_t lattn_score_rank_(double score) {
+  uint64_t bits;
+  LATTN_MEMCPY_(&bits, &score, sizeof bits);
+  return bits > 0x7ff0000000000000u ? 0 : bits;
+}
+
+/* Of the candidates of all choices with `shares` as said: the k-th largest rank, 1 <= k <= their
+   number; *ties gets how many that have it are among the first k. */
+LATTN_FN_ uint64_t lattn_kth_(const lattn_choice_ *choices, int32_t n, int64_t k, int64_t *ties) {
+  uint64_t at = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    int64_t counts[256];
+    int byte = 255;
+    LATTN_MEMSET_(counts, 0, sizeof counts);
+    for (int32_t i = 0; i < n; i++)
+      for (int64_t j = 0; choices[i].shares && j < choices[i].candidates; j++) {
+        uint64_t rank = lattn_score_rank_(choices[i].from[j]);
+        if (shift == 56 || (rank ^ at) >> (shift + 8) == 0) counts[rank >> shift & 255]++;
+      }
+    while (counts[byte] < k) k -= counts[byte--];
+    at |= (uint64_t)byte << shift;
+  }
+  *ties = k;
+  return at;
+}
+
+/* SnapKV's pooling, in place: of the kernel's scores around each, the largest or the mean. */
+LATTN_FN_ void lattn_pool_scores_(double *score, int64_t n, int32_t kernel, int mean) {
+  double before[32] = {0}; /* of the places before this one, as they were */
+  int64_t half = kernel / 2;
+  for (int64_t j = 0; j < n; j++) {
+    double own = score[j], all = mean ? 0 : own;
+    for (int64_t i = lattn_max_(0, j - half); i <= lattn_min_(n - 1, j + half); i++) {
+      double x = i < j ? before[i % 32] : score[i];
+      if (mean)
+        all += x;
+      else if (x > all)
+        all = x;
+    }
+    score[j] = mean ? all / (double)kernel : all;
+    before[j % 32] = own;
+  }
+}
+
+/* round(x + whole) of 0 <= x < 2^52, a tie to even: by bits, so that no compiler makes one fused
+   operation of what gave x and the sum. */
+LATTN_FN_ int64_t lattn_round_sum_(double x, int64_t whole) {
+  int64_t down = (int64_t)x, twice = (int64_t)(x * 2) - 2 * down;
+  if (twice && ((double)(2 * down + 1) < x * 2 || ((down + whole) & 1))) down++;
+  return down + whole;
+}
+
+/* How many each head keeps that shares its budget (Ada-KV). */
+LATTN_FN_ void lattn_share_budgets_(const lattn_cache *cache, lattn_choice_ *choices) {
+  int64_t budget = 0, candidates = 0, ties = 0;
+  uint64_t least = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_choice_ *c = choices + i;
+    c->shares = c->drops && (lattn_cache_rule_(cache, i)->c.flags & LATTN_SNAP_SHARED);
+    if (c->shares) budget += c->take, candidates += c->candidates;
+    c->next = c->candidates - 1;
+  }
+  if (!budget) return;
+  if (budget < candidates) least = lattn_kth_(choices, cache->n_kv, budget, &ties);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    lattn_choice_ *c = choices + i;
+    int64_t n = 0;
+    for (int64_t j = 0; c->shares && j < c->candidates; j++)
+      n += budget >= candidates || lattn_score_rank_(c->from[j]) > least;
+    if (c->shares) c->take = n;
+  }
+  for (; ties > 0; ties--) { /* of those at the limit, the newest, of the lowest head */
+    int64_t newest = -1;
+    int32_t of = 0;
+    for (int32_t i = 0; i < cache->n_kv; i++) {
+      lattn_choice_ *c = choices + i;
+      int64_t position;
+      if (!c->shares) continue;
+      while (c->next >= 0 && lattn_score_rank_(c->from[c->next]) != least) c->next--;
+      if (c->next < 0) continue;
+      position = lattn_slot_position_(cache, lattn_cache_rule_(cache, i), c->next);
+      if (position > newest) newest = position, of = i;
+    }
+    choices[of].next--;
+    choices[of].take++;
+  }
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_chosen_ *r = &lattn_cache_rule_(cache, i)->c;
+    lattn_choice_ *c = choices + i;
+    int64_t floor;
+    if (!c->shares) continue;
+    floor = (int64_t)((double)(r->budget - r->recent) * r->floor_alpha);
+    c->take = lattn_round_sum_((double)c->take * (1 - r->floor_alpha), floor);
+    if (c->take >= c->candidates) c->drops = 0;
+  }
+}
+
+/* The slots that stay, in order, in the place of the scores: the best, then the newest. */
+LATTN_FN_ void lattn_list_slots_(lattn_choice_ *c) {
+  uint32_t *list = (uint32_t *)(void *)c->score;
+  int64_t ties = 0, equal = 0, n = 0;
+  uint64_t least = ~(uint64_t)0;
+  c->shares = 1;
+  if (c->take) least = lattn_kth_(c, 1, c->take, &ties);
+  for (int64_t j = 0; j < c->candidates; j++) equal += lattn_score_rank_(c->from[j]) == least;
+  for (int64_t j = 0; j < c->slots; j++) {
+    uint64_t rank = j < c->candidates ? lattn_score_rank_(c->from[j]) : ~(uint64_t)0;
+    int stays = j >= c->candidates || (c->take && rank > least);
+    if (j < c->candidates && c->take && rank == least) stays = equal-- <= ties;
+    if (!stays) continue;
+    list[n++] = (uint32_t)j; /* it lies at or before score[j] */
+  }
+}
+
+/* Copies the tokens that stay into new pages, and renumbers them. Page b is full when all that
+   stays of old blocks up to b has been copied, so it can take the place of that. */
+LATTN_FN_ void lattn_compact_(lattn_cache *cache, int32_t kv, const lattn_choice_ *c) {
+  lattn_pool *pool = lattn_cache_pool_(cache);
+  lattn_rule_ *rule = lattn_rules_(cache) + kv;
+  const uint32_t *slots = (const uint32_t *)(const void *)c->score;
+  int64_t n = c->take + c->slots - c->candidates;
+  double *sums = lattn_mass_(cache, rule);
+  uint32_t *list = lattn_list_(cache, rule);
+  for (int64_t b = 0; b < lattn_blocks_(n); b++) {
+    uint32_t *entry = lattn_page_entry_(cache, rule, b), number;
+    lattn_place_at_ to;
+    pool->sizes[rule->s.page_size].promised++; /* it lies ready */
+    number = lattn_pool_take_(pool, rule->s.page_size);
+    to.keys = lattn_page_at_(pool, number);
+    to.values = to.keys + rule->s.value_at;
+    to.scales = to.values + lattn_scales_at_(&rule->s, LATTN_BLOCK_);
+    for (int64_t i = b * LATTN_BLOCK_; i < lattn_min_(n, (b + 1) * LATTN_BLOCK_); i++) {
+      lattn_place_at_ from = lattn_place_of_(cache, kv, 0, slots[i]);
+      to.slot = i % LATTN_BLOCK_;
+      lattn_copy_token_(&rule->s, cache->dk, &from, &to);
+    }
+    lattn_pool_return_(pool, rule->s.page_size, *entry);
+    *entry = number;
+  }
+  lattn_drop_blocks_(cache, rule, lattn_blocks_(n), INT64_MAX);
+  for (int64_t i = 0; i < n; i++) {
+    list[i] = (uint32_t)lattn_slot_position_(cache, rule, slots[i]);
+    if (sums) sums[i] = sums[slots[i]];
+  }
+  rule->kept = n;
+  rule->shift = cache->n_tokens - n;
+}
+
+/* Makes n pages of a size lie ready, besides those promised. */
+LATTN_FN_ int lattn_ready_pages_(lattn_pool *pool, int32_t size, int64_t n) {
+  uint32_t first = 0;
+  if (!lattn_pool_reserve_(pool, size, (uint64_t)n)) return 0;
+  for (; n > 0; n--) {
+    uint32_t number = lattn_pool_take_(pool, size);
+    lattn_page_of_(pool, number)->next = first;
+    first = number;
+  }
+  while (first) {
+    uint32_t next = lattn_page_of_(pool, first)->next;
+    lattn_pool_return_(pool, size, first);
+    first = next;
+  }
+  return 1;
+}
+
+/* Has the head more than it may keep? Of those that share budgets: have they, together? */
+LATTN_FN_ int lattn_exceeds_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t more = 0;
+  if (!lattn_chooses_(rule)) return 0;
+  if (!(rule->c.flags & LATTN_SNAP_SHARED))
+    return lattn_head_slots_(cache, rule) > rule->c.budget;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *other = lattn_cache_rule_(cache, i);
+    if (other->c.flags & LATTN_SNAP_SHARED)
+      more += lattn_head_slots_(cache, other) - other->c.budget;
+  }
+  return more > 0;
+}
+
+/* Pages that the mark takes at most before it gives some back: one, and of those that others hold
+   too as many as a head has, or keeps. */
+LATTN_FN_ int lattn_ready_mark_(const lattn_cache *cache) {
+  uint32_t sizes = lattn_cache_sizes_(cache);
+  int ready = 1;
+  for (int32_t size = 0; sizes && ready; size++, sizes >>= 1) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < cache->n_kv; i++) {
+      const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+      int64_t slots = lattn_head_slots_(cache, rule);
+      if (rule->s.page_size != size || !lattn_exceeds_(cache, rule)) continue;
+      n = lattn_max_(n, 1) + lattn_min_(lattn_blocks_(rule->c.most_kept),
+                                        lattn_shared_count_(cache, rule, 0, lattn_blocks_(slots)));
+    }
+    if (n) ready = lattn_ready_pages_(lattn_cache_pool_(cache), size, n);
+  }
+  return ready;
+}
+
+/* Which heads have more than they may keep, and the bytes of what they need; < 0: a status. */
+LATTN_FN_ int64_t lattn_mark_needs_(const lattn_cache *cache) {
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    int64_t slots = lattn_head_slots_(cache, rule), from = rule->c.seen_from;
+    if (!lattn_exceeds_(cache, rule)) continue;
+    if (rule->c.mass ? from > 0 : cache->n_tokens - from < lattn_observed_(cache, rule))
+      return LATTN_E_STATE;
+    bytes += lattn_choice_bytes_(rule) * slots;
+  }
+  if (!bytes) return 0;
+  return lattn_up_(bytes + cache->n_kv * (int64_t)sizeof(lattn_choice_), 64);
+}
+
+/* Lays the choices, and all that they need, into a table. */
+LATTN_FN_ lattn_choice_ *lattn_lay_choices_(const lattn_cache *cache, char *table) {
+  lattn_choice_ *choices = (lattn_choice_ *)(void *)table;
+  char *at = table + cache->n_kv * (int64_t)sizeof *choices;
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    lattn_choice_ *c = choices + i;
+    LATTN_MEMSET_(c, 0, sizeof *c);
+    c->slots = lattn_head_slots_(cache, rule);
+    if (!lattn_exceeds_(cache, rule)) continue;
+    c->drops = 1;
+    c->candidates = lattn_max_(0, c->slots - rule->c.recent);
+    c->take = rule->c.budget - rule->c.recent;
+    c->score = (double *)(void *)at;
+    c->from = rule->c.mass ? lattn_mass_(cache, rule) : c->score;
+    at += 8 * c->slots;
+    if (rule->c.flags & LATTN_SNAP_GROUP_MAX) {
+      c->own = (double *)(void *)at;
+      at += 8 * c->slots;
+    }
+  }
+  return choices;
+}
+
+/* From sums to how many each head keeps. */
+LATTN_NOINLINE_ void lattn_choose_(const lattn_cache *cache, lattn_choice_ *choices) {
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_chosen_ *c = &lattn_cache_rule_(cache, i)->c;
+    if (choices[i].drops && c->queries)
+      lattn_pool_scores_(choices[i].score, choices[i].candidates, c->kernel,
+                         (c->flags & LATTN_SNAP_AVERAGE) != 0);
+  }
+  lattn_share_budgets_(cache, choices);
+}
+
+/* Everything is there: chooses and drops. */
+LATTN_FN_ void lattn_mark_(lattn_cache *cache, lattn_job_ *job, const lattn_exec *ex,
+                           char *table) {
+  lattn_choice_ *choices = lattn_lay_choices_(cache, table);
+  lattn_observing_ o;
+  lattn_fpenv_ saved;
+  lattn_seq_ seq;
+  LATTN_MEMSET_(&o, 0, sizeof o);
+  lattn_seq_init_(&seq, cache, 0, 0, cache->n_tokens);
+  job->seqs = &seq;
+  job->o.n_sequences = 1;
+  o.job = job;
+  o.choices = choices;
+  lattn_observe_(&o, ex);
+  lattn_fpenv_enter_(&saved);
+  lattn_choose_(cache, choices);
+  lattn_fpenv_leave_(&saved);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    if (!choices[i].drops) continue;
+    lattn_list_slots_(choices + i);
+    lattn_compact_(cache, i, choices + i);
+  }
+}
+
+/* Heads with a budget choose, if one holds more than it may; all or nothing. */
+LATTN_NOINLINE_ lattn_status lattn_mark_chosen_(lattn_cache *cache, const lattn_exec *ex) {
+  lattn_job_ job;
+  lattn_pool *pool;
+  int64_t at, bytes = lattn_mark_needs_(cache);
+  lattn_status s;
+  if (bytes < 0) return lattn_fail_(ex->fault, (lattn_status)bytes, "cache");
+  if (!bytes) return LATTN_OK;
+  lattn_job_init_(&job);
+  lattn_cache_job_(&job, cache);
+  s = lattn_check_numbers_(&job, ex->fault); /* gives the job its scale */
+  job.of_caches = 1;
+  job.o.n_sequences = 1;
+  if (!s) s = lattn_place_(&job, ex, LATTN_MAX_ROWS_, 1, 1, ex->fault);
+  if (s) return s;
+  pool = lattn_cache_pool_(cache);
+  if (lattn_ready_mark_(cache)) {
+    at = (int64_t)lattn_pool_take_table_(pool, (uint64_t)bytes);
+    if (at) {
+      lattn_mark_(cache, &job, ex, (char *)pool + at);
+      lattn_pool_return_table_(pool, (uint64_t)at, (uint64_t)bytes);
+    }
+    s = at ? LATTN_OK : LATTN_E_FULL;
+  } else {
+    s = LATTN_E_FULL;
+  }
+  lattn_pool_settle_(pool);
+  return s ? lattn_fail_(ex->fault, s, "pool") : LATTN_OK;
+}
+
+
+LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec) {
+  lattn_marking_ m;
+  lattn_exec ex;
+  lattn_status s = lattn_exec_in_(&ex, exec);
+  if (s) return s;
+  if (!cache) return lattn_fail_(ex.fault, LATTN_E_NULL, "cache");
+  if (mark != LATTN_PROMPT_END) return lattn_fail_(ex.fault, LATTN_E_FIELD, "mark");
+  if (cache->n_drafts) return lattn_fail_(ex.fault, LATTN_E_STATE, "cache");
+  s = lattn_mark_chosen_(cache, &ex);
+  if (s) return s;
+  m.cache = cache;
+  m.n_tasks = ex.n_threads > 0 ? ex.n_threads : 1;
+  lattn_parallel_(&ex, m.n_tasks, lattn_mark_task_, &m);
+  lattn_evict_(cache);
+  lattn_pool_settle_(lattn_cache_pool_(cache));
+  return LATTN_OK;
+}
+
+LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
+                                       int64_t n_tokens, int64_t layer, int64_t n_layers) {
+  int64_t c = budget - window, least, most;
+  const int64_t limit = LATTN_MAX_POSITION_;
+  if (window < 0 || window >= budget || budget >= limit || beta < 0 || n_tokens < 0 ||
+      n_tokens >= limit || layer < 0 || layer >= n_layers || n_layers >= limit)
+    return 0;
+  if (n_layers == 1 || (n_tokens > 0 && n_tokens < 2 * c)) return budget;
+  least = c / (beta ? beta : 20);
+  most = 2 * c - least;
+  if (n_tokens > 0 && most >= n_tokens - window) {
+    most = n_tokens - window;
+    least = 2 * c - most;
+  }
+  return most - layer * ((most - least) / (n_layers - 1)) + window;
+}
+
 /* ---- fork, checkpoint, rollback ---- */
 
 /* Blocks that a head holds, in order: for (b = first; b < end; b = next). */
@@ -9935,7 +10845,8 @@ LATTN_API lattn_status lattn_cache_fork(lattn_cache **fork, const lattn_cache *p
   own->from_pool = (int64_t)at;
   for (int32_t i = 0; i < own->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(own, i);
-    int64_t b = lattn_first_held_(own, rule), end = lattn_blocks_(lattn_stored_slots_(own));
+    int64_t b = lattn_first_held_(own, rule), end;
+    end = lattn_blocks_(lattn_head_slots_(own, rule));
     for (; b < end; b = lattn_next_held_(own, rule, b))
       lattn_pool_share_(pool, *lattn_page_entry_(own, rule, b));
   }
@@ -9957,6 +10868,48 @@ LATTN_FN_ uint32_t *lattn_checkpoint_pages_(const lattn_checkpoint *c) {
   return (uint32_t *)(void *)((char *)(uintptr_t)c + c->pages);
 }
 
+/* Rows of queries that the head has of the newest tokens. */
+LATTN_FN_ int64_t lattn_query_rows_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return lattn_min_(cache->n_tokens - rule->c.seen_from, rule->c.n_queries);
+}
+LATTN_FN_ int64_t lattn_extra_bytes_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t sums = rule->c.mass ? lattn_head_slots_(cache, rule) : 0;
+  return 8 * sums + lattn_query_rows_(cache, rule) * lattn_query_bytes_(cache) + 4 * rule->kept;
+}
+
+/* Copies what a head chooses by into a checkpoint, and back. */
+LATTN_FN_ void lattn_keep_extra_(const lattn_cache *cache, const lattn_rule_ *rule, char *to,
+                                 lattn_kept_ *kept) {
+  int64_t bytes = lattn_query_bytes_(cache), first;
+  kept->kept = rule->kept;
+  kept->shift = rule->shift;
+  kept->seen_from = rule->c.seen_from;
+  kept->n_sums = rule->c.mass ? lattn_head_slots_(cache, rule) : 0;
+  kept->n_rows = lattn_query_rows_(cache, rule);
+  if (kept->n_sums) LATTN_MEMCPY_(to, lattn_mass_(cache, rule), (size_t)kept->n_sums * 8);
+  to += 8 * kept->n_sums;
+  first = cache->n_tokens - kept->n_rows;
+  for (int64_t i = 0; i < kept->n_rows; i++, to += bytes)
+    LATTN_MEMCPY_(to, lattn_query_row_(cache, rule, first + i), (size_t)bytes);
+  if (rule->kept) LATTN_MEMCPY_(to, lattn_list_(cache, rule), (size_t)rule->kept * 4);
+}
+LATTN_FN_ void lattn_restore_extra_(const lattn_cache *cache, lattn_rule_ *rule, const char *from,
+                                    const lattn_kept_ *kept) {
+  int64_t bytes = lattn_query_bytes_(cache);
+  int64_t i = lattn_max_(0, kept->n_rows - rule->c.n_queries);
+  rule->kept = kept->kept;
+  rule->shift = kept->shift;
+  rule->c.seen_from = kept->seen_from;
+  if (kept->n_sums) LATTN_MEMCPY_(lattn_mass_(cache, rule), from, (size_t)kept->n_sums * 8);
+  from += 8 * kept->n_sums;
+  for (; i < kept->n_rows; i++)
+    LATTN_MEMCPY_(lattn_query_row_(cache, rule, cache->n_tokens - kept->n_rows + i),
+                  from + i * bytes, (size_t)bytes);
+  if (rule->c.queries) lattn_seen_(rule, cache->n_tokens);
+  from += kept->n_rows * bytes;
+  if (rule->kept) LATTN_MEMCPY_(lattn_list_(cache, rule), from, (size_t)rule->kept * 4);
+}
+
 /* The table of a checkpoint of such a cache with room for n_pages numbers, empty; NULL: none. */
 LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int32_t n_holes,
                                                    int64_t n_pages) {
@@ -9970,6 +10923,8 @@ LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int
   for (int32_t i = 0; i < cache->n_kv; i++)
     lattn_lay_(&at, lattn_cache_rule_(cache, i)->sums_bytes);
   head.pages = lattn_lay_(&at, n_pages * 4);
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    lattn_lay_(&at, lattn_extra_bytes_(cache, lattn_cache_rule_(cache, i)));
   head.bytes = lattn_round64_((uint64_t)at);
   head.fingerprint = cache->fingerprint;
   head.n_kv = cache->n_kv;
@@ -9986,17 +10941,20 @@ LATTN_FN_ lattn_checkpoint *lattn_checkpoint_make_(const lattn_cache *cache, int
 LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
                                               const lattn_cache *cache) {
   lattn_checkpoint *own;
-  int64_t n_pages = 0, sinks, first, end, slots;
+  int64_t n_pages = 0, sinks, first, end, extra;
   char *sums;
   if (!checkpoint || !cache) return LATTN_E_NULL;
   if (cache->n_drafts) return LATTN_E_STATE;
-  slots = lattn_stored_slots_(cache);
-  for (int32_t i = 0; i < cache->n_kv; i++)
-    n_pages +=
-        lattn_held_blocks_(cache, lattn_cache_rule_(cache, i), slots, &sinks, &first, &end);
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    int64_t slots = lattn_head_slots_(cache, rule);
+    n_pages += lattn_held_blocks_(cache, rule, slots, &sinks, &first, &end);
+  }
   own = lattn_checkpoint_make_(cache, cache->n_holes, n_pages);
   if (!own) return LATTN_E_FULL;
   own->n_tokens = cache->n_tokens;
+  extra = own->pages;
+  lattn_lay_(&extra, n_pages * 4);
   LATTN_MEMCPY_(lattn_checkpoint_holes_(own), lattn_holes_(cache),
                 (size_t)cache->n_holes * sizeof(lattn_hole_));
   sums = (char *)own + own->sums;
@@ -10010,7 +10968,9 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
     kept->first_block = rule->first_block;
     kept->page_bytes = rule->s.page_bytes;
     kept->page_size = rule->s.page_size;
-    end = lattn_blocks_(slots);
+    kept->extra = lattn_lay_(&extra, lattn_extra_bytes_(cache, rule));
+    lattn_keep_extra_(cache, rule, (char *)own + kept->extra, kept);
+    end = lattn_blocks_(lattn_head_slots_(cache, rule));
     for (int64_t b = lattn_first_held_(cache, rule); b < end;
          b = lattn_next_held_(cache, rule, b)) {
       uint32_t number = *lattn_page_entry_(cache, rule, b);
@@ -10032,10 +10992,11 @@ LATTN_FN_ int lattn_ring_short_(const lattn_rule_ *rule, int64_t first, int64_t 
    config's ring has no room for are let go. */
 LATTN_FN_ void lattn_restore_head_(lattn_cache *cache, lattn_rule_ *rule, const lattn_kept_ *kept,
                                    const uint32_t *pages) {
-  int64_t end = lattn_blocks_(lattn_stored_slots_(cache)), from, sinks, last, b, keep;
+  int64_t slots = lattn_head_slots_(cache, rule);
+  int64_t end = lattn_blocks_(slots), from, sinks, last, b, keep;
   lattn_set_marked_(rule, kept->marked);
   rule->first_block = kept->first_block;
-  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &from, &last);
+  lattn_held_blocks_(cache, rule, slots, &sinks, &from, &last);
   if (end - lattn_gone_before_(cache, end) - from + lattn_gone_before_(cache, from) > rule->ring)
     from = lattn_max_(from, lattn_keep_from_(cache, rule, cache->n_tokens));
   keep = from;
@@ -10067,7 +11028,11 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
         lattn_ring_short_(lattn_cache_rule_(cache, i), lattn_checkpoint_heads_(c)[i].first_block,
                           lattn_blocks_(c->n_tokens)))
       return LATTN_E_FULL;
-  if (c->n_tokens > cache->capacity || c->n_holes > cache->max_holes) return LATTN_E_FULL;
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    if ((!cache->open || lattn_chooses_(lattn_cache_rule_(cache, i))) &&
+        c->n_tokens - lattn_checkpoint_heads_(c)[i].shift > cache->capacity)
+      return LATTN_E_FULL;
+  if (c->n_holes > cache->max_holes) return LATTN_E_FULL;
   pages = lattn_checkpoint_pages_(c);
   for (int64_t i = 0; i < c->n_pages; i++) lattn_pool_share_(pool, pages[i]);
   sums = (const char *)c + c->sums;
@@ -10080,6 +11045,7 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_kept_ *kept = lattn_checkpoint_heads_(c) + i;
     lattn_rule_ *rule = lattn_rules_(cache) + i;
+    lattn_restore_extra_(cache, rule, (const char *)c + kept->extra, kept);
     lattn_restore_head_(cache, rule, kept, pages);
     pages += kept->count;
     for (int32_t j = 0; j < 2 && rule->sums; j++)
@@ -10188,6 +11154,7 @@ LATTN_API lattn_status lattn_cache_remove(lattn_cache *cache, int64_t from, int6
   if (from < 0 || from > to || to > cache->n_tokens) return LATTN_E_SHAPE;
   if (to == cache->n_tokens) return lattn_cache_truncate(cache, from);
   if (from == to) return LATTN_OK;
+  if (lattn_any_chooses_(cache)) return LATTN_E_CONFIG;
   h = lattn_holes_(cache);
   LATTN_MEMSET_(&hole, 0, sizeof hole);
   hole.from = lattn_slot_of_(cache, from);
@@ -10247,7 +11214,7 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
   if (kv_head < 0 || kv_head >= cache->n_kv) return LATTN_E_SHAPE;
   rule = lattn_cache_rule_(cache, kv_head);
   LATTN_MEMSET_(&s, 0, sizeof s);
-  held = lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+  held = lattn_held_blocks_(cache, rule, lattn_head_slots_(cache, rule), &sinks, &first, &end);
   s.policy = rule->policy;
   s.positions = rule->in_cache ? LATTN_POSITIONS_IN_CACHE : LATTN_POSITIONS_ABSOLUTE;
   s.sinks = rule->sinks;
@@ -10256,7 +11223,9 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
   s.n_sink_tokens = lattn_position_from_(cache, sinks * LATTN_BLOCK_);
   s.first_token = lattn_position_from_(cache, first * LATTN_BLOCK_);
   if (first == sinks) s.n_sink_tokens = s.first_token = 0;
-  s.n_tokens_held = s.n_sink_tokens + cache->n_tokens - s.first_token;
+  s.n_tokens_held = s.n_sink_tokens + cache->n_tokens - s.first_token - rule->shift;
+  s.first_token += rule->kept + rule->shift;
+  if (lattn_chooses_(rule)) s.window = rule->c.recent;
   s.page_bytes = held * rule->s.page_bytes;
   return lattn_export_(stats, &s, sizeof s);
 }
@@ -10269,7 +11238,7 @@ LATTN_FN_ int64_t lattn_token_bytes_(const lattn_storage_ *st) {
 /* Pages of the head that others hold too. */
 LATTN_FN_ int64_t lattn_shared_pages_(const lattn_cache *cache, const lattn_rule_ *rule) {
   int64_t sinks, first, end;
-  lattn_held_blocks_(cache, rule, lattn_stored_slots_(cache), &sinks, &first, &end);
+  lattn_held_blocks_(cache, rule, lattn_head_slots_(cache, rule), &sinks, &first, &end);
   return lattn_shared_count_(cache, rule, 0, sinks) + lattn_shared_count_(cache, rule, first, end);
 }
 
@@ -10287,7 +11256,7 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     h.size = sizeof h;
     lattn_cache_head_stats_get(cache, i, &h);
-    if (h.policy == LATTN_HEAD_FULL) {
+    if (h.policy == LATTN_HEAD_FULL || lattn_chooses_(rule)) {
       s.n_full_heads++;
       s.full_bytes += h.page_bytes;
     } else {
@@ -10302,7 +11271,8 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
 
 /* ==== §8 read back, save, load ===================================================================
    A saved cache, all little-endian:
-     0   the characters LATTNKVC; u32 version = 1; u32 bytes of the header, with its checksum
+     0   the characters LATTNKVC; u32 version = 1 (2: some heads are chosen at marks); u32 bytes
+         of the header, with its checksum
      16  u64 fingerprint of the config; u64 n_tokens; u64 n_slots; u64 bytes of the whole
      48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type, number of KV heads with
          a mark; 20 bytes of zero
@@ -10310,14 +11280,19 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
          for each KV head with a mark: u64 1 + the position of its first row behind it, 0 = not yet
          for each KV head: u64 sink_end, u64 first: it holds the slots [0, sink_end) and [first,
          n_slots), less the holes
+         version 2: for each head that is chosen at marks: u64 kept, u64 shift: its slots [0, kept)
+         hold the positions of a list, slot s behind them holds position s + shift, and it holds
+         the slots [0, n_slots - shift); u64: positions from there on brought their queries
          checksum of all before
      The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
      word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
      Then, for each KV head: if it keeps sums (lattn_sums_), of its tokens between sinks and `to`,
      u64 to, f64 longest, k [key_dim], and, as far as it has them, v [value_dim], squares [key_dim],
      f32 least [key_dim], most [key_dim]; of its tokens in order, keys [count][key_dim] as stored
-     (rotated, if the cache rotates), then values [count][value_dim]. At the end, a checksum of all
-     before.
+     (rotated, if the cache rotates), then values [count][value_dim]; of a head chosen at marks then
+     u32 positions [kept], rising; of LATTN_HEAD_SNAP the f32 queries of the newest tokens, [as many
+     as window, or brought queries][query heads of the KV head][key_dim], not rotated; of _HEAVY f64
+     sums of weights [count]. At the end, a checksum of all before.
    A checksum is two u64, s1 = 1 and s2 = 0 to begin with: for each 32-bit word (the last filled up
    with zeros) s1 += word, s2 += s1. */
 
@@ -10523,7 +11498,7 @@ LATTN_FN_ void lattn_stream_value_(lattn_stream_ *st, const lattn_storage_ *how,
    blocks are read past. */
 LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
                                   const lattn_rule_ *rule, int values, int64_t keep) {
-  int64_t slots = lattn_stored_slots_(cache), end = lattn_blocks_(slots);
+  int64_t slots = lattn_head_slots_(cache, rule), end = lattn_blocks_(slots);
   int64_t b = lattn_first_held_(cache, rule);
   for (; b < end && !st->failed; b = lattn_next_held_(cache, rule, b)) {
     int64_t stop = lattn_min_(slots, (b + 1) * LATTN_BLOCK_);
@@ -10571,7 +11546,7 @@ LATTN_FN_ lattn_rule_ lattn_saved_rule_(const lattn_cache *cache, int32_t kv) {
 /* Slots [0, *sink_end) and [*first, n_slots) of a head; returns how many tokens those are. */
 LATTN_FN_ int64_t lattn_saved_range_(const lattn_cache *cache, const lattn_rule_ *rule,
                                      int64_t *sink_end, int64_t *first) {
-  int64_t slots = lattn_stored_slots_(cache), sinks, begin, end;
+  int64_t slots = lattn_head_slots_(cache, rule), sinks, begin, end;
   lattn_held_blocks_(cache, rule, slots, &sinks, &begin, &end);
   while (begin > sinks && lattn_is_gone_(cache, begin - 1)) { /* gone, or evicted before */
     int32_t hole = lattn_holes_until_(cache, (begin - 1) * LATTN_BLOCK_) - 1;
@@ -10579,7 +11554,7 @@ LATTN_FN_ int64_t lattn_saved_range_(const lattn_cache *cache, const lattn_rule_
   }
   *sink_end = lattn_min_(sinks * LATTN_BLOCK_, slots);
   *first = lattn_min_(begin * LATTN_BLOCK_, slots);
-  return lattn_position_from_(cache, *sink_end) + cache->n_tokens -
+  return lattn_position_from_(cache, *sink_end) + cache->n_tokens - rule->shift -
          lattn_position_from_(cache, *first);
 }
 
@@ -10589,9 +11564,51 @@ LATTN_FN_ int64_t lattn_marks_(const lattn_cache *cache) {
   return n;
 }
 
+/* Heads that are chosen at marks: files of caches that have some are of version 2. */
+LATTN_FN_ int64_t lattn_n_chosen_(const lattn_cache *cache) {
+  int64_t n = 0;
+  for (int32_t i = 0; i < cache->n_kv; i++) n += lattn_chooses_(lattn_cache_rule_(cache, i));
+  return n;
+}
+
+/* Rows of queries of the head that are saved. */
+LATTN_FN_ int64_t lattn_saved_rows_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  return rule->c.queries ? lattn_min_(lattn_query_rows_(cache, rule), rule->c.recent) : 0;
+}
+LATTN_FN_ int64_t lattn_saved_extra_(const lattn_cache *cache, const lattn_rule_ *rule) {
+  int64_t sums = rule->c.mass ? 8 * lattn_head_slots_(cache, rule) : 0;
+  return 4 * rule->kept + lattn_saved_rows_(cache, rule) * lattn_query_bytes_(cache) + sums;
+}
+
+/* What a head chooses by; when reading, returns whether its positions rise to those of its mark. */
+LATTN_FN_ int lattn_stream_extra_(lattn_stream_ *st, const lattn_cache *cache,
+                                  const lattn_rule_ *rule) {
+  int64_t rows = lattn_saved_rows_(cache, rule), n = rule->c.mass ? cache->n_tokens : 0, last = -1;
+  int right = 1;
+  lattn_stream_row_(st, (char *)(void *)lattn_list_(cache, rule), 4, rule->kept, 1);
+  for (int64_t i = 0; i < rule->kept; i++) {
+    int64_t position = lattn_list_(cache, rule)[i];
+    right &= position > last && position < rule->kept + rule->shift;
+    last = position;
+  }
+  for (int64_t i = cache->n_tokens - rows; i < cache->n_tokens; i++)
+    lattn_stream_row_(st, lattn_query_row_(cache, rule, i), 4, lattn_query_bytes_(cache) / 4, 1);
+  for (int64_t i = 0; i < n - rule->shift; i++) {
+    uint64_t bits;
+    LATTN_MEMCPY_(&bits, lattn_mass_(cache, rule) + i, sizeof bits);
+    if (st->read)
+      bits = lattn_stream_get_(st, 8);
+    else
+      lattn_stream_put_(st, bits, 8);
+    LATTN_MEMCPY_(lattn_mass_(cache, rule) + i, &bits, sizeof bits);
+  }
+  return right;
+}
+
 LATTN_FN_ uint64_t lattn_saved_header_(const lattn_cache *cache) {
   return LATTN_SAVED_FIXED_ + 16 * ((uint64_t)cache->n_holes + (uint64_t)cache->n_kv) +
-         8 * (uint64_t)lattn_marks_(cache) + LATTN_SAVED_CHECK_;
+         8 * (uint64_t)lattn_marks_(cache) + 24 * (uint64_t)lattn_n_chosen_(cache) +
+         LATTN_SAVED_CHECK_;
 }
 
 /* Bytes of the whole saved cache. */
@@ -10603,6 +11620,7 @@ LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
     bytes += (uint64_t)(lattn_saved_range_(cache, &rule, &sink_end, &first) *
                             lattn_token_bytes_(&rule.s) +
                         rule.sums_bytes);
+    if (lattn_chooses_(&rule)) bytes += (uint64_t)lattn_saved_extra_(cache, &rule);
   }
   return bytes;
 }
@@ -10612,7 +11630,7 @@ LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   const int64_t counts[7] = {cache->n_kv,     cache->n_holes,    cache->dk,          cache->dv,
                              cache->key_type, cache->value_type, lattn_marks_(cache)};
   for (int i = 0; i < 8; i++) lattn_stream_put_(st, (uint64_t)(unsigned char)magic[i], 1);
-  lattn_stream_put_(st, 1, 4);
+  lattn_stream_put_(st, lattn_n_chosen_(cache) ? 2 : 1, 4);
   lattn_stream_put_(st, lattn_saved_header_(cache), 4);
   lattn_stream_put_(st, cache->fingerprint, 8);
   lattn_stream_put_(st, (uint64_t)cache->n_tokens, 8);
@@ -10634,6 +11652,15 @@ LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
     lattn_stream_put_(st, (uint64_t)sink_end, 8);
     lattn_stream_put_(st, (uint64_t)first, 8);
   }
+  for (int32_t i = 0; i < cache->n_kv; i++) {
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
+    int64_t seen = rule->c.seen_from;
+    if (!lattn_chooses_(rule)) continue;
+    if (rule->c.queries) seen = cache->n_tokens - lattn_saved_rows_(cache, rule);
+    lattn_stream_put_(st, (uint64_t)rule->kept, 8);
+    lattn_stream_put_(st, (uint64_t)rule->shift, 8);
+    lattn_stream_put_(st, (uint64_t)seen, 8);
+  }
   lattn_stream_put_sum_(st);
 }
 
@@ -10650,6 +11677,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
       lattn_stream_sums_(&st, cache, i);
       lattn_stream_head_(&st, cache, &rule, 0, 0);
       lattn_stream_head_(&st, cache, &rule, 1, 0);
+      if (lattn_chooses_(&rule)) lattn_stream_extra_(&st, cache, &rule);
     }
     lattn_stream_put_sum_(&st);
     lattn_stream_flush_(&st);
@@ -10661,18 +11689,20 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
 
 /* What a loading reads before it believes the rest. */
 typedef struct lattn_saved_ {
-  uint64_t header, fingerprint, n_tokens, n_slots, bytes;
-  int64_t counts[7];
+  uint64_t version, header, fingerprint, n_tokens, n_slots, bytes;
+  int64_t counts[7], n_chosen;
 } lattn_saved_;
 
 /* The fixed part of the header. */
 LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
   const char *magic = "LATTNKVC";
+  uint64_t least;
   int known = 1;
   st->left = LATTN_SAVED_FIXED_;
   for (int i = 0; i < 8; i++)
     if (lattn_stream_get_(st, 1) != (uint64_t)(unsigned char)magic[i]) known = 0;
-  if (lattn_stream_get_(st, 4) != 1) known = 0;
+  h->version = lattn_stream_get_(st, 4);
+  if (h->version != 1 && h->version != 2) known = 0;
   h->header = lattn_stream_get_(st, 4);
   h->fingerprint = lattn_stream_get_(st, 8);
   h->n_tokens = lattn_stream_get_(st, 8);
@@ -10684,11 +11714,12 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
   if (st->failed) return LATTN_E_IO;
   if (!known || h->n_tokens > h->n_slots || h->n_slots > (uint64_t)LATTN_MAX_POSITION_)
     return LATTN_E_FORMAT;
-  return h->header == LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_ +
-                          16 * ((uint64_t)h->counts[0] + (uint64_t)h->counts[1]) +
-                          8 * (uint64_t)h->counts[6]
-             ? LATTN_OK
-             : LATTN_E_FORMAT;
+  least = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_ +
+          16 * ((uint64_t)h->counts[0] + (uint64_t)h->counts[1]) + 8 * (uint64_t)h->counts[6];
+  if (h->header < least || (h->header - least) % 24) return LATTN_E_FORMAT;
+  h->n_chosen = (int64_t)((h->header - least) / 24);
+  if (h->n_chosen > h->counts[0] || (h->version == 2) != (h->n_chosen > 0)) return LATTN_E_FORMAT;
+  return LATTN_OK;
 }
 
 /* Does what the header says go with the cache? If not, the ranges are only read past, so that the
@@ -10696,16 +11727,36 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
 LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *cache,
                                          const lattn_saved_ *h) {
   lattn_status s = LATTN_OK;
-  if (h->n_tokens > (uint64_t)cache->capacity || h->counts[1] > cache->max_holes) s = LATTN_E_FULL;
+  if (h->n_tokens > (uint64_t)cache->capacity && !cache->open) s = LATTN_E_FULL;
+  if (h->counts[1] > cache->max_holes) s = LATTN_E_FULL;
   if (h->fingerprint != cache->fingerprint || h->counts[0] != cache->n_kv ||
       h->counts[2] != cache->dk || h->counts[3] != cache->dv || h->counts[4] != cache->key_type ||
-      h->counts[5] != cache->value_type || h->counts[6] != lattn_marks_(cache))
+      h->counts[5] != cache->value_type || h->counts[6] != lattn_marks_(cache) ||
+      h->n_chosen != lattn_n_chosen_(cache))
     s = LATTN_E_CONFIG;
   if (!s) return s;
   for (uint64_t i = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_; i < h->header && !st->failed; i += 8)
     lattn_stream_get_(st, 8);
   if (!lattn_stream_check_(st)) s = LATTN_E_FORMAT;
   return st->failed ? LATTN_E_IO : s;
+}
+
+/* What a head held of the time before its mark. */
+LATTN_FN_ lattn_status lattn_load_chosen_(lattn_stream_ *st, lattn_cache *own, int32_t kv) {
+  lattn_rule_ *rule = lattn_rules_(own) + kv;
+  uint64_t kept = lattn_stream_get_(st, 8), shift = lattn_stream_get_(st, 8);
+  uint64_t seen = lattn_stream_get_(st, 8), n = (uint64_t)own->n_tokens;
+  rule->kept = rule->shift = 0;
+  rule->c.seen_from = own->n_tokens;
+  if (kept > n || shift > n - kept || seen > n || !kept != !shift) return LATTN_E_FORMAT;
+  if (rule->c.queries && n - seen > (uint64_t)rule->c.recent) return LATTN_E_FORMAT;
+  if (kept && kept < (uint64_t)rule->c.recent) return LATTN_E_FORMAT;
+  if (n - shift > (uint64_t)own->capacity) return LATTN_E_FULL;
+  if (kept > (uint64_t)rule->c.most_kept) return LATTN_E_FORMAT;
+  rule->kept = (int64_t)kept;
+  rule->shift = (int64_t)shift;
+  rule->c.seen_from = (int64_t)seen;
+  return LATTN_OK;
 }
 
 /* Marks and ranges, into a cache that is to hold them; its rules then begin where the file does.
@@ -10729,7 +11780,8 @@ LATTN_FN_ int lattn_load_heads_(lattn_stream_ *st, lattn_cache *own, const lattn
     if (right && !lattn_resident_(own, rule, own->n_tokens - rule->window + 1, own->n_tokens))
       right = 0;
     if (right && !lattn_tail_held_(own, rule)) right = 0;
-    if (own->n_holes && (rule->sums || rule->mark || lattn_holes_(own)->from < rule->sinks))
+    if (own->n_holes && (rule->sums || rule->mark || lattn_chooses_(rule) ||
+                         lattn_holes_(own)->from < rule->sinks))
       right = 0;
   }
   return right;
@@ -10739,7 +11791,7 @@ LATTN_FN_ int lattn_load_heads_(lattn_stream_ *st, lattn_cache *own, const lattn
 LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
                                           const lattn_saved_ *h) {
   int64_t slots = (int64_t)h->n_slots, last = -1;
-  int right = 1;
+  int right = 1, full = 0;
   own->n_holes = (int32_t)h->counts[1];
   for (int32_t i = 0; i < own->n_holes; i++) {
     lattn_hole_ *hole = lattn_holes_(own) + i;
@@ -10753,23 +11805,33 @@ LATTN_FN_ lattn_status lattn_load_ranges_(lattn_stream_ *st, lattn_cache *own,
   own->n_tokens = slots - own->removed;
   if (own->n_tokens != (int64_t)h->n_tokens) right = 0;
   right = lattn_load_heads_(st, own, h, right);
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_status s =
+        lattn_chooses_(lattn_cache_rule_(own, i)) ? lattn_load_chosen_(st, own, i) : LATTN_OK;
+    if (s == LATTN_E_FORMAT) right = 0;
+    full |= s == LATTN_E_FULL;
+  }
   if (!lattn_stream_check_(st)) right = 0;
   if (st->failed) return LATTN_E_IO;
-  return right && lattn_saved_bytes_(own) <= h->bytes ? LATTN_OK : LATTN_E_FORMAT;
+  if (!right) return LATTN_E_FORMAT;
+  if (full) return LATTN_E_FULL;
+  return lattn_saved_bytes_(own) <= h->bytes ? LATTN_OK : LATTN_E_FORMAT;
 }
 
 /* Takes the pages of what the cache is to hold: of what is in the file, what its slack wants. */
 LATTN_FN_ lattn_status lattn_load_pages_(lattn_cache *own) {
   lattn_pool *pool = lattn_cache_pool_(own);
-  int64_t slots = lattn_stored_slots_(own), sinks, first, end;
+  int64_t sinks, first, end;
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(own, i);
+    int64_t slots = lattn_head_slots_(own, &rule);
     int64_t n = lattn_held_blocks_(own, &rule, slots, &sinks, &first, &end);
     if (rule.sums && lattn_ring_short_(&rule, first, end)) return LATTN_E_FULL;
     if (!lattn_pool_reserve_(pool, rule.s.page_size, (uint64_t)n)) return LATTN_E_FULL;
   }
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(own, i);
+    int64_t slots = lattn_head_slots_(own, &rule);
     for (int64_t b = lattn_first_held_(own, &rule); b < lattn_blocks_(slots);
          b = lattn_next_held_(own, &rule, b))
       *lattn_page_entry_(own, &rule, b) = lattn_pool_take_(pool, rule.s.page_size);
@@ -10805,6 +11867,7 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
     bytes += (uint64_t)(lattn_saved_range_(own, rule, &sink_end, &first) *
                             lattn_token_bytes_(&rule->s) +
                         rule->sums_bytes);
+    if (lattn_chooses_(rule)) bytes += (uint64_t)lattn_saved_extra_(own, rule);
   }
   if (bytes != h.bytes) return LATTN_E_FORMAT;
   s = lattn_load_pages_(own);
@@ -10816,6 +11879,7 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
     lattn_stream_sums_(st, own, i);
     lattn_stream_head_(st, own, rule, 0, kept.first_block);
     lattn_stream_head_(st, own, rule, 1, kept.first_block);
+    if (lattn_chooses_(rule) && !lattn_stream_extra_(st, own, rule)) s = LATTN_E_FORMAT;
   }
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ kept = lattn_saved_rule_(own, i);
@@ -10843,6 +11907,10 @@ LATTN_API lattn_status lattn_cache_load(lattn_cache *cache, lattn_read_function 
   LATTN_MEMCPY_(own, cache, (size_t)cache->bytes);
   own->from_pool = at;
   own->n_tokens = own->removed = own->n_holes = 0;
+  for (int32_t i = 0; i < own->n_kv; i++) {
+    lattn_rule_ *rule = lattn_rules_(own) + i;
+    rule->kept = rule->shift = rule->c.seen_from = 0;
+  }
   lattn_stream_init_(&st, 0, read, user);
   s = lattn_load_(&st, own, &taken);
   if (s && taken) lattn_cut_(own, 0);
@@ -10931,9 +11999,10 @@ LATTN_NOINLINE_ int lattn_read_tokens_(const lattn_cache *cache, int32_t kv, int
   float angles[2 * LATTN_MAX_PAIRS_];
   int lost = 0;
   for (int64_t i = 0; i < n; i++) {
-    int64_t slot = lattn_slot_of_(cache, first + i);
+    const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+    int64_t slot = lattn_find_slot_(cache, rule, first + i);
     const char *page = lattn_cache_page_(cache, kv, slot / LATTN_BLOCK_);
-    if (unrotated) lattn_angles_(angles, &turning, slot);
+    if (unrotated) lattn_angles_(angles, &turning, lattn_slot_of_(cache, first + i));
     if (k->data) lost |= lattn_read_key_(cache, st, page, slot, k, i, unrotated ? angles : 0);
     if (v->data) lost |= lattn_read_value_(cache, st, page, slot % LATTN_BLOCK_, v, i);
   }
@@ -10961,7 +12030,8 @@ LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_hea
   if (k.data && v.data && lattn_overlap_(&k, &v)) return LATTN_E_ALIAS;
   rule = lattn_cache_rule_(cache, kv_head);
   for (int64_t i = first; i < first + n; i++) {
-    int64_t block = lattn_slot_of_(cache, i) / LATTN_BLOCK_;
+    int64_t slot = lattn_find_slot_(cache, rule, i), block = slot / LATTN_BLOCK_;
+    if (slot < 0) return LATTN_E_EVICTED;
     if (block >= rule->sink_blocks && block < rule->first_block) return LATTN_E_EVICTED;
   }
   lattn_fpenv_enter_(&saved);

@@ -108,6 +108,7 @@ static void score_same(void *user, int64_t sequence, int64_t row, int64_t query,
 static void call_extend(void) {
   status = lattn_cache_extend(cache, &call, Q, K, V, OUT, lse, NULL);
 }
+static void call_mark_chosen(void) { status = lattn_cache_mark(cache, LATTN_PROMPT_END, NULL); }
 static void call_append(void) { status = lattn_cache_append(cache, K, V, NULL); }
 static void call_attend(void) { status = lattn_cache_attend(cache, &call, Q, OUT, lse, NULL); }
 static void call_draft(void) {
@@ -436,6 +437,23 @@ static void make_caches(test_guard *arena, int kind) {
   sequences[0].n_tokens = ROWS - 1, sequences[1].n_tokens = 1;
 }
 
+/* A cache whose head is chosen at a mark. */
+static void make_marked(test_guard *arena, int32_t policy) {
+  static lattn_head chosen;
+  lattn_pool *pool = NULL;
+  lattn_cache_config c = config;
+  memset(&chosen, 0, sizeof chosen);
+  chosen.policy = policy, chosen.budget = 200, chosen.window = 40;
+  c.heads = &chosen, c.max_drafts = 0;
+  size_t bytes = lattn_pool_bytes(NULL, &c, 1);
+  *arena = guard_alloc(bytes, 1);
+  CHECK_STATUS(lattn_pool_init(&pool, arena->data, bytes, NULL), LATTN_OK);
+  CHECK_STATUS(lattn_cache_init(&cache, pool, &c), LATTN_OK);
+  CHECK_STATUS(lattn_cache_extend(cache, &call, rows_of(q, TOKENS, HEADS, KEY_DIM), ALL_K, ALL_V,
+                                  rows_of(out, TOKENS, HEADS, VALUE_DIM), lse, NULL),
+               LATTN_OK);
+}
+
 /* Everything once: each call leaves room for the next. */
 static void run_all(void (*each)(const char *name, void (*run)(void))) {
   each("lattn_rotary_turns", call_turns);
@@ -508,6 +526,16 @@ int main(void) {
       run_all(measured ? measure : run_plainly);
       CHECK(guard_free(&arena));
     }
+  for (int measured = 0; measured < 4; measured++) {
+    void (*each)(const char *name, void (*run)(void)) = measured % 2 ? measure : run_plainly;
+    test_guard arena;
+    check_case("heads chosen at a mark");
+    make_marked(&arena, measured < 2 ? LATTN_HEAD_SNAP : LATTN_HEAD_HEAVY);
+    each("lattn_cache_extend with a head chosen at marks", call_extend);
+    each("lattn_cache_mark", call_mark_chosen);
+    each("lattn_cache_extend behind a mark", call_extend);
+    CHECK(guard_free(&arena));
+  }
   for (int kind = 0; kind < STATE_KINDS; kind++)
     for (int measured = 0; measured < 2; measured++) {
       check_case("states of kind %d", kind);
