@@ -103,8 +103,12 @@ static int golden_cache(uint64_t *hash) {
   rotary.size = sizeof rotary;
   rotary.n_dims = GOLDEN_KEY_DIM;
   rotary.turns = turns;
-  lattn_head heads[GOLDEN_KV_HEADS] = {
-    {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, {LATTN_HEAD_STREAMING, 0, 4, 200, 0, 0, 0, 0, 0, 0}};
+  lattn_head streaming = {0}, heads[GOLDEN_KV_HEADS];
+  heads[0] = streaming;
+  streaming.policy = LATTN_HEAD_STREAMING;
+  streaming.sinks = 4;
+  streaming.window = 200;
+  heads[1] = streaming;
   lattn_cache_config config = {0};
   config.size = sizeof config;
   config.head_size = sizeof heads[0];
