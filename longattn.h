@@ -466,8 +466,9 @@ typedef struct lattn_attn {
 
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), or sigmoid attention,
    never materialising n x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out
-   [n_queries][H][dv]; H a multiple of G; query head h uses KV head h / (H / G). Any dims, any mix
-   of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse =
+   [n_queries][H][dv]; H a multiple of G; query head h uses KV head h / (H / G). k and v may have
+   different numbers of heads, which both divide H (DiffQKV: Lin et al., Sigma): h then uses key head
+   h / (H / G_k) and value head h / (H / G_v). Any dims, any mix of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse =
    -infinity (or its learned sink logit). NaN reaches the rows that see it and no others; hidden
    keys and values are never in the arithmetic. out may be exactly q's array (same strides and
    element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all
@@ -641,7 +642,7 @@ typedef struct lattn_head {
 typedef struct lattn_cache_config {
   uint32_t size;            /* sizeof(lattn_cache_config) */
   uint32_t head_size;       /* sizeof(lattn_head) if heads is given */
-  int32_t n_kv_heads;       /* >= 1 */
+  int32_t n_kv_heads;       /* >= 1; see also n_value_heads */
   int32_t n_heads;          /* query heads, a multiple of n_kv_heads; 0 = n_kv_heads */
   int32_t key_dim;          /* >= 1 */
   int32_t value_dim;        /* 0 = key_dim */
@@ -657,7 +658,7 @@ typedef struct lattn_cache_config {
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
   float scale;              /* as in lattn_attn */
   float softcap;
-  const lattn_head *heads;  /* NULL = all full, or [n_kv_heads]; copied */
+  const lattn_head *heads;  /* NULL = all full, or [n_kv_heads] (bundles: one each); copied */
   const lattn_rotary *rotary;  /* NULL = none: keys and queries are taken as they are; else the
                                   cache rotates both at their positions, in float32, before
                                   storage; copied */
@@ -669,6 +670,14 @@ typedef struct lattn_cache_config {
   int32_t max_holes;           /* most removed ranges at a time, 0 = 16; at most 1024 */
   int32_t weighting;           /* as in lattn_attn */
   float sigmoid_bias;
+  int32_t n_value_heads;       /* 0 = n_kv_heads. Else (DiffQKV: Lin et al., Sigma) n_kv_heads counts
+                                  key heads only, and query head h uses key head h * n_kv_heads /
+                                  n_heads and value head h * n_value_heads / n_heads; n_heads is a
+                                  multiple of both. A KV head is then a bundle: of gcd(n_kv_heads,
+                                  n_value_heads) bundles, each has as many key heads, as many value
+                                  heads and the query heads that use them. What is said of KV heads
+                                  (heads, policies, pages, statistics) holds for bundles */
+  int32_t zero;                /* must be 0 */
 } lattn_cache_config;
 
 /* Pages from the caller. alloc returns `bytes` bytes aligned to `alignment` (64), or NULL; both
@@ -783,7 +792,8 @@ typedef struct lattn_call {
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
-/* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv], and attends with q
+/* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv] (G: n_kv_heads, of v
+   n_value_heads), and attends with q
    [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the token at position (tokens before)
    + r and sees itself and what its head's policy lets it see. Any n, in inner steps of
    max_append tokens: memory for a streaming head stays constant. Pages for the whole call are
@@ -930,8 +940,8 @@ enum lattn_read_flags {
   LATTN_READ_UNROTATED = 1 /* keys as they were before the cache rotated them, to rounding */
 };
 
-/* Reads the tokens at positions first ... first + n - 1 of one KV head: k [n][1][dk], v [n][1][dv],
-   of any element type; data NULL: not wanted, the view is not read. Keys are as stored: rotated, if
+/* Reads the tokens at positions first ... first + n - 1 of one KV head: k [n][1][dk], v [n][1][dv]
+   (of a bundle, all its key heads and value heads), of any element type; data NULL: not wanted, the view is not read. Keys are as stored: rotated, if
    the cache rotates, at their slots (= positions, unless tokens were removed before them). Errors:
    NULL (both), SHAPE (head, positions, dims), TYPE, STRIDE, OVERFLOW, FIELD; ALIAS (k and v
    overlap); EVICTED (a token is no longer held). Note: OVERFLOWED. */
@@ -4424,14 +4434,18 @@ LATTN_FN_ int lattn_same_view_(const lattn_tensor *a, const lattn_tensor *b) {
    A slot is where a token is stored, a position what the user counts: equal until tokens are
    removed. Blocks, ranges of rows and the tree count slots. */
 
-/* How a head's pages store keys and values: panels of 16 keys, then rows of values, then, of
-   LATTN_I8, the rows' scales. A basis is the size of a Hadamard transform, 0 = none. */
+/* How a KV head's pages store keys and values: for each of its key heads (a bundle has several)
+   panels of 16 keys, then for each value head rows of values and, of LATTN_I8, the rows' scales. A
+   basis is the size of a Hadamard transform, 0 = none. */
 typedef struct lattn_storage_ {
   int32_t key_type, value_type, key_basis, value_basis;
   int32_t page_size, zero; /* index into the pool's sizes */
   int64_t panel_bytes, row_bytes;
   int64_t value_at, page_bytes; /* of a page */
   int64_t draft_value_at, draft_scales_at, draft_bytes; /* of a draft area */
+  int64_t key_stride, value_stride; /* bytes from one of its heads to the next */
+  int64_t draft_key_stride, draft_value_stride;
+  int64_t n_keys, n_values; /* its heads */
 } lattn_storage_;
 
 typedef struct lattn_rule_ {
@@ -4517,6 +4531,7 @@ typedef struct lattn_job_ {
   int64_t dk, dv, columns;  /* columns: dv up to a multiple of 16 */
   int64_t group;            /* query heads of a KV head */
   int32_t n_kv;
+  int32_t n_keys, n_values; /* key heads and value heads of a KV head, if it is a bundle; else 1 */
   float scale;
   int plain;                /* scores are used as they are: no softcap, ALiBi, bias, callback */
   int64_t from_token, to_token; /* rows of this pass */
@@ -4542,7 +4557,7 @@ typedef struct lattn_row_ {
 } lattn_row_;
 
 /* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r %
-   group. */
+   group. (A worker has those of a bundle in another order: lattn_row_after_.) */
 typedef struct lattn_item_ {
   int64_t sequence, q0, nq, k0, nk, query_position, key_position; /* of the sequence */
   const lattn_cache *cache;         /* NULL: keys are arrays */
@@ -4608,8 +4623,8 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[1] = (size_t)(job->rows * job->dk) * sizeof(float);
   part[2] = job->turning.turns ? part[1] : 0;
   part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
-  part[4] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->dk) * sizeof(float) : 0;
-  part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns) * sizeof(float) : 0;
+  part[4] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->dk * job->n_keys) * sizeof(float) : 0;
+  part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns * job->n_values) * sizeof(float) : 0;
   part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
   for (int i = 0; i < 8; i++) {
@@ -4861,6 +4876,7 @@ typedef struct lattn_block_ {
   int64_t panel_bytes; /* of integer keys */
   const char *scales;  /* NULL, or of the values of LATTN_I8 */
   int64_t hints;       /* as ahead, of tiles of LATTN_I8; 0 if they are not to ask for it */
+  int64_t k_part, v_part; /* bytes from one key head, or value head, of a bundle to the next */
   int panels;          /* k is in panels; else strided, lane t at (k_index + t) * k_stride */
   int64_t k_index, k_stride;
   int64_t v_index, v_stride; /* value of lane t at (v_index + t) * v_stride */
@@ -4891,7 +4907,9 @@ LATTN_FN_ void lattn_find_page_(const lattn_job_ *job, const lattn_item_ *it, in
   b->k = page;
   b->k_type = st->key_type;
   b->panel_bytes = st->panel_bytes;
+  b->k_part = st->key_stride;
   b->v = page + st->value_at;
+  b->v_part = st->value_stride;
   b->v_type = st->value_type;
   b->v_stride = lattn_is_int_(st->value_type) ? st->row_bytes : job->dv;
   if (st->value_type == LATTN_I8)
@@ -4910,13 +4928,40 @@ LATTN_FN_ const char *lattn_head_of_(const lattn_tensor *t, int32_t head) {
 
 LATTN_FN_ void lattn_find_arrays_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                   lattn_block_ *b) {
-  b->k = lattn_head_of_(&job->k, it->kv);
+  b->k = lattn_head_of_(&job->k, it->kv * job->n_keys);
+  b->k_part = job->k.stride_head * (int64_t)lattn_type_size_(job->k.type);
   b->k_type = job->k.type;
   b->k_stride = job->k.stride_token;
-  b->v = lattn_head_of_(&job->v, it->kv);
+  b->v = lattn_head_of_(&job->v, it->kv * job->n_values);
+  b->v_part = job->v.stride_head * (int64_t)lattn_type_size_(job->v.type);
   b->v_type = job->v.type;
   b->v_stride = job->v.stride_token;
   b->k_index = b->v_index = it->k0 + base - it->key_position;
+}
+
+/* ---- bundles: KV heads of several key heads or value heads ----
+   DiffQKV: with G_k key heads and G_v value heads, gcd(G_k, G_v) bundles, each of all the key heads
+   and value heads that its query heads use. A tile's rows may belong to several: runs of rows with
+   one key head are scored together, runs with one value head take its values together. */
+
+LATTN_FN_ const void *lattn_part_at_(const void *p, int64_t part, int64_t bytes) {
+  return p ? (const char *)p + part * bytes : 0;
+}
+
+/* How many of m rows use the first one's of `parts` heads, which is *part. */
+LATTN_FN_ int lattn_part_rows_(const lattn_job_ *job, const lattn_row_ *rows, int m, int32_t parts,
+                               int64_t *part) {
+  int n = 1;
+  *part = 0;
+  if (parts == 1) return m;
+  *part = rows[0].head % job->group * parts / job->group;
+  while (n < m && rows[n].head % job->group * parts / job->group == *part) n++;
+  return n;
+}
+
+/* Whether an item has many rows: `few` for each of its key heads or value heads. */
+LATTN_FN_ int lattn_many_rows_(const lattn_job_ *job, const lattn_item_ *it, int few) {
+  return it->rows > (int64_t)few * (job->n_keys > job->n_values ? job->n_keys : job->n_values);
 }
 
 /* One row of q as floats. */
@@ -4969,7 +5014,8 @@ LATTN_FN_ int64_t lattn_zone_(const lattn_job_ *job, const lattn_item_ *it,
 LATTN_FN_ int lattn_in_pairs_(const lattn_job_ *job, const lattn_item_ *it) {
   const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
   if (!LATTN_HAS_PAIRS_ || !job->o.inexact || !job->scratch || job->weights) return 0;
-  if (it->rows <= LATTN_FEW_ROWS_ || it->nq < 2 || it->depth || it->of_group) return 0;
+  if (!lattn_many_rows_(job, it, LATTN_FEW_ROWS_)) return 0;
+  if (it->nq < 2 || it->depth || it->of_group) return 0;
   return !st || !(lattn_is_int_(st->key_type) || lattn_is_int_(st->value_type));
 }
 
@@ -5044,8 +5090,10 @@ LATTN_FN_ void lattn_find_block_(const lattn_job_ *job, const lattn_item_ *it, i
    once a block. The next block is prepared while the tiles of this one work, panel by panel, and
    asked for before that: row by row it comes from memory at a fraction of the bandwidth. */
 
-LATTN_FN_ int lattn_prepares_(const lattn_item_ *it, const lattn_space_ *sp) {
-  return sp->keys && it->rows > (it->cache ? (int)LATTN_FEW_ROWS_ : (int)LATTN_TILE_ROWS_);
+LATTN_FN_ int lattn_prepares_(const lattn_job_ *job, const lattn_item_ *it,
+                              const lattn_space_ *sp) {
+  int few = it->cache ? (int)LATTN_FEW_ROWS_ : (int)LATTN_TILE_ROWS_;
+  return sp->keys && lattn_many_rows_(job, it, few);
 }
 
 LATTN_FN_ int lattn_prepares_keys_(const lattn_block_ *b) {
@@ -5061,42 +5109,58 @@ LATTN_FN_ int lattn_last_lane_(const lattn_block_ *b) {
   return b->hi < b->stored ? b->hi : b->stored;
 }
 
-/* Lanes [from, to) of panel p, in pairs. */
-LATTN_FN_ void lattn_pair_panel_(const lattn_job_ *job, const lattn_block_ *b, float *keys,
-                                 float *values, int p, int from, int to) {
-  int64_t panel = lattn_steps_(LATTN_PAIRS_, job->dk) * LATTN_PANEL_;
-  if (!b->panels)
-    lattn_pack_key_pairs_(keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, from, to);
+/* Lanes [from, to) of panel p of one key head's k. */
+LATTN_FN_ void lattn_prepare_keys_(const lattn_job_ *job, const lattn_block_ *b, const void *k,
+                                   float *keys, int p, int from, int to) {
+  int64_t dk = job->dk;
+  if (LATTN_HAS_PAIRS_ && b->pairs && !b->panels)
+    lattn_pack_key_pairs_(keys, k, b->k_type, b->k_index, b->k_stride, dk, from, to);
+  else if (LATTN_HAS_PAIRS_ && b->pairs)
+    lattn_pair_rows_(keys + p * lattn_steps_(LATTN_PAIRS_, dk) * LATTN_PANEL_, k, b->k_type,
+                     p * dk * LATTN_PANEL_, LATTN_PANEL_, LATTN_PANEL_, 0, (int)dk);
+  else if (!b->panels)
+    lattn_pack_keys_(keys, k, b->k_type, b->k_index, b->k_stride, dk, from, to);
   else
-    lattn_pair_rows_(keys + p * panel, b->k, b->k_type, p * job->dk * LATTN_PANEL_, LATTN_PANEL_,
-                     LATTN_PANEL_, 0, (int)job->dk);
-  lattn_pair_rows_(values, b->v, b->v_type, b->v_index * b->v_stride, b->v_stride, job->dv, from,
-                   to);
+    lattn_widen_(keys + 16 * p * dk, k, b->k_type, 16 * p * dk, 16 * dk);
+}
+
+/* Rows [from, to) of one value head's v. */
+LATTN_FN_ void lattn_prepare_values_(const lattn_job_ *job, const lattn_block_ *b, const void *v,
+                                     float *values, int from, int to) {
+  if (LATTN_HAS_PAIRS_ && b->pairs) {
+    lattn_pair_rows_(values, v, b->v_type, b->v_index * b->v_stride, b->v_stride, job->dv, from,
+                     to);
+    return;
+  }
+  for (int j = from; j < to; j++)
+    if (b->v_type == LATTN_I4)
+      lattn_widen_ints_(values + j * job->columns,
+                        (const char *)v + (b->v_index + j) * b->v_stride, b->v_type, job->dv);
+    else
+      lattn_widen_(values + j * job->columns, v, b->v_type, (b->v_index + j) * b->v_stride,
+                   job->dv);
+}
+
+/* Where a side of the worker's memory is. */
+LATTN_FN_ float *lattn_side_keys_(const lattn_job_ *job, const lattn_space_ *sp, int side) {
+  return sp->keys + side * LATTN_BLOCK_ * job->dk * job->n_keys;
+}
+LATTN_FN_ float *lattn_side_values_(const lattn_job_ *job, const lattn_space_ *sp, int side) {
+  return sp->values + side * LATTN_BLOCK_ * job->columns * job->n_values;
 }
 
 /* Panel p of a block, into one side of the worker's memory. */
 LATTN_FN_ void lattn_prepare_panel_(const lattn_job_ *job, const lattn_space_ *sp,
                                     const lattn_block_ *b, int side, int p) {
-  float *keys = sp->keys + side * LATTN_BLOCK_ * job->dk;
-  float *values = sp->values + side * LATTN_BLOCK_ * job->columns;
+  float *keys = lattn_side_keys_(job, sp, side), *values = lattn_side_values_(job, sp, side);
   int from = b->lo > 16 * p ? b->lo : 16 * p, to = lattn_last_lane_(b);
   to = to < 16 * p + 16 ? to : 16 * p + 16;
-  if (LATTN_HAS_PAIRS_ && b->pairs) {
-    lattn_pair_panel_(job, b, keys, values, p, from, to);
-    return;
-  }
-  if (!b->panels)
-    lattn_pack_keys_(keys, b->k, b->k_type, b->k_index, b->k_stride, job->dk, from, to);
-  else if (lattn_prepares_keys_(b))
-    lattn_widen_(keys + 16 * p * job->dk, b->k, b->k_type, 16 * p * job->dk, 16 * job->dk);
-  if (!lattn_prepares_values_(job, b)) return;
-  for (int j = from; j < to; j++)
-    if (b->v_type == LATTN_I4)
-      lattn_widen_ints_(values + j * job->columns,
-                        (const char *)b->v + (b->v_index + j) * b->v_stride, b->v_type, job->dv);
-    else
-      lattn_widen_(values + j * job->columns, b->v, b->v_type, (b->v_index + j) * b->v_stride,
-                   job->dv);
+  for (int i = 0; lattn_prepares_keys_(b) && i < job->n_keys; i++)
+    lattn_prepare_keys_(job, b, lattn_part_at_(b->k, i, b->k_part),
+                        keys + i * LATTN_BLOCK_ * job->dk, p, from, to);
+  for (int i = 0; lattn_prepares_values_(job, b) && i < job->n_values; i++)
+    lattn_prepare_values_(job, b, lattn_part_at_(b->v, i, b->v_part),
+                          values + i * LATTN_BLOCK_ * job->columns, from, to);
 }
 
 /* Finds the block at base and makes it ready for the item's tiles. */
@@ -5106,8 +5170,8 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
   lattn_find_block_(job, it, base, b);
   if (b->lo >= b->hi) return;
   if (it->cache) lattn_find_zones_(job, it, sp, base, b);
-  b->hints = lattn_prepares_(it, sp) ? 0 : b->ahead;
-  if (b->stored <= b->lo || !lattn_prepares_(it, sp)) return; /* drafts only, or few rows */
+  b->hints = lattn_prepares_(job, it, sp) ? 0 : b->ahead;
+  if (b->stored <= b->lo || !lattn_prepares_(job, it, sp)) return; /* drafts only, or few rows */
   p = b->lo / 16;
   if (sp->ahead == base) {
     sp->side = !sp->side;
@@ -5116,11 +5180,13 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
   sp->ahead = -1;
   for (; p * 16 < lattn_last_lane_(b); p++) lattn_prepare_panel_(job, sp, b, sp->side, p);
   if (lattn_prepares_keys_(b)) {
-    b->k = sp->keys + sp->side * LATTN_BLOCK_ * job->dk;
+    b->k = lattn_side_keys_(job, sp, sp->side);
+    b->k_part = LATTN_BLOCK_ * job->dk * (int64_t)sizeof(float);
     b->k_type = b->pairs ? (int)LATTN_PAIRS_ : (int)LATTN_F32;
   }
   if (lattn_prepares_values_(job, b)) {
-    b->v = sp->values + sp->side * LATTN_BLOCK_ * job->columns;
+    b->v = lattn_side_values_(job, sp, sp->side);
+    b->v_part = LATTN_BLOCK_ * job->columns * (int64_t)sizeof(float);
     b->v_type = b->pairs ? (int)LATTN_PAIRS_ : (int)LATTN_F32;
     b->v_index = 0;
     b->v_stride = job->columns;
@@ -5152,13 +5218,17 @@ LATTN_FN_ void lattn_look_ahead_(const lattn_job_ *job, const lattn_item_ *it, l
   int64_t end = steps * (r + LATTN_TILE_ROWS_) / it->rows;
   int last = lattn_last_lane_(next);
   for (; j < end && j < last; j++) {
-    if (next->panels)
-      lattn_hint_(next->k, j * next->panel_bytes / LATTN_PANEL_, next->panel_bytes / LATTN_PANEL_);
-    else
-      lattn_fetch_row_(&job->k, next->k_index + j, it->kv);
-    lattn_hint_(next->v, (next->v_index + j) * stride, next->panels ? stride : job->dv * size);
+    for (int i = 0; i < job->n_keys; i++)
+      if (next->panels)
+        lattn_hint_(next->k, i * next->k_part + j * next->panel_bytes / LATTN_PANEL_,
+                    next->panel_bytes / LATTN_PANEL_);
+      else
+        lattn_fetch_row_(&job->k, next->k_index + j, it->kv * job->n_keys + i);
+    for (int i = 0; i < job->n_values; i++)
+      lattn_hint_(next->v, i * next->v_part + (next->v_index + j) * stride,
+                  next->panels ? stride : job->dv * size);
   }
-  if (!lattn_prepares_(it, sp)) return;
+  if (!lattn_prepares_(job, it, sp)) return;
   for (; (sp->ahead_end + 2) * 16 <= end && sp->ahead_end * 16 < last; sp->ahead_end++)
     lattn_prepare_panel_(job, sp, next, !sp->side, sp->ahead_end);
 }
@@ -5192,6 +5262,24 @@ LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, i
   }
 }
 
+/* The same for rows r ... r + m - 1 of the item, whose queries are q[r ...]. */
+LATTN_FN_ void lattn_score_rows_(const lattn_job_ *job, const lattn_space_ *sp,
+                                 const lattn_block_ *b, int64_t r, int m, const float *q, int first,
+                                 int end, float *s) {
+  q += r * job->dk;
+  if (job->n_keys == 1) {
+    lattn_score_tile_(job, b, m, q, first, end, s);
+    return;
+  }
+  for (int a = 0, n; a < m; a += n) {
+    lattn_block_ own = *b;
+    int64_t part;
+    n = lattn_part_rows_(job, sp->rows + r + a, m - a, job->n_keys, &part);
+    own.k = lattn_part_at_(b->k, part, b->k_part);
+    lattn_score_tile_(job, &own, n, q + a * job->dk, first, end, s + a * LATTN_BLOCK_);
+  }
+}
+
 /* Scores of the lanes [16 * first, 16 * end), each zone with its query; of a panel that two zones
    share, which is scored twice, lanes are selected. */
 LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_ *it,
@@ -5207,7 +5295,7 @@ LATTN_NOINLINE_ void lattn_score_zones_(const lattn_job_ *job, const lattn_item_
       sp->other = -2;
     }
     for (int a = 0; part && a < m; a++) LATTN_MEMCPY_(kept[a], s + a * LATTN_BLOCK_ + 16 * p, 64);
-    lattn_score_tile_(job, b, m, q + r * job->dk, p, to, s);
+    lattn_score_rows_(job, sp, b, r, m, q, p, to, s);
     for (int a = 0; part && a < m; a++)
       LATTN_MEMCPY_(s + a * LATTN_BLOCK_ + 16 * p, kept[a], (size_t)part * sizeof *s);
   }
@@ -5281,6 +5369,7 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
   lattn_block_ b;
   LATTN_MEMSET_(&b, 0, sizeof b);
   b.k = lattn_draft_keys_(it->cache, it->kv);
+  b.k_part = st->draft_key_stride;
   b.k_type = st->key_type;
   b.panel_bytes = st->panel_bytes;
   b.panels = 1;
@@ -5293,7 +5382,7 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
       lattn_fill_other_(job, it, sp, r, 1, zone);
       sp->other = -2;
     }
-    lattn_score_tile_(job, &b, 1, q + r * job->dk, 0, panels, scores);
+    lattn_score_rows_(job, sp, &b, r, 1, q, 0, panels, scores);
     for (int j = lane; j < stop && j < hi; j++)
       if (base + j - first <= depth) s[j] = scores[path[base + j - first]];
   }
@@ -5309,14 +5398,16 @@ LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item
   lattn_rows_ rows = lattn_rows_of_(b), drafts;
   int64_t first = lattn_stored_slots_(it->cache);
   int lane = (int)lattn_max_(0, first - base);
-  const char *v = lattn_draft_keys_(it->cache, it->kv) + st->draft_value_at;
+  const char *v = lattn_draft_keys_(it->cache, it->kv);
+  int64_t part;
   const uint8_t *from = path + (base + lane - first);
   lattn_draft_path_(it, sp->rows + r, path);
-  drafts.v = v;
+  lattn_part_rows_(job, sp->rows + r, 1, job->n_values, &part);
+  v += part * st->draft_value_stride;
+  drafts.v = v + st->draft_value_at;
   drafts.type = st->value_type;
   drafts.stride = lattn_is_int_(st->value_type) ? st->row_bytes : job->dv;
-  drafts.scales = st->value_type == LATTN_I8
-                      ? lattn_draft_keys_(it->cache, it->kv) + st->draft_scales_at : 0;
+  drafts.scales = st->value_type == LATTN_I8 ? v + st->draft_scales_at : 0;
   if (!rows.v) { /* no row of it is used, but quads of keys may begin before the drafts */
     rows = drafts;
     rows.stride = 0;
@@ -5349,14 +5440,14 @@ LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, l
   if (b->n_other)
     lattn_score_zones_(job, it, sp, b, base, r, m, *first, stored, sp->s);
   else if (*first < stored)
-    lattn_score_tile_(job, b, m, sp->q + r * job->dk, *first, stored, sp->s);
+    lattn_score_rows_(job, sp, b, r, m, sp->q, *first, stored, sp->s);
   for (int a = 0; *hi > b->stored && a < m; a++)
     lattn_draft_scores_(job, it, sp, base, r + a, *hi, sp->s + a * LATTN_BLOCK_);
   return 1;
 }
 
 /* Whether a value of the lanes that rows of the item may see is not finite. */
-LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
+LATTN_FN_ int lattn_head_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
   int64_t from = b->v_index + b->lo;
   int hi = b->hi < b->stored ? b->hi : b->stored;
   if (b->v_type == LATTN_I8) return 0; /* the scales of its weights are looked at */
@@ -5368,6 +5459,17 @@ LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *
                                  job->dv);
   return lattn_values_nonfinite_(b->v, b->v_type, from * b->v_stride, b->v_stride, hi - b->lo,
                                  job->dv);
+}
+
+/* Of any value head. */
+LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
+  lattn_block_ own = *b;
+  int bad = 0;
+  for (int i = 0; i < job->n_values && !bad; i++) {
+    own.v = lattn_part_at_(b->v, i, b->v_part);
+    bad = lattn_head_nonfinite_(job, &own);
+  }
+  return bad;
 }
 
 /* The maxima of m rows whose tile needs no mask; 0: it does, or a row has no finite score. Four
@@ -5392,64 +5494,110 @@ LATTN_NOINLINE_ int lattn_maxima_(const lattn_job_ *job, const lattn_row_ *rows,
   return !masked;
 }
 
-/* Rows r ... r + m - 1 of the item against one block. */
-LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                           lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
-  uint32_t visible[LATTN_TILE_ROWS_ * 8], all = 0xffffu;
-  float top[LATTN_TILE_ROWS_], sum[LATTN_TILE_ROWS_], e[16] = {0};
+/* A tile's rows, r ... r + m - 1 of the item, against one block. */
+typedef struct lattn_against_ {
+  int64_t r, base;
+  int m, lo, hi;                             /* lanes that one of them may see */
+  int masked;                                /* visible says what each sees; else all of them */
+  int apart;                                 /* one may not see a key that the tile touches */
+  int empty[LATTN_TILE_ROWS_];               /* it sees none */
+  float top[LATTN_TILE_ROWS_];               /* largest scores */
+  float sum[LATTN_TILE_ROWS_], e[16];        /* of weights; what is older is multiplied by e */
+  uint32_t visible[LATTN_TILE_ROWS_ * 8];
+} lattn_against_;
+
+/* The values of rows a ... a + n - 1 of the tile, which share a value head. */
+LATTN_FN_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                  const lattn_block_ *b, const lattn_against_ *t, int a, int n,
+                                  float *acc) {
+  lattn_rows_ rows = lattn_rows_of_(b);
+  float *s = sp->s + a * LATTN_BLOCK_;
+  const uint32_t *visible = t->visible + 8 * a;
+  int drafts = t->hi > b->stored;
+  acc += (t->r + a) * job->columns;
+  if (!drafts && b->v_type == LATTN_I8) {
+    lattn_value_ints_(n, &rows, 0, 0, LATTN_BLOCK_, t->masked ? visible : 0, s, t->sum + a, t->lo,
+                      t->hi, job->dv, acc, job->columns, t->e + a, b->hints);
+    return;
+  }
+  if (!drafts && (!t->apart || !b->nonfinite)) {
+    lattn_value_tile_(job, b, n, t->lo, t->hi, s, acc, t->e + a);
+    return;
+  }
+  for (int i = 0; i < n; i++, s += LATTN_BLOCK_, visible += 8, acc += job->columns) {
+    if (t->empty[a + i]) continue;
+    if (drafts)
+      lattn_draft_values_(job, it, sp, b, visible, t->base, t->r + a + i, t->lo, t->hi, s,
+                          t->sum[a + i], acc, t->e[a + i]);
+    else
+      lattn_value_careful_(visible, &rows, 0, 0, LATTN_BLOCK_, s, t->lo, t->hi, job->dv, acc,
+                           t->e[a + i]);
+  }
+}
+
+/* Scores, which are in sp->s, become weights, and are folded into the rows' partials. */
+LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                lattn_block_ *b, lattn_against_ *t, lattn_slot_ to) {
   lattn_v16_ sums[LATTN_TILE_ROWS_];
-  int lo, hi, first, end, drafts, masked, empty[LATTN_TILE_ROWS_] = {0}, apart = 0, pairs;
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
-  lattn_rows_ rows;
-  if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &lo, &hi, &first, &end)) return;
-  drafts = hi > b->stored;
-  masked = !lattn_maxima_(job, sp->rows + r, base, b, m, sp->s, top);
-  if (masked)
-    for (int a = 0; a < m; a++) {
-      top[a] = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end,
-                               sp->s + a * LATTN_BLOCK_, visible + 8 * a);
-      empty[a] = lattn_is_empty_(top[a]);
-      for (int p = first; p < end; p++) all &= visible[8 * a + p];
-      apart |= empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
-    }
-  if (apart && !drafts && b->nonfinite < 0) b->nonfinite = lattn_block_nonfinite_(job, b);
-  pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(apart && b->nonfinite);
-  for (int a = 0; a < m; a++) {
-    float *s = sp->s + a * LATTN_BLOCK_, old = to.m[r + a];
-    if (empty[a]) { /* e = exp(0): the fold below is then the identity */
+  int pairs;
+  if (t->apart && t->hi <= b->stored && b->nonfinite < 0)
+    b->nonfinite = lattn_block_nonfinite_(job, b);
+  pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(t->apart && b->nonfinite);
+  for (int a = 0; a < t->m; a++) {
+    float *s = sp->s + a * LATTN_BLOCK_, *m = to.m + t->r + a, old = *m;
+    if (t->empty[a]) { /* e = exp(0): the fold below is then the identity */
       LATTN_MEMSET_(s, 0, LATTN_BLOCK_ * sizeof *s);
       sums[a] = lattn_v_set_(0);
       continue;
     }
-    if (sigmoid) top[a] = 0; /* of all blocks: e = 1, so their sums add up */
-    to.m[r + a] = old > top[a] ? old : top[a];
-    e[a] = old == to.m[r + a] ? 0.0f : old - to.m[r + a];
-    sums[a] = sigmoid ? lattn_sigmoid_weights_(s, job->o.sigmoid_bias)
-                      : lattn_weights_(s, to.m[r + a]);
+    if (sigmoid) t->top[a] = 0; /* of all blocks: e = 1, so their sums add up */
+    *m = old > t->top[a] ? old : t->top[a];
+    t->e[a] = old == *m ? 0.0f : old - *m;
+    sums[a] = sigmoid ? lattn_sigmoid_weights_(s, job->o.sigmoid_bias) : lattn_weights_(s, *m);
     if (pairs) sums[a] = lattn_pair_weights_(s);
   }
-  lattn_v_reduce_rows_(sums, m, 0, sum);
-  lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
-  for (int a = 0; a < m; a++) to.l[r + a] = lattn_fma_(to.l[r + a], e[a], sum[a]);
-  for (int a = 0; drafts && a < m; a++)
-    if (!empty[a])
-      lattn_draft_values_(job, it, sp, b, visible + 8 * a, base, r + a, lo, hi,
-                          sp->s + a * LATTN_BLOCK_, sum[a], to.acc + (r + a) * job->columns, e[a]);
-  if (drafts) return;
-  rows = lattn_rows_of_(b);
-  if (b->v_type == LATTN_I8) {
-    lattn_value_ints_(m, &rows, 0, 0, LATTN_BLOCK_, masked ? visible : 0, sp->s, sum, lo, hi,
-                      job->dv, to.acc + r * job->columns, job->columns, e, b->hints);
+  lattn_v_reduce_rows_(sums, t->m, 0, t->sum);
+  lattn_v_store_(t->e, lattn_v_exp_(lattn_v_load_(t->e)));
+  for (int a = 0; a < t->m; a++)
+    to.l[t->r + a] = lattn_fma_(to.l[t->r + a], t->e[a], t->sum[a]);
+  if (job->n_values == 1) {
+    lattn_tile_values_(job, it, sp, b, t, 0, t->m, to.acc);
     return;
   }
-  if (!apart || !b->nonfinite) {
-    lattn_value_tile_(job, b, m, lo, hi, sp->s, to.acc + r * job->columns, e);
-    return;
+  for (int a = 0, n; a < t->m; a += n) {
+    lattn_block_ own = *b;
+    int64_t part;
+    n = lattn_part_rows_(job, sp->rows + t->r + a, t->m - a, job->n_values, &part);
+    own.v = lattn_part_at_(b->v, part, b->v_part);
+    own.scales = (const char *)lattn_part_at_(b->scales, part, b->v_part);
+    lattn_tile_values_(job, it, sp, &own, t, a, n, to.acc);
   }
-  for (int a = 0; a < m; a++)
-    if (!empty[a])
-      lattn_value_careful_(visible + 8 * a, &rows, 0, 0, LATTN_BLOCK_, sp->s + a * LATTN_BLOCK_, lo,
-                           hi, job->dv, to.acc + (r + a) * job->columns, e[a]);
+}
+
+/* Rows r ... r + m - 1 of the item against one block. */
+LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                           lattn_block_ *b, int64_t base, int64_t r, int m, lattn_slot_ to) {
+  lattn_against_ t;
+  uint32_t all = 0xffffu;
+  int first, end;
+  if (!lattn_tile_scores_(job, it, sp, b, base, r, m, &t.lo, &t.hi, &first, &end)) return;
+  t.r = r;
+  t.base = base;
+  t.m = m;
+  t.apart = 0;
+  LATTN_MEMSET_(t.e, 0, sizeof t.e);
+  LATTN_MEMSET_(t.empty, 0, sizeof t.empty);
+  t.masked = !lattn_maxima_(job, sp->rows + r, base, b, m, sp->s, t.top);
+  if (t.masked)
+    for (int a = 0; a < m; a++) {
+      t.top[a] = lattn_mask_row_(job, it, sp->rows + r + a, base, b->holes, first, end,
+                                 sp->s + a * LATTN_BLOCK_, t.visible + 8 * a);
+      t.empty[a] = lattn_is_empty_(t.top[a]);
+      for (int p = first; p < end; p++) all &= t.visible[8 * a + p];
+      t.apart |= t.empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
+    }
+  lattn_fold_tile_(job, it, sp, b, &t, to);
 }
 
 /* ---- units ---- */
@@ -5535,11 +5683,23 @@ LATTN_FN_ int64_t lattn_chosen_row_(const lattn_job_ *job, const lattn_item_ *it
   return i * job->group + head % job->group;
 }
 
+/* The row that a worker has behind row r of the item; r < 0: the first. Of a bundle all of a query
+   head, then of the next, so that tiles find rows with one key head and one value head; but chosen
+   rows stay in the caller's order. */
+LATTN_FN_ int64_t lattn_row_after_(const lattn_job_ *job, const lattn_item_ *it, int64_t r) {
+  int64_t begin = it->row, end = it->row + it->rows, group = job->group, head;
+  if (job->weights || job->n_keys * job->n_values == 1) return r < 0 ? begin : r + 1;
+  head = r < 0 ? 0 : r % group;
+  r = r < 0 ? begin + (group - begin % group) % group : r + group;
+  while (r >= end && ++head < group) r = begin + (head + group - begin % group) % group;
+  return r;
+}
+
 /* Fills the item's rows: ranges, queries rotated at their own slots and scaled. */
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
   const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
   int64_t limit = rule && rule->in_cache ? rule->sinks + rule->window - 1 : LATTN_MAX_POSITION_;
-  int64_t at = -1;
+  int64_t at = -1, from = -1;
   sp->sinks_differ = 0;
   sp->own = 0;
   sp->other = -2;
@@ -5549,11 +5709,11 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
     lattn_row_ *row = sp->rows + r;
     float *q = sp->q + r * job->dk;
     int64_t zone;
+    from = lattn_row_after_(job, it, from);
     if (it->of_group)
-      lattn_group_row_(job, it, it->row + r, row);
+      lattn_group_row_(job, it, from, row);
     else
-      lattn_row_at_(job, it, job->weights ? lattn_chosen_row_(job, it, it->row + r) : it->row + r,
-                    row);
+      lattn_row_at_(job, it, job->weights ? lattn_chosen_row_(job, it, from) : from, row);
     lattn_fetch_row_(&job->q, row->token + 8 / job->group, row->head);
     lattn_widen_row_(q, &job->q, row->token, row->head);
     if (!job->turning.turns) continue;
@@ -5647,7 +5807,8 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
       }
       next.hi = 0;
-      if (it->rows > LATTN_FEW_ROWS_ && base + LATTN_BLOCK_ < end * LATTN_SEGMENT_) {
+      if (lattn_many_rows_(job, it, LATTN_FEW_ROWS_) &&
+          base + LATTN_BLOCK_ < end * LATTN_SEGMENT_) {
         lattn_find_block_(job, it, base + LATTN_BLOCK_, &next);
         sp->ahead = base + LATTN_BLOCK_;
         sp->ahead_end = next.lo / LATTN_PANEL_;
@@ -5966,7 +6127,10 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
   it.started = 0;
   while (lattn_next_item_(job, &it)) {
     if (it.units == 1) continue;
-    for (int64_t r = 0; r < it.rows; r++) lattn_row_at_(job, &it, it.row + r, sp.rows + r);
+    for (int64_t r = 0, from = -1; r < it.rows; r++) {
+      from = lattn_row_after_(job, &it, from);
+      lattn_row_at_(job, &it, from, sp.rows + r);
+    }
     for (int64_t u = 0; u < it.units; u++) {
       int64_t run = it.run[0] + u;
       int slot = lattn_free_slot_(&sp);
@@ -6096,7 +6260,8 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
   if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
   job->depth = depth;
   most = (uint64_t)job->n_workers *
-         (uint64_t)(1024 * (job->dk + job->columns + 16) + (job->rows + 16) * (128 + 8 * job->dk) +
+         (uint64_t)(1024 * (job->dk * job->n_keys + job->columns * job->n_values + 16) +
+                    (job->rows + 16) * (128 + 8 * job->dk) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
   if (most > SIZE_MAX / 4 || sequences < 0) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
@@ -6423,6 +6588,17 @@ LATTN_FN_ lattn_status lattn_check_positions_(const lattn_job_ *job, int64_t *se
   return LATTN_OK;
 }
 
+/* KV heads, bundles if the numbers differ: their greatest common divisor. */
+LATTN_FN_ int32_t lattn_bundles_(int32_t n_key_heads, int32_t n_value_heads) {
+  int32_t a = n_key_heads, b = n_value_heads;
+  while (b) {
+    int32_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
 /* Shapes of q, k and v of a stateless call. */
 LATTN_FN_ lattn_status lattn_check_shapes_(lattn_job_ *job, int needs_data, lattn_fault *f) {
   static const lattn_names_ q = LATTN_NAMES_("q"), k = LATTN_NAMES_("k"), v = LATTN_NAMES_("v");
@@ -6432,13 +6608,15 @@ LATTN_FN_ lattn_status lattn_check_shapes_(lattn_job_ *job, int needs_data, latt
   if (s) return s;
   if (job->k.dim != job->q.dim) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
   if (job->v.n_tokens != job->k.n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
-  if (job->v.n_heads != job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (job->q.n_heads % job->v.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
   if (job->q.n_heads % job->k.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, "q.n_heads");
   job->dk = job->q.dim;
   job->dv = job->v.dim;
   job->columns = (job->dv + 15) / 16 * 16;
-  job->n_kv = (int32_t)job->k.n_heads;
-  job->group = job->q.n_heads / job->k.n_heads;
+  job->n_kv = lattn_bundles_((int32_t)job->k.n_heads, (int32_t)job->v.n_heads);
+  job->n_keys = (int32_t)job->k.n_heads / job->n_kv;
+  job->n_values = (int32_t)job->v.n_heads / job->n_kv;
+  job->group = job->q.n_heads / job->n_kv;
   return LATTN_OK;
 }
 
@@ -6580,7 +6758,10 @@ LATTN_FN_ int64_t lattn_run_rows_(lattn_job_ *job, const lattn_exec *ex, int64_t
   return at;
 }
 
-LATTN_FN_ void lattn_job_init_(lattn_job_ *job) { LATTN_MEMSET_(job, 0, sizeof *job); }
+LATTN_FN_ void lattn_job_init_(lattn_job_ *job) {
+  LATTN_MEMSET_(job, 0, sizeof *job);
+  job->n_keys = job->n_values = 1;
+}
 
 /* ---- attention weights on demand: the scores again, less lse ---- */
 
@@ -6993,6 +7174,7 @@ struct lattn_cache {
   int64_t removed;   /* tokens: the next slot is n_tokens + removed */
   int64_t dk, dv, columns, group;
   int32_t n_kv, n_heads, key_type, value_type, rotates, weighting; /* types: of heads without own */
+  int32_t n_keys, n_values; /* key heads and value heads of a KV head, if it is a bundle; else 1 */
   float scale, softcap;
   int32_t layout, first_dim, n_dims;
   float magnitude;
@@ -7454,13 +7636,19 @@ LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_hea
   st->value_basis = st->value_type == LATTN_I4 ? lattn_basis_(h->dv) : 0;
   st->panel_bytes = lattn_panel_bytes_(st->key_type, h->dk);
   st->row_bytes = lattn_row_bytes_(st->value_type, h->dv);
-  st->value_at = lattn_up_(LATTN_BLOCK_ / LATTN_PANEL_ * st->panel_bytes, 64);
-  st->page_bytes = st->value_at + lattn_up_(lattn_scales_at_(st, LATTN_BLOCK_) +
-                                            lattn_scale_bytes_(st, LATTN_BLOCK_), 64);
-  st->draft_value_at = lattn_up_(panels * st->panel_bytes, 64);
+  st->n_keys = h->n_keys;
+  st->n_values = h->n_values;
+  st->key_stride = lattn_up_(LATTN_BLOCK_ / LATTN_PANEL_ * st->panel_bytes, 64);
+  st->value_at = st->n_keys * st->key_stride;
+  st->value_stride = lattn_up_(lattn_scales_at_(st, LATTN_BLOCK_) +
+                               lattn_scale_bytes_(st, LATTN_BLOCK_), 64);
+  st->page_bytes = st->value_at + st->n_values * st->value_stride;
+  st->draft_key_stride = lattn_up_(panels * st->panel_bytes, 64);
+  st->draft_value_at = st->n_keys * st->draft_key_stride;
   st->draft_scales_at = st->draft_value_at + lattn_scales_at_(st, h->max_drafts);
-  st->draft_bytes =
-      lattn_up_(st->draft_scales_at + lattn_scale_bytes_(st, h->max_drafts), 64);
+  st->draft_value_stride = lattn_up_(lattn_scales_at_(st, h->max_drafts) +
+                                     lattn_scale_bytes_(st, h->max_drafts), 64);
+  st->draft_bytes = st->draft_value_at + st->n_values * st->draft_value_stride;
   return LATTN_OK;
 }
 
@@ -7538,17 +7726,45 @@ LATTN_FN_ lattn_status lattn_plan_rotary_(lattn_plan_ *p) {
   return LATTN_OK;
 }
 
-/* Dims, types, numbers. */
+/* Numbers. */
+LATTN_FN_ lattn_status lattn_plan_numbers_(lattn_plan_ *p) {
+  const lattn_cache_config *c = &p->c;
+  lattn_cache *h = &p->header;
+  lattn_job_ job;
+  lattn_status s;
+  lattn_job_init_(&job);
+  job.n_kv = h->n_kv;
+  job.group = h->group;
+  job.dk = h->dk;
+  job.o.scale = c->scale;
+  job.o.softcap = c->softcap;
+  job.o.alibi_slopes = c->alibi_slopes;
+  job.o.sink_logits = c->sink_logits;
+  job.o.weighting = c->weighting;
+  job.o.sigmoid_bias = c->sigmoid_bias;
+  s = lattn_check_numbers_(&job, c->fault);
+  h->scale = job.scale;
+  h->softcap = job.o.softcap;
+  h->weighting = c->weighting;
+  h->sigmoid_bias = c->sigmoid_bias;
+  return s;
+}
+
+/* Heads, dims, types, numbers. */
 LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   const lattn_cache_config *c = &p->c;
   lattn_cache *h = &p->header;
   lattn_fault *f = c->fault;
-  lattn_job_ job;
-  lattn_status s;
+  int32_t values;
   if (c->n_kv_heads < 1) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_kv_heads");
-  h->n_kv = c->n_kv_heads;
+  if (c->n_value_heads < 0) return lattn_fail_(f, LATTN_E_SHAPE, "config.n_value_heads");
+  if (c->zero) return lattn_fail_(f, LATTN_E_FIELD, "config.zero");
+  values = c->n_value_heads ? c->n_value_heads : c->n_kv_heads;
+  h->n_kv = lattn_bundles_(c->n_kv_heads, values);
+  h->n_keys = c->n_kv_heads / h->n_kv;
+  h->n_values = values / h->n_kv;
   h->n_heads = c->n_heads ? c->n_heads : c->n_kv_heads;
-  if (h->n_heads < 1 || h->n_heads % h->n_kv)
+  if (h->n_heads < 1 || h->n_heads % c->n_kv_heads || h->n_heads % values)
     return lattn_fail_(f, LATTN_E_SHAPE, "config.n_heads");
   h->group = h->n_heads / h->n_kv;
   h->dk = c->key_dim;
@@ -7579,22 +7795,7 @@ LATTN_FN_ lattn_status lattn_plan_fields_(lattn_plan_ *p) {
   h->max_holes = c->max_holes ? c->max_holes : 16;
   if (c->heads && c->head_size < sizeof(lattn_head))
     return lattn_fail_(f, LATTN_E_SIZE, "config.head_size");
-  lattn_job_init_(&job);
-  job.n_kv = h->n_kv;
-  job.group = h->group;
-  job.dk = h->dk;
-  job.o.scale = c->scale;
-  job.o.softcap = c->softcap;
-  job.o.alibi_slopes = c->alibi_slopes;
-  job.o.sink_logits = c->sink_logits;
-  job.o.weighting = c->weighting;
-  job.o.sigmoid_bias = c->sigmoid_bias;
-  s = lattn_check_numbers_(&job, f);
-  h->scale = job.scale;
-  h->softcap = job.o.softcap;
-  h->weighting = c->weighting;
-  h->sigmoid_bias = c->sigmoid_bias;
-  return s;
+  return lattn_plan_numbers_(p);
 }
 
 /* Sets the offset of a table of n bytes behind those so far. */
@@ -7722,6 +7923,8 @@ LATTN_FN_ uint64_t lattn_fingerprint_(const lattn_cache *h) {
     lattn_mix_(&hash, (uint64_t)rule->sinks);
     lattn_mix_(&hash, (uint64_t)rule->window);
   }
+  if (h->n_keys > 1 || h->n_values > 1)
+    lattn_mix_(&hash, (uint64_t)h->n_keys << 32 | (uint64_t)h->n_values);
   if (h->weighting)
     lattn_mix_(&hash, (uint64_t)h->weighting << 32 | lattn_bits_(h->sigmoid_bias));
   return hash;
@@ -7895,15 +8098,20 @@ LATTN_FN_ void lattn_own_tail_(lattn_cache *cache, const lattn_rule_ *rule) {
   int64_t slot = lattn_stored_slots_(cache), used = slot % LATTN_BLOCK_;
   uint32_t *entry = lattn_page_entry_(cache, rule, slot / LATTN_BLOCK_), old = *entry;
   char *from = lattn_page_at_(pool, old), *to;
-  int64_t scales;
+  int64_t scales = lattn_scales_at_(&rule->s, LATTN_BLOCK_);
   *entry = lattn_pool_take_(pool, rule->s.page_size);
   to = lattn_page_at_(pool, *entry);
-  LATTN_MEMCPY_(to, from, (size_t)((used + 15) / 16 * rule->s.panel_bytes));
+  for (int64_t i = 0; i < rule->s.n_keys; i++)
+    LATTN_MEMCPY_(to + i * rule->s.key_stride, from + i * rule->s.key_stride,
+                  (size_t)((used + 15) / 16 * rule->s.panel_bytes));
   from += rule->s.value_at;
   to += rule->s.value_at;
-  LATTN_MEMCPY_(to, from, (size_t)(used * rule->s.row_bytes));
-  scales = lattn_scales_at_(&rule->s, LATTN_BLOCK_);
-  LATTN_MEMCPY_(to + scales, from + scales, (size_t)lattn_scale_bytes_(&rule->s, used));
+  for (int64_t i = 0; i < rule->s.n_values; i++) {
+    LATTN_MEMCPY_(to, from, (size_t)(used * rule->s.row_bytes));
+    LATTN_MEMCPY_(to + scales, from + scales, (size_t)lattn_scale_bytes_(&rule->s, used));
+    from += rule->s.value_stride;
+    to += rule->s.value_stride;
+  }
   lattn_pool_return_(pool, rule->s.page_size, old);
 }
 
@@ -8077,6 +8285,7 @@ typedef struct lattn_writing_ {
 typedef struct lattn_place_at_ {
   char *keys, *values, *scales;
   int64_t slot;
+  int64_t key_stride, value_stride; /* from one head of a bundle to the next */
 } lattn_place_at_;
 
 LATTN_FN_ lattn_place_at_ lattn_place_of_(const lattn_cache *cache, int32_t kv, int is_draft,
@@ -8087,12 +8296,16 @@ LATTN_FN_ lattn_place_at_ lattn_place_of_(const lattn_cache *cache, int32_t kv, 
     at.keys = (char *)(uintptr_t)lattn_draft_keys_(cache, kv);
     at.values = at.keys + rule->s.draft_value_at;
     at.scales = at.keys + rule->s.draft_scales_at;
+    at.key_stride = rule->s.draft_key_stride;
+    at.value_stride = rule->s.draft_value_stride;
     at.slot = i;
   } else {
     at.keys = lattn_page_at_(lattn_cache_pool_(cache),
                              *lattn_page_entry_(cache, rule, i / LATTN_BLOCK_));
     at.values = at.keys + rule->s.value_at;
     at.scales = at.values + lattn_scales_at_(&rule->s, LATTN_BLOCK_);
+    at.key_stride = rule->s.key_stride;
+    at.value_stride = rule->s.value_stride;
     at.slot = i % LATTN_BLOCK_;
   }
   return at;
@@ -8127,6 +8340,32 @@ LATTN_FN_ int64_t lattn_next_place_(const lattn_seq_ *seq) {
   return seq->depth ? seq->cache->n_drafts : lattn_stored_slots_(seq->cache);
 }
 
+/* Keys of n tokens: one, or a panel of them. */
+LATTN_FN_ int lattn_write_keys_(const lattn_writing_ *w, const lattn_cache *cache,
+                                const lattn_storage_ *st, const lattn_place_at_ *at, int64_t n,
+                                int64_t token, int64_t head, const float *angles, float *rows) {
+  if (lattn_is_int_(st->key_type))
+    return lattn_append_key_ints_(st, at, w->k, token, head, &w->turning, angles);
+  if (n == 1)
+    return lattn_append_key_(st->key_type, at->keys, at->slot, w->k, token, head, &w->turning,
+                             angles);
+  return lattn_append_panel_(cache, st->key_type, at->keys, at->slot, w->k, token, head,
+                             &w->turning, angles, rows);
+}
+
+LATTN_FN_ int lattn_write_values_(const lattn_writing_ *w, const lattn_cache *cache,
+                                  const lattn_storage_ *st, const lattn_place_at_ *at, int64_t n,
+                                  int64_t token, int64_t head) {
+  int lost = 0;
+  for (int64_t j = 0; j < n; j++)
+    if (lattn_is_int_(st->value_type))
+      lost |= lattn_append_value_ints_(st, at, j, w->v, token + j, head);
+    else
+      lost |= lattn_append_value_(cache, st->value_type, at->values, at->slot + j, w->v, token + j,
+                                  head);
+  return lost;
+}
+
 LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, int32_t h,
                                 float *rows) {
   const lattn_storage_ *st = &lattn_cache_rule_(seq->cache, h)->s;
@@ -8138,19 +8377,13 @@ LATTN_FN_ int lattn_write_head_(const lattn_writing_ *w, const lattn_seq_ *seq, 
     lattn_place_at_ at = lattn_place_of_(seq->cache, h, seq->depth != 0, i);
     n = rows && at.slot % LATTN_PANEL_ == 0 && to - t >= LATTN_PANEL_ ? LATTN_PANEL_ : 1;
     if (lattn_is_int_(st->key_type)) n = 1;
-    if (lattn_is_int_(st->key_type))
-      lost |= lattn_append_key_ints_(st, &at, w->k, t, h, &w->turning, angles);
-    else if (n == 1)
-      lost |= lattn_append_key_(st->key_type, at.keys, at.slot, w->k, t, h, &w->turning, angles);
-    else
-      lost |= lattn_append_panel_(seq->cache, st->key_type, at.keys, at.slot, w->k, t, h,
-                                  &w->turning, angles, rows);
-    for (int64_t j = 0; j < n; j++)
-      if (lattn_is_int_(st->value_type))
-        lost |= lattn_append_value_ints_(st, &at, j, w->v, t + j, h);
-      else
-        lost |= lattn_append_value_(seq->cache, st->value_type, at.values, at.slot + j, w->v, t + j,
-                                    h);
+    for (int64_t j = 0; j < st->n_keys; j++, at.keys += at.key_stride)
+      lost |= lattn_write_keys_(w, seq->cache, st, &at, n, t, h * st->n_keys + j, angles, rows);
+    for (int64_t j = 0; j < st->n_values; j++) {
+      lost |= lattn_write_values_(w, seq->cache, st, &at, n, t, h * st->n_values + j);
+      at.values += at.value_stride;
+      at.scales += at.value_stride;
+    }
   }
   return lost;
 }
@@ -8222,9 +8455,11 @@ LATTN_FN_ lattn_status lattn_check_tokens_(const lattn_cache *cache, lattn_tenso
   lattn_status s = lattn_view_(k, 0, 1, &kn, f);
   if (!s) s = lattn_view_(v, 0, 1, &vn, f);
   if (s) return s;
-  if (k->n_heads != cache->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "k.n_heads");
+  if (k->n_heads != (int64_t)cache->n_kv * cache->n_keys)
+    return lattn_fail_(f, LATTN_E_SHAPE, "k.n_heads");
   if (k->dim != cache->dk) return lattn_fail_(f, LATTN_E_SHAPE, "k.dim");
-  if (v->n_heads != cache->n_kv) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
+  if (v->n_heads != (int64_t)cache->n_kv * cache->n_values)
+    return lattn_fail_(f, LATTN_E_SHAPE, "v.n_heads");
   if (v->dim != cache->dv) return lattn_fail_(f, LATTN_E_SHAPE, "v.dim");
   if (v->n_tokens != k->n_tokens) return lattn_fail_(f, LATTN_E_SHAPE, "v.n_tokens");
   return LATTN_OK;
@@ -8322,6 +8557,8 @@ LATTN_FN_ void lattn_cache_job_(lattn_job_ *job, const lattn_cache *cache) {
   job->columns = cache->columns;
   job->group = cache->group;
   job->n_kv = cache->n_kv;
+  job->n_keys = cache->n_keys;
+  job->n_values = cache->n_values;
   job->o.mask = LATTN_CAUSAL;
   job->o.scale = cache->scale;
   job->o.softcap = cache->softcap;
@@ -8374,8 +8611,8 @@ LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
   const char *p = (const char *)a, *q = (const char *)b;
   if (a == b) return 1;
   if (a->dk != b->dk || a->dv != b->dv || a->n_kv != b->n_kv || a->n_heads != b->n_heads ||
-      lattn_bits_(a->scale) != lattn_bits_(b->scale) || lattn_bits_(a->softcap) !=
-      lattn_bits_(b->softcap) || a->weighting != b->weighting || lattn_bits_(a->sigmoid_bias) !=
+      a->n_keys != b->n_keys || a->n_values != b->n_values || lattn_bits_(a->scale) !=
+      lattn_bits_(b->scale) || lattn_bits_(a->softcap) != lattn_bits_(b->softcap) || a->weighting != b->weighting || lattn_bits_(a->sigmoid_bias) !=
       lattn_bits_(b->sigmoid_bias) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
       !a->sink_logits != !b->sink_logits || x.layout != y.layout || x.first_dim != y.first_dim ||
       x.n_dims != y.n_dims || lattn_bits_(x.magnitude) != lattn_bits_(y.magnitude))
@@ -8727,6 +8964,8 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
   job.columns = p.header.columns;
   job.group = p.header.group;
   job.n_kv = p.header.n_kv;
+  job.n_keys = p.header.n_keys;
+  job.n_values = p.header.n_values;
   job.turning.turns = p.header.rotates ? &some : 0;
   job.turning.n_dims = p.header.n_dims;
   job.n_workers = n_threads > 0 ? n_threads : 1;
@@ -8851,13 +9090,17 @@ LATTN_FN_ void lattn_accept_one_(lattn_cache *cache, int draft) {
     const char *k = from.keys + draft / LATTN_PANEL_ * st->panel_bytes;
     char *into = to.keys + to.slot / LATTN_PANEL_ * st->panel_bytes;
     int size;
-    for (int64_t i = 0; (size = lattn_key_piece_(st->key_type, cache->dk, i, &at)) != 0; i++)
-      LATTN_MEMCPY_(into + at + to.slot % LATTN_PANEL_ * size,
-                    k + at + draft % LATTN_PANEL_ * size, (size_t)size);
-    LATTN_MEMCPY_(to.values + to.slot * st->row_bytes, from.values + draft * st->row_bytes,
-                  (size_t)st->row_bytes);
-    if (st->value_type == LATTN_I8)
-      LATTN_MEMCPY_(to.scales + 2 * to.slot, from.scales + 2 * draft, 2);
+    for (int64_t j = 0; j < st->n_keys; j++, into += to.key_stride, k += from.key_stride)
+      for (int64_t i = 0; (size = lattn_key_piece_(st->key_type, cache->dk, i, &at)) != 0; i++)
+        LATTN_MEMCPY_(into + at + to.slot % LATTN_PANEL_ * size,
+                      k + at + draft % LATTN_PANEL_ * size, (size_t)size);
+    for (int64_t j = 0; j < st->n_values; j++) {
+      int64_t in = j * to.value_stride, out = j * from.value_stride;
+      LATTN_MEMCPY_(to.values + in + to.slot * st->row_bytes,
+                    from.values + out + draft * st->row_bytes, (size_t)st->row_bytes);
+      if (st->value_type == LATTN_I8)
+        LATTN_MEMCPY_(to.scales + in + 2 * to.slot, from.scales + out + 2 * draft, 2);
+    }
   }
   cache->n_tokens++;
 }
@@ -9206,7 +9449,8 @@ LATTN_API lattn_status lattn_cache_head_stats_get(const lattn_cache *cache, int3
 
 /* Bytes of a token's key and value. */
 LATTN_FN_ int64_t lattn_token_bytes_(const lattn_storage_ *st) {
-  return st->panel_bytes / LATTN_PANEL_ + st->row_bytes + lattn_scale_bytes_(st, 1);
+  return st->n_keys * st->panel_bytes / LATTN_PANEL_ +
+         st->n_values * (st->row_bytes + lattn_scale_bytes_(st, 1));
 }
 
 /* Pages of the head that others hold too. */
@@ -9247,7 +9491,8 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
    A saved cache, all little-endian:
      0   the characters LATTNKVC; u32 version = 1; u32 bytes of the header, with its checksum
      16  u64 fingerprint of the config; u64 n_tokens; u64 n_slots; u64 bytes of the whole
-     48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type; 24 bytes of zero
+     48  u32 n_kv_heads, n_holes, key_dim, value_dim, key type, value type; of bundles u32 key heads
+         and u32 value heads of each, else 8 bytes of zero; 16 bytes of zero
      96  removed ranges of slots, rising: u64 first, u64 one past the last, for each
          for each KV head: u64 sink_end, u64 first: it holds the slots [0, sink_end) and [first,
          n_slots), less the holes
@@ -9255,7 +9500,8 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
      The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
      word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
      Then, for each KV head, of its tokens in order: keys [count][key_dim] as stored (rotated, if
-     the cache rotates), then values [count][value_dim]; at the end, a checksum of all before.
+     the cache rotates), then values [count][value_dim]; of a bundle, keys of each of its key heads,
+     then values of each of its value heads; at the end, a checksum of all before.
    A checksum is two u64, s1 = 1 and s2 = 0 to begin with: for each 32-bit word (the last filled up
    with zeros) s1 += word, s2 += s1. */
 
@@ -9457,17 +9703,18 @@ LATTN_FN_ void lattn_stream_value_(lattn_stream_ *st, const lattn_storage_ *how,
   }
 }
 
-/* The keys or values of a head's held tokens, in order. Blocks before `keep` that are no sink
-   blocks are read past. */
-LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
-                                  const lattn_rule_ *rule, int values, int64_t keep) {
+/* The keys or values of one head's held tokens, in order: those at `part` bytes from the first
+   head's. Blocks before `keep` that are no sink blocks are read past. */
+LATTN_FN_ void lattn_stream_part_(lattn_stream_ *st, const lattn_cache *cache,
+                                  const lattn_rule_ *rule, int values, int64_t part,
+                                  int64_t keep) {
   int64_t slots = lattn_stored_slots_(cache), end = lattn_blocks_(slots);
   int64_t b = lattn_first_held_(cache, rule);
   for (; b < end && !st->failed; b = lattn_next_held_(cache, rule, b)) {
     int64_t stop = lattn_min_(slots, (b + 1) * LATTN_BLOCK_);
     char *page = 0;
     if (b < rule->sink_blocks || b >= keep)
-      page = lattn_page_at_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, b));
+      page = lattn_page_at_(lattn_cache_pool_(cache), *lattn_page_entry_(cache, rule, b)) + part;
     for (int64_t slot = b * LATTN_BLOCK_; slot < stop; slot++) {
       if (cache->n_holes && lattn_in_hole_(cache, slot, 0)) continue;
       if (values)
@@ -9476,6 +9723,14 @@ LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
         lattn_stream_key_(st, &rule->s, cache->dk, page, slot % LATTN_BLOCK_);
     }
   }
+}
+
+LATTN_FN_ void lattn_stream_head_(lattn_stream_ *st, const lattn_cache *cache,
+                                  const lattn_rule_ *rule, int64_t keep) {
+  for (int64_t i = 0; i < rule->s.n_keys; i++)
+    lattn_stream_part_(st, cache, rule, 0, i * rule->s.key_stride, keep);
+  for (int64_t i = 0; i < rule->s.n_values; i++)
+    lattn_stream_part_(st, cache, rule, 1, i * rule->s.value_stride, keep);
 }
 
 /* The rule as it is saved: what it would hold after an extend. */
@@ -9518,6 +9773,12 @@ LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
   return bytes;
 }
 
+/* Key heads and value heads of a bundle, as saved. */
+LATTN_FN_ uint64_t lattn_saved_bundle_(const lattn_cache *cache) {
+  if (cache->n_keys == 1 && cache->n_values == 1) return 0;
+  return (uint64_t)cache->n_keys | (uint64_t)cache->n_values << 32;
+}
+
 LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   const char *magic = "LATTNKVC";
   const int64_t counts[6] = {cache->n_kv, cache->n_holes,  cache->dk,
@@ -9530,7 +9791,8 @@ LATTN_FN_ void lattn_save_header_(lattn_stream_ *st, const lattn_cache *cache) {
   lattn_stream_put_(st, (uint64_t)lattn_stored_slots_(cache), 8);
   lattn_stream_put_(st, lattn_saved_bytes_(cache), 8);
   for (int i = 0; i < 6; i++) lattn_stream_put_(st, (uint64_t)counts[i], 4);
-  for (int i = 0; i < 3; i++) lattn_stream_put_(st, 0, 8);
+  lattn_stream_put_(st, lattn_saved_bundle_(cache), 8);
+  for (int i = 0; i < 2; i++) lattn_stream_put_(st, 0, 8);
   for (int32_t i = 0; i < cache->n_holes; i++) {
     lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].from, 8);
     lattn_stream_put_(st, (uint64_t)lattn_holes_(cache)[i].to, 8);
@@ -9555,8 +9817,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
     lattn_save_header_(&st, cache);
     for (int32_t i = 0; i < cache->n_kv && !st.failed; i++) {
       lattn_rule_ rule = lattn_saved_rule_(cache, i);
-      lattn_stream_head_(&st, cache, &rule, 0, 0);
-      lattn_stream_head_(&st, cache, &rule, 1, 0);
+      lattn_stream_head_(&st, cache, &rule, 0);
     }
     lattn_stream_put_sum_(&st);
     lattn_stream_flush_(&st);
@@ -9568,7 +9829,7 @@ LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_fu
 
 /* What a loading reads before it believes the rest. */
 typedef struct lattn_saved_ {
-  uint64_t header, fingerprint, n_tokens, n_slots, bytes;
+  uint64_t header, fingerprint, n_tokens, n_slots, bytes, bundle;
   int64_t counts[6];
 } lattn_saved_;
 
@@ -9586,7 +9847,8 @@ LATTN_FN_ lattn_status lattn_load_fixed_(lattn_stream_ *st, lattn_saved_ *h) {
   h->n_slots = lattn_stream_get_(st, 8);
   h->bytes = lattn_stream_get_(st, 8);
   for (int i = 0; i < 6; i++) h->counts[i] = (int64_t)lattn_stream_get_(st, 4);
-  for (int i = 0; i < 3; i++)
+  h->bundle = lattn_stream_get_(st, 8);
+  for (int i = 0; i < 2; i++)
     if (lattn_stream_get_(st, 8)) known = 0;
   if (st->failed) return LATTN_E_IO;
   if (!known || h->n_tokens > h->n_slots || h->n_slots > (uint64_t)LATTN_MAX_POSITION_)
@@ -9605,7 +9867,7 @@ LATTN_FN_ lattn_status lattn_load_suits_(lattn_stream_ *st, const lattn_cache *c
   if (h->n_tokens > (uint64_t)cache->capacity || h->counts[1] > cache->max_holes) s = LATTN_E_FULL;
   if (h->fingerprint != cache->fingerprint || h->counts[0] != cache->n_kv ||
       h->counts[2] != cache->dk || h->counts[3] != cache->dv || h->counts[4] != cache->key_type ||
-      h->counts[5] != cache->value_type)
+      h->counts[5] != cache->value_type || h->bundle != lattn_saved_bundle_(cache))
     s = LATTN_E_CONFIG;
   if (!s) return s;
   for (uint64_t i = LATTN_SAVED_FIXED_ + LATTN_SAVED_CHECK_; i < h->header && !st->failed; i += 8)
@@ -9691,8 +9953,7 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
   st->left = h.bytes - h.header;
   for (int32_t i = 0; i < own->n_kv && !st->failed; i++) {
     lattn_rule_ *rule = lattn_rules_(own) + i, kept = lattn_saved_rule_(own, i);
-    lattn_stream_head_(st, own, rule, 0, kept.first_block);
-    lattn_stream_head_(st, own, rule, 1, kept.first_block);
+    lattn_stream_head_(st, own, rule, kept.first_block);
   }
   for (int32_t i = 0; i < own->n_kv; i++) {
     lattn_rule_ kept = lattn_saved_rule_(own, i);
@@ -9737,7 +9998,7 @@ LATTN_FN_ void lattn_turn_back_(float *x, float *y, float c, float s) {
   lattn_turn_pair_(x, y, c / size, -s / size);
 }
 
-/* The key of one slot, turned back if angles is there, into row `to` of k. */
+/* The key of one slot, turned back if angles is there, into k, from element `to` on. */
 LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const lattn_storage_ *st, const char *page,
                               int64_t slot, const lattn_tensor *k, int64_t to, float *angles) {
   int64_t lane = slot % LATTN_BLOCK_, at = lane / 16 * 16 * cache->dk + lane % 16;
@@ -9757,7 +10018,6 @@ LATTN_FN_ int lattn_read_key_(const lattn_cache *cache, const lattn_storage_ *st
     at = 0;
     step = 1;
   }
-  to *= k->stride_token;
   for (int64_t d = 0; d < cache->dk; d++)
     if (!pairs || d < d0 || d >= d0 + 2 * pairs)
       lost |= lattn_put_(out, k->type, to + d, lattn_get_(from, type, at + d * step));
@@ -9777,7 +10037,6 @@ LATTN_FN_ int lattn_read_value_(const lattn_cache *cache, const lattn_storage_ *
   float row[LATTN_MAX_STACK_DIM_]; /* of integers */
   const char *values = page + st->value_at;
   int lost = 0;
-  to *= v->stride_token;
   if (lattn_is_int_(st->value_type)) {
     lattn_widen_ints_(row, values + lane * st->row_bytes, st->value_type, cache->dv);
     if (st->value_type == LATTN_I8)
@@ -9804,8 +10063,12 @@ LATTN_NOINLINE_ int lattn_read_tokens_(const lattn_cache *cache, int32_t kv, int
     int64_t slot = lattn_slot_of_(cache, first + i);
     const char *page = lattn_cache_page_(cache, kv, slot / LATTN_BLOCK_);
     if (unrotated) lattn_angles_(angles, &turning, slot);
-    if (k->data) lost |= lattn_read_key_(cache, st, page, slot, k, i, unrotated ? angles : 0);
-    if (v->data) lost |= lattn_read_value_(cache, st, page, slot % LATTN_BLOCK_, v, i);
+    for (int64_t j = 0; k->data && j < st->n_keys; j++)
+      lost |= lattn_read_key_(cache, st, page + j * st->key_stride, slot, k,
+                              i * k->stride_token + j * k->stride_head, unrotated ? angles : 0);
+    for (int64_t j = 0; v->data && j < st->n_values; j++)
+      lost |= lattn_read_value_(cache, st, page + j * st->value_stride, slot % LATTN_BLOCK_, v,
+                                i * v->stride_token + j * v->stride_head);
   }
   return lost;
 }
@@ -9825,8 +10088,9 @@ LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_hea
   if (!s && v.data) s = lattn_view_(&v, 1, 1, &vn, 0);
   if (s) return s;
   n = k.data ? k.n_tokens : v.n_tokens;
-  if (k.data && (k.n_heads != 1 || k.dim != cache->dk)) return LATTN_E_SHAPE;
-  if (v.data && (v.n_heads != 1 || v.dim != cache->dv || v.n_tokens != n)) return LATTN_E_SHAPE;
+  if (k.data && (k.n_heads != cache->n_keys || k.dim != cache->dk)) return LATTN_E_SHAPE;
+  if (v.data && (v.n_heads != cache->n_values || v.dim != cache->dv || v.n_tokens != n))
+    return LATTN_E_SHAPE;
   if (first < 0 || first > cache->n_tokens || n > cache->n_tokens - first) return LATTN_E_SHAPE;
   if (k.data && v.data && lattn_overlap_(&k, &v)) return LATTN_E_ALIAS;
   rule = lattn_cache_rule_(cache, kv_head);
