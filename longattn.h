@@ -5781,6 +5781,13 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   return slot;
 }
 
+/* Rows of a tile, if all are to be as large: 4 + 4 decode 8 rows in 0.8 of the time of 6 + 2, of
+   which the first do not ask for what comes next. (Tiles of LATTN_I8 do.) */
+LATTN_FN_ int64_t lattn_even_rows_(int64_t rows) {
+  int64_t tiles = (rows + LATTN_TILE_ROWS_ - 1) / LATTN_TILE_ROWS_;
+  return (rows + tiles - 1) / tiles;
+}
+
 /* Segments [first, end) of the item into one partial a row; returns its slot. */
 LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int64_t first, int64_t end) {
@@ -5813,9 +5820,12 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         sp->ahead = base + LATTN_BLOCK_;
         sp->ahead_end = next.lo / LATTN_PANEL_;
       }
-      for (int64_t r = 0; r < it->rows; r += LATTN_TILE_ROWS_) {
+      for (int64_t r = 0, m = LATTN_TILE_ROWS_; r < it->rows; r += m) {
+        if (job->n_keys * job->n_values > 1 ||
+            (it->rows <= LATTN_FEW_ROWS_ && b.k_type != LATTN_I8))
+          m = lattn_even_rows_(it->rows);
         if (next.hi > 0 && next.stored > next.lo) lattn_look_ahead_(job, it, sp, &next, r);
-        lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(LATTN_TILE_ROWS_, it->rows - r), to);
+        lattn_tile_(job, it, sp, &b, base, r, (int)lattn_min_(m, it->rows - r), to);
       }
       if (base + LATTN_BLOCK_ >= it->hi && base + LATTN_BLOCK_ >= it->sink_hi) break;
     }
