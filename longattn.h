@@ -398,6 +398,21 @@ enum lattn_weighting {
   LATTN_SIGMOID = 1
 };
 
+/* Selective values (DiffQKV: Lin et al., Sigma): of the keys that a row sees, only those with the
+   top_values largest scores, the newer of equals first, give it their values; no other value is
+   read. All scores are. With top_values not below the number of keys that it sees, a row has the
+   bits of a plain call. Exact whatever `inexact` says. The chosen keys are found among all that the
+   call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen key, which
+   lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
+   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256. Threads
+   share KV heads and blocks of rows, never the keys of a row. */
+enum lattn_top_mode {
+  LATTN_TOP_KEEP = 0,       /* weights as they are: out is off by at most dropped * the largest
+                               |v|; lse and partials' sums are those of all keys */
+  LATTN_TOP_NORMALISE = 1   /* the weights of the chosen keys sum to 1, as if the row saw no others;
+                               so are lse and partials. Not with LATTN_SIGMOID (LATTN_E_CONFIG) */
+};
+
 /* Changes the scores of 16 keys in place: scores[t] is that of absolute key first_key + t (a
    multiple of 16) for row `row` of q, at position `query`, query head `head`, sequence
    `sequence`. Scores of hidden keys are also there, with any value, and are ignored afterwards.
@@ -462,19 +477,25 @@ typedef struct lattn_attn {
   int32_t weighting;        /* enum lattn_weighting; 0 = softmax */
   float sigmoid_bias;       /* of LATTN_SIGMOID; finite; with LATTN_SOFTMAX it must be 0 */
   int32_t zero;             /* must be 0 */
+  int32_t top_values;       /* 0 = all; else each row takes the values of so many keys, of the
+                               largest scores: see enum lattn_top_mode */
+  int32_t top_mode;         /* enum lattn_top_mode */
+  float *dropped;           /* NULL, or [n_queries][H]: the share of its weights that a row dropped;
+                               of LATTN_SIGMOID, their sum. 0 where top_values is 0 */
 } lattn_attn;
 
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), or sigmoid attention,
    never materialising n x n. q [n_queries][H][dk], k [n_keys][G][dk], v [n_keys][G][dv], out
    [n_queries][H][dv]; H a multiple of G; query head h uses KV head h / (H / G). k and v may have
-   different numbers of heads, which both divide H (DiffQKV: Lin et al., Sigma): h then uses key head
-   h / (H / G_k) and value head h / (H / G_v). Any dims, any mix of element types. lse: NULL, or [n_queries][H] floats. A row that sees no key gets +0 and lse =
-   -infinity (or its learned sink logit). NaN reaches the rows that see it and no others; hidden
-   keys and values are never in the arithmetic. out may be exactly q's array (same strides and
-   element size); any other overlap is LATTN_E_ALIAS. Positions are < 2^31. options NULL = all
-   defaults. Thread-safe. With progress, the call proceeds in ranges of rows; when cancelled, rows
-   >= *tokens_done are unwritten. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE,
-   ALIAS, SCRATCH, CONFIG. Notes: CANCELLED, OVERFLOWED. */
+   different numbers of heads, which both divide H (DiffQKV: Lin et al., Sigma): h then uses key
+   head h / (H / G_k) and value head h / (H / G_v). Any dims, any mix of element types. lse: NULL,
+   or [n_queries][H] floats. A row that sees no key gets +0 and lse = -infinity (or its learned sink
+   logit). NaN reaches the rows that see it and no others; hidden keys and values are never in the
+   arithmetic. out may be exactly q's array (same strides and element size); any other overlap is
+   LATTN_E_ALIAS. Positions are < 2^31. options NULL = all defaults. Thread-safe. With progress, the
+   call proceeds in ranges of rows; when cancelled, rows >= *tokens_done are unwritten. Errors:
+   NULL, SIZE, FIELD, SHAPE, TYPE, STRIDE, OVERFLOW, VALUE, ALIAS, SCRATCH, CONFIG. Notes:
+   CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q, lattn_tensor k,
                                        lattn_tensor v, lattn_tensor out, float *lse,
                                        const lattn_exec *exec);
@@ -514,11 +535,11 @@ typedef struct lattn_weights {
                             their order, is added */
 } lattn_weights;
 
-/* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial and
-   lse_low are not used). Keys count from the first of k. Scratch as for lattn_attention with these
-   q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also for a
-   row or head that is not there; CONFIG for n_sequences > 1, and top_keys without top_weights.
-   exec: progress is not used. */
+/* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial, lse_low
+   and top_values are not used). Keys count from the first of k. Scratch as for lattn_attention with
+   these q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also
+   for a row or head that is not there; CONFIG for n_sequences > 1, and top_keys without
+   top_weights. exec: progress is not used. */
 LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
                                                lattn_tensor k, const lattn_weights *weights,
                                                const lattn_exec *exec);
@@ -670,13 +691,13 @@ typedef struct lattn_cache_config {
   int32_t max_holes;           /* most removed ranges at a time, 0 = 16; at most 1024 */
   int32_t weighting;           /* as in lattn_attn */
   float sigmoid_bias;
-  int32_t n_value_heads;       /* 0 = n_kv_heads. Else (DiffQKV: Lin et al., Sigma) n_kv_heads counts
-                                  key heads only, and query head h uses key head h * n_kv_heads /
-                                  n_heads and value head h * n_value_heads / n_heads; n_heads is a
-                                  multiple of both. A KV head is then a bundle: of gcd(n_kv_heads,
-                                  n_value_heads) bundles, each has as many key heads, as many value
-                                  heads and the query heads that use them. What is said of KV heads
-                                  (heads, policies, pages, statistics) holds for bundles */
+  int32_t n_value_heads;       /* 0 = n_kv_heads. Else (DiffQKV: Lin et al., Sigma) n_kv_heads is
+                                  the number of key heads: query head h uses key head h *
+                                  n_kv_heads / n_heads and value head h * n_value_heads / n_heads;
+                                  n_heads is a multiple of both. A KV head is then a bundle: each of
+                                  the gcd(n_kv_heads, n_value_heads) has as many key heads, as many
+                                  value heads, and the query heads that use them. What is said of a
+                                  KV head (policy, types, pages, statistics) holds for a bundle */
   int32_t zero;                /* must be 0 */
 } lattn_cache_config;
 
@@ -785,6 +806,9 @@ typedef struct lattn_call {
   void *score_user;
   lattn_partial *partial;         /* attend only, one cache: as in lattn_attn */
   float *lse_low;                 /* as in lattn_attn */
+  int32_t top_values;             /* as in lattn_attn */
+  int32_t top_mode;
+  float *dropped;
 } lattn_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
@@ -792,15 +816,14 @@ typedef struct lattn_call {
 LATTN_API size_t lattn_cache_scratch(const lattn_cache_config *config, int64_t n_tokens,
                                      int32_t n_threads);
 
-/* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv] (G: n_kv_heads, of v
-   n_value_heads), and attends with q
-   [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the token at position (tokens before)
-   + r and sees itself and what its head's policy lets it see. Any n, in inner steps of
-   max_append tokens: memory for a streaming head stays constant. Pages for the whole call are
-   reserved first: LATTN_E_FULL comes before anything is written. When cancelled, the cache holds
-   exactly *tokens_done more tokens than before, whose rows are written. out may be exactly q's
-   array. Errors: as lattn_attention, and FULL, STATE (drafts are pending). Notes: CANCELLED,
-   OVERFLOWED. */
+/* The normal call, prefill and decode alike: appends k [n][G][dk], v [n][G][dv] (G: n_kv_heads, of
+   v n_value_heads), and attends with q [n][H][dk]; out [n][H][dv]; lse NULL or [n][H]. Row r is the
+   token at position (tokens before) + r and sees itself and what its head's policy lets it see. Any
+   n, in inner steps of max_append tokens: memory for a streaming head stays constant. Pages for the
+   whole call are reserved first: LATTN_E_FULL comes before anything is written. When cancelled, the
+   cache holds exactly *tokens_done more tokens than before, whose rows are written. out may be
+   exactly q's array. Errors: as lattn_attention, and FULL, STATE (drafts are pending). Notes:
+   CANCELLED, OVERFLOWED. */
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                           lattn_tensor out, float *lse, const lattn_exec *exec);
@@ -941,10 +964,11 @@ enum lattn_read_flags {
 };
 
 /* Reads the tokens at positions first ... first + n - 1 of one KV head: k [n][1][dk], v [n][1][dv]
-   (of a bundle, all its key heads and value heads), of any element type; data NULL: not wanted, the view is not read. Keys are as stored: rotated, if
-   the cache rotates, at their slots (= positions, unless tokens were removed before them). Errors:
-   NULL (both), SHAPE (head, positions, dims), TYPE, STRIDE, OVERFLOW, FIELD; ALIAS (k and v
-   overlap); EVICTED (a token is no longer held). Note: OVERFLOWED. */
+   (of a bundle, all its key heads and value heads), of any element type; data NULL: not wanted, the
+   view is not read. Keys are as stored: rotated, if the cache rotates, at their slots (= positions,
+   unless tokens were removed before them). Errors: NULL (both), SHAPE (head, positions, dims),
+   TYPE, STRIDE, OVERFLOW, FIELD; ALIAS (k and v overlap); EVICTED (a token is no longer held).
+   Note: OVERFLOWED. */
 LATTN_API lattn_status lattn_cache_read(const lattn_cache *cache, int32_t kv_head, int64_t first,
                                         lattn_tensor k, lattn_tensor v, int32_t flags);
 
@@ -4284,6 +4308,7 @@ enum {
   /* Workspace of a task without scratch: two queries, scores, partials, and one row's record. */
   LATTN_STACK_BYTES_ = 4 * (2 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
                             LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
+  LATTN_STACK_TOP_ = 256,    /* chosen keys of a row without scratch */
   LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
   LATTN_MAX_STRUCT_ = 4096,  /* bytes of a caller's struct: more is not a size but garbage */
   LATTN_PASS_ROWS_ = 512     /* tokens of q whose angles are kept at a time */
@@ -4304,6 +4329,7 @@ LATTN_FN_ lattn_status lattn_fail_(lattn_fault *fault, lattn_status status, cons
 /* Bytes of structs in their first version, where they have grown. */
 enum {
   LATTN_FIRST_ATTN_ = offsetof(lattn_attn, sigmoid_bias),
+  LATTN_FIRST_CALL_ = offsetof(lattn_call, top_values),
   LATTN_FIRST_CONFIG_ = offsetof(lattn_cache_config, weighting)
 };
 
@@ -4534,6 +4560,7 @@ typedef struct lattn_job_ {
   int32_t n_keys, n_values; /* key heads and value heads of a KV head, if it is a bundle; else 1 */
   float scale;
   int plain;                /* scores are used as they are: no softcap, ALiBi, bias, callback */
+  int64_t top;              /* keys whose values a row takes; 0 = all */
   int64_t from_token, to_token; /* rows of this pass */
   int64_t rows;             /* rows of an item at most */
   int depth;                /* slots of a worker */
@@ -4577,6 +4604,17 @@ typedef struct lattn_slot_ {
   float *m, *l, *acc;
 } lattn_slot_;
 
+/* The chosen keys of a row: their scores and slots follow, at first as a heap whose root is the
+   next to go, then in order of slots. */
+typedef struct lattn_choice_ {
+  float score;
+  uint32_t slot;
+} lattn_choice_;
+typedef struct lattn_choices_ {
+  int32_t n, at;
+  float m, l; /* maximum and sum of all keys */
+} lattn_choices_;
+
 /* A worker's memory. */
 typedef struct lattn_space_ {
   lattn_row_ *rows;
@@ -4596,6 +4634,9 @@ typedef struct lattn_space_ {
   uint32_t used; /* bit i: slot i is on the stack */
   int64_t own, other; /* zones (lattn_zone_) of the rows' own slots, and of q_other; -2: none */
   int sinks_differ;
+  char *choices;      /* of each row, if the job has a top */
+  size_t choice_bytes;
+  int choosing;       /* 1: rows choose keys and take no values; 2: they take those of the chosen */
 } lattn_space_;
 
 LATTN_FN_ size_t lattn_slot_floats_(int64_t rows, int64_t columns) {
@@ -4609,6 +4650,11 @@ LATTN_FN_ lattn_slot_ lattn_slot_at_(float *base, int64_t rows) {
   s.l = base + padded;
   s.acc = base + 2 * padded;
   return s;
+}
+
+/* Of the choices of a row. */
+LATTN_FN_ size_t lattn_choice_bytes_(int64_t top) {
+  return sizeof(lattn_choices_) + (size_t)top * sizeof(lattn_choice_);
 }
 
 /* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on
@@ -4625,6 +4671,7 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
   part[4] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->dk * job->n_keys) * sizeof(float) : 0;
   part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns * job->n_values) * sizeof(float) : 0;
+  if (job->top) part[5] = (size_t)job->rows * lattn_choice_bytes_(job->top);
   part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
   for (int i = 0; i < 8; i++) {
@@ -4637,13 +4684,15 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
       if (i == 2 && part[2]) sp->q_other = (float *)(void *)here;
       if (i == 3) sp->s = (float *)(void *)here;
       if (i == 4) sp->keys = part[4] ? (float *)(void *)here : 0;
-      if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
+      if (i == 5) sp->values = part[5] && !job->top ? (float *)(void *)here : 0;
+      if (i == 5) sp->choices = job->top ? here : 0;
       if (i == 6) sp->angles = part[6] ? (float *)(void *)here : 0;
       if (i == 7) sp->slots = (float *)(void *)here;
     }
     at = next;
   }
   if (sp) {
+    sp->choice_bytes = lattn_choice_bytes_(job->top);
     sp->slot_floats = slot;
     sp->n_rows = packs ? job->rows : 1;
     sp->columns = job->columns;
@@ -5013,7 +5062,7 @@ LATTN_FN_ int64_t lattn_zone_(const lattn_job_ *job, const lattn_item_ *it,
    rows of more than one token, that are not part of decode (drafts, groups). */
 LATTN_FN_ int lattn_in_pairs_(const lattn_job_ *job, const lattn_item_ *it) {
   const lattn_storage_ *st = it->cache ? &lattn_cache_rule_(it->cache, it->kv)->s : 0;
-  if (!LATTN_HAS_PAIRS_ || !job->o.inexact || !job->scratch || job->weights) return 0;
+  if (!LATTN_HAS_PAIRS_ || !job->o.inexact || !job->scratch || job->weights || job->top) return 0;
   if (!lattn_many_rows_(job, it, LATTN_FEW_ROWS_)) return 0;
   if (it->nq < 2 || it->depth || it->of_group) return 0;
   return !st || !(lattn_is_int_(st->key_type) || lattn_is_int_(st->value_type));
@@ -5101,7 +5150,7 @@ LATTN_FN_ int lattn_prepares_keys_(const lattn_block_ *b) {
 }
 
 LATTN_FN_ int lattn_prepares_values_(const lattn_job_ *job, const lattn_block_ *b) {
-  if (job->weights || b->v_type == LATTN_I8) return 0;
+  if (job->weights || job->top || b->v_type == LATTN_I8) return 0;
   return !b->panels || b->pairs || b->v_type != LATTN_F32;
 }
 
@@ -5168,7 +5217,7 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
                                   int64_t base, lattn_block_ *b) {
   int p;
   lattn_find_block_(job, it, base, b);
-  if (b->lo >= b->hi) return;
+  if (b->lo >= b->hi || sp->choosing == 2) return;
   if (it->cache) lattn_find_zones_(job, it, sp, base, b);
   b->hints = lattn_prepares_(job, it, sp) ? 0 : b->ahead;
   if (b->stored <= b->lo || !lattn_prepares_(job, it, sp)) return; /* drafts only, or few rows */
@@ -5224,7 +5273,7 @@ LATTN_FN_ void lattn_look_ahead_(const lattn_job_ *job, const lattn_item_ *it, l
                     next->panel_bytes / LATTN_PANEL_);
       else
         lattn_fetch_row_(&job->k, next->k_index + j, it->kv * job->n_keys + i);
-    for (int i = 0; i < job->n_values; i++)
+    for (int i = 0; !job->top && i < job->n_values; i++)
       lattn_hint_(next->v, i * next->v_part + (next->v_index + j) * stride,
                   next->panels ? stride : job->dv * size);
   }
@@ -5541,7 +5590,7 @@ LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, la
   lattn_v16_ sums[LATTN_TILE_ROWS_];
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
   int pairs;
-  if (t->apart && t->hi <= b->stored && b->nonfinite < 0)
+  if (t->apart && t->hi <= b->stored && b->nonfinite < 0 && sp->choosing != 1)
     b->nonfinite = lattn_block_nonfinite_(job, b);
   pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(t->apart && b->nonfinite);
   for (int a = 0; a < t->m; a++) {
@@ -5561,6 +5610,7 @@ LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, la
   lattn_v_store_(t->e, lattn_v_exp_(lattn_v_load_(t->e)));
   for (int a = 0; a < t->m; a++)
     to.l[t->r + a] = lattn_fma_(to.l[t->r + a], t->e[a], t->sum[a]);
+  if (sp->choosing == 1) return;
   if (job->n_values == 1) {
     lattn_tile_values_(job, it, sp, b, t, 0, t->m, to.acc);
     return;
@@ -5573,6 +5623,111 @@ LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, la
     own.scales = (const char *)lattn_part_at_(b->scales, part, b->v_part);
     lattn_tile_values_(job, it, sp, &own, t, a, n, to.acc);
   }
+}
+
+/* ---- selective values ----
+   All keys are scored once, and each row keeps the scores of the best so far; then their values are
+   folded in as any others are, by blocks and segments, so that all keys give the bits of a plain
+   call. */
+
+LATTN_FN_ lattn_choices_ *lattn_choices_of_(const lattn_space_ *sp, int64_t r) {
+  return (lattn_choices_ *)(void *)(sp->choices + (size_t)r * sp->choice_bytes);
+}
+
+/* Which of two is nearer to the root: the worse one, or the one of the higher slot. */
+LATTN_FN_ int lattn_is_nearer_(const lattn_choice_ *a, const lattn_choice_ *b, int by_slot) {
+  if (by_slot || a->score == b->score) return by_slot ? a->slot > b->slot : a->slot < b->slot;
+  return a->score < b->score;
+}
+
+/* Puts x into the heap of n, whose place i is free and whose subtrees there are heaps. */
+LATTN_FN_ void lattn_sift_(lattn_choice_ *heap, int64_t n, int64_t i, lattn_choice_ x,
+                           int by_slot) {
+  for (int64_t next; (next = 2 * i + 1) < n; i = next) {
+    if (next + 1 < n && lattn_is_nearer_(heap + next + 1, heap + next, by_slot)) next++;
+    if (!lattn_is_nearer_(heap + next, &x, by_slot)) break;
+    heap[i] = heap[next];
+  }
+  heap[i] = x;
+}
+
+/* A key that is newer than all before. */
+LATTN_FN_ void lattn_choose_(lattn_choices_ *c, int64_t top, float score, int64_t slot) {
+  lattn_choice_ *heap = (lattn_choice_ *)(void *)(c + 1), x;
+  int64_t i = c->n;
+  x.score = score;
+  x.slot = (uint32_t)slot;
+  if (c->n == top) {
+    if (score >= heap[0].score) lattn_sift_(heap, top, 0, x, 0);
+    return;
+  }
+  for (c->n++; i > 0 && lattn_is_nearer_(&x, heap + (i - 1) / 2, 0); i = (i - 1) / 2)
+    heap[i] = heap[(i - 1) / 2];
+  heap[i] = x;
+}
+
+/* The scores of a row of a tile; visible NULL: it sees all. NaN is never chosen: it shows in the
+   sum. */
+LATTN_FN_ void lattn_choose_row_(lattn_choices_ *c, int64_t top, int64_t base,
+                                 const uint32_t *visible, const float *s, float largest) {
+  const lattn_choice_ *heap = (const lattn_choice_ *)(const void *)(c + 1);
+  if (c->n == top && largest < heap[0].score) return;
+  for (int p = 0; p < 8; p++) {
+    uint32_t bits = visible ? visible[p] : 0xffffu, better = c->n < top;
+    for (int t = 0; t < 16 && c->n == top; t++) better |= s[16 * p + t] >= heap[0].score;
+    for (int t = 0; t < 16 && better; t++)
+      if ((bits >> t & 1u) && !lattn_is_nan_(s[16 * p + t]))
+        lattn_choose_(c, top, s[16 * p + t], base + 16 * p + t);
+  }
+}
+
+/* Between the two passes: what all keys came to is kept, and the chosen are put in order. */
+LATTN_FN_ void lattn_order_choices_(lattn_choices_ *c, float m, float l) {
+  lattn_choice_ *heap = (lattn_choice_ *)(void *)(c + 1), last;
+  c->m = m;
+  c->l = l;
+  for (int64_t i = c->n / 2; i-- > 0;) lattn_sift_(heap, c->n, i, heap[i], 1);
+  for (int64_t n = c->n; n-- > 1;) {
+    last = heap[n];
+    heap[n] = heap[0];
+    lattn_sift_(heap, n, 0, last, 1);
+  }
+}
+
+/* Whether a row of the item has chosen a key of the block. */
+LATTN_FN_ int lattn_is_chosen_(const lattn_item_ *it, const lattn_space_ *sp, int64_t base) {
+  for (int64_t r = 0; r < it->rows; r++) {
+    const lattn_choices_ *c = lattn_choices_of_(sp, r);
+    const lattn_choice_ *next = (const lattn_choice_ *)(const void *)(c + 1) + c->at;
+    if (c->at < c->n && next->slot < base + LATTN_BLOCK_) return 1;
+  }
+  return 0;
+}
+
+/* The values of a row's chosen keys of one block. */
+LATTN_FN_ void lattn_chosen_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                                    lattn_block_ *b, int64_t base, int64_t r, lattn_slot_ to) {
+  lattn_choices_ *c = lattn_choices_of_(sp, r);
+  const lattn_choice_ *key = (const lattn_choice_ *)(const void *)(c + 1);
+  lattn_v16_ top = lattn_v_set_(-LATTN_INFINITY_);
+  lattn_against_ t;
+  LATTN_MEMSET_(&t, 0, sizeof t);
+  for (int p = 0; p < 8; p++) lattn_v_store_(sp->s + 16 * p, top);
+  for (; c->at < c->n && key[c->at].slot < base + LATTN_BLOCK_; c->at++) {
+    int lane = (int)(key[c->at].slot - base);
+    if (!t.hi) t.lo = lane;
+    t.hi = lane + 1;
+    t.visible[lane / 16] |= 1u << lane % 16;
+    sp->s[lane] = key[c->at].score;
+  }
+  for (int p = 0; p < 8; p++) top = lattn_v_max_(lattn_v_load_(sp->s + 16 * p), top);
+  t.top[0] = lattn_v_reduce_max_(top);
+  if (lattn_is_empty_(t.top[0])) return;
+  t.r = r;
+  t.base = base;
+  t.m = t.masked = t.apart = 1;
+  b->nonfinite = 1; /* row by row: others' values are not looked at */
+  lattn_fold_tile_(job, it, sp, b, &t, to);
 }
 
 /* Rows r ... r + m - 1 of the item against one block. */
@@ -5597,6 +5752,10 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
       for (int p = first; p < end; p++) all &= t.visible[8 * a + p];
       t.apart |= t.empty[a] || all != 0xffffu; /* it may not see a key that the tile touches */
     }
+  for (int a = 0; sp->choosing && a < m; a++)
+    if (!t.masked || !t.empty[a])
+      lattn_choose_row_(lattn_choices_of_(sp, r + a), job->top, base,
+                        t.masked ? t.visible + 8 * a : 0, sp->s + a * LATTN_BLOCK_, t.top[a]);
   lattn_fold_tile_(job, it, sp, b, &t, to);
 }
 
@@ -5805,6 +5964,7 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         base = lattn_min_(it->lo / LATTN_BLOCK_ * LATTN_BLOCK_, stop) - LATTN_BLOCK_;
         continue;
       }
+      if (sp->choosing == 2 && !lattn_is_chosen_(it, sp, base)) continue;
       lattn_begin_block_(job, it, sp, base, &b);
       if (b.lo >= b.hi) continue;
       if (slot < 0) {
@@ -5813,6 +5973,9 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
         LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
       }
+      for (int64_t r = 0; sp->choosing == 2 && r < it->rows; r++)
+        lattn_chosen_values_(job, it, sp, &b, base, r, to);
+      if (sp->choosing == 2) continue;
       next.hi = 0;
       if (lattn_many_rows_(job, it, LATTN_FEW_ROWS_) &&
           base + LATTN_BLOCK_ < end * LATTN_SEGMENT_) {
@@ -5899,6 +6062,27 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
   return lost;
 }
 
+/* What a row dropped. Its sum becomes that of all keys, unless it is to be normalised; a NaN among
+   the scores, which nobody chose, reaches it. */
+LATTN_FN_ void lattn_finish_choices_(const lattn_job_ *job, const lattn_space_ *sp, int64_t r,
+                                     lattn_slot_ s, float *dropped) {
+  float m = s.m[r], l = s.l[r], less;
+  if (job->top) {
+    m = lattn_choices_of_(sp, r)->m;
+    l = lattn_choices_of_(sp, r)->l;
+    if (lattn_is_empty_(s.m[r])) s.m[r] = m, s.l[r] = 0;
+  }
+  if (dropped) {
+    less = l - s.l[r];
+    if (job->o.weighting == LATTN_SOFTMAX) less = less / l;
+    *dropped = lattn_is_empty_(m) || less < 0 ? 0.0f : less;
+  }
+  if (!job->top || lattn_is_empty_(m)) return;
+  for (int64_t c = 0; lattn_is_nan_(l) && c < job->columns; c++)
+    s.acc[r * job->columns + c] = LATTN_NAN_;
+  if (lattn_is_nan_(l) || job->o.top_mode == LATTN_TOP_KEEP) s.l[r] = l;
+}
+
 LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   int slot) {
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
@@ -5910,6 +6094,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
     float *acc = s.acc + r * job->columns;
     float z = job->o.sink_logits ? job->o.sink_logits[row->head] : -LATTN_INFINITY_;
     if (job->out.data) lattn_fetch_row_(&job->out, row->token + 16 / job->group, row->head);
+    lattn_finish_choices_(job, sp, r, s, job->o.dropped ? job->o.dropped + at : 0);
     if (sigmoid) s.l[r] = 1; /* the output is the sum: dividing by 1 changes no bit */
     if (job->partial) {
       int none = lattn_is_empty_(s.m[r]);
@@ -6062,6 +6247,24 @@ LATTN_FN_ int lattn_next_item_(const lattn_job_ *job, lattn_item_ *it) {
   return 1;
 }
 
+/* Selective values: the item's rows against all keys, then against those that they chose. */
+LATTN_FN_ int lattn_run_chosen_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
+  int slot;
+  lattn_slot_ all;
+  for (int64_t r = 0; r < it->rows; r++) lattn_choices_of_(sp, r)->n = 0;
+  sp->choosing = 1;
+  slot = lattn_run_segments_(job, it, sp, 0, LATTN_MAX_POSITION_);
+  all = lattn_space_slot_(sp, slot);
+  for (int64_t r = 0; r < it->rows; r++) {
+    lattn_choices_of_(sp, r)->at = 0;
+    lattn_order_choices_(lattn_choices_of_(sp, r), all.m[r], all.l[r]);
+  }
+  sp->choosing = 2;
+  slot = lattn_run_segments_(job, it, sp, 0, LATTN_MAX_POSITION_);
+  sp->choosing = 0;
+  return slot;
+}
+
 LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit, lattn_space_ *sp) {
   int64_t run = it->run[0] + unit, first, end;
   int slot;
@@ -6074,7 +6277,7 @@ LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit,
     first = it->first_segment;
     end = LATTN_MAX_POSITION_;
   }
-  slot = lattn_run_segments_(job, it, sp, first, end);
+  slot = job->top ? lattn_run_chosen_(job, it, sp) : lattn_run_segments_(job, it, sp, first, end);
   if (it->units == 1) {
     lattn_finish_item_(job, it, sp, slot);
   } else {
@@ -6116,12 +6319,23 @@ LATTN_NOINLINE_ void lattn_worker_on_stack_(lattn_job_ *job, int32_t index) {
   lattn_worker_(job, index, memory.bytes);
 }
 
+LATTN_NOINLINE_ void lattn_chooser_on_stack_(lattn_job_ *job, int32_t index) {
+  union {
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_ + sizeof(lattn_choices_) +
+               LATTN_STACK_TOP_ * sizeof(lattn_choice_)];
+  } memory;
+  lattn_worker_(job, index, memory.bytes);
+}
+
 LATTN_FN_ void lattn_task_(void *context, int32_t index) {
   lattn_job_ *job = (lattn_job_ *)context;
   lattn_fpenv_ saved;
   lattn_fpenv_enter_(&saved);
   if (job->scratch)
     lattn_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
+  else if (job->top)
+    lattn_chooser_on_stack_(job, index);
   else
     lattn_worker_on_stack_(job, index);
   lattn_fpenv_leave_(&saved);
@@ -6267,11 +6481,15 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
   size_t bytes;
   int64_t sequences = lattn_sequence_bytes_(job, total_rows / job->group);
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
+  if (job->top) { /* choices take no more than prepared values would, if they can */
+    int64_t fit = lattn_max_(1, 1024 * job->columns / (int64_t)lattn_choice_bytes_(job->top));
+    most_rows = most_rows > 0 ? lattn_min_(most_rows, fit) : fit;
+  }
   if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
   job->depth = depth;
   most = (uint64_t)job->n_workers *
          (uint64_t)(1024 * (job->dk * job->n_keys + job->columns * job->n_values + 16) +
-                    (job->rows + 16) * (128 + 8 * job->dk) +
+                    (job->rows + 16) * (128 + 8 * job->dk + 8 * job->top) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
   if (most > SIZE_MAX / 4 || sequences < 0) return 0;
   job->worker_bytes = lattn_carve_(0, 0, job, &job->keys_at);
@@ -6295,6 +6513,7 @@ LATTN_FN_ void lattn_plan_units_(lattn_job_ *job) {
     cost += (it.hi - it.lo + it.sink_hi - it.sink_lo) / LATTN_SEGMENT_ + 1;
   }
   if (job->n_workers == 1 || !job->scratch || items >= 64 * (int64_t)job->n_workers) return;
+  if (job->top) return; /* a row's keys are chosen among all */
   job->log_run = 0;
   while ((int64_t)2 << job->log_run <= cost / (4 * job->n_workers)) job->log_run++;
   for (;; job->log_run++) {
@@ -6404,7 +6623,7 @@ LATTN_FN_ int lattn_find_groups_(lattn_job_ *job) {
 /* Runs a job over the rows of a pass that has begun. */
 LATTN_FN_ void lattn_run_pass_(lattn_job_ *job, const lattn_exec *ex) {
   lattn_fpenv_ saved;
-  if (job->own_seqs && lattn_find_groups_(job)) {
+  if (job->own_seqs && !job->top && lattn_find_groups_(job)) {
     job->next = 0;
     lattn_parallel_(ex, job->n_workers, lattn_group_task_, job);
   }
@@ -6428,7 +6647,8 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
   /* Items are counted in 32 bits; at worst one has a row, or a sequence. */
   if (items < 0 || items > INT32_MAX / 2) return lattn_fail_(fault, LATTN_E_OVERFLOW, "q");
   if (!ex->scratch) {
-    if (job->dk > LATTN_STACK_KEY_DIM_ || job->dv > LATTN_STACK_VALUE_DIM_)
+    if (job->dk > LATTN_STACK_KEY_DIM_ || job->dv > LATTN_STACK_VALUE_DIM_ ||
+        job->top > LATTN_STACK_TOP_)
       return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
     job->rows = 1;
     job->depth = LATTN_MAX_DEPTH_;
@@ -6544,6 +6764,17 @@ LATTN_FN_ lattn_status lattn_check_numbers_(lattn_job_ *job, lattn_fault *f) {
   job->plain = !(lattn_bits_(job->o.softcap) || job->o.alibi_slopes || job->o.key_bias ||
                  job->o.pair_bias || job->o.score);
   return s;
+}
+
+/* Selective values of a call with so many keys. */
+LATTN_FN_ lattn_status lattn_check_top_(lattn_job_ *job, int64_t n_keys, lattn_fault *f) {
+  if (job->o.top_values < 0) return lattn_fail_(f, LATTN_E_SHAPE, "top_values");
+  if (job->o.top_mode != LATTN_TOP_KEEP && job->o.top_mode != LATTN_TOP_NORMALISE)
+    return lattn_fail_(f, LATTN_E_FIELD, "top_mode");
+  if (job->o.top_mode == LATTN_TOP_NORMALISE && job->o.weighting == LATTN_SIGMOID)
+    return lattn_fail_(f, LATTN_E_CONFIG, "top_mode");
+  job->top = job->o.top_values < n_keys ? job->o.top_values : 0;
+  return LATTN_OK;
 }
 
 /* Starts of packed sequences: from 0, never falling, to n. */
@@ -6701,12 +6932,12 @@ LATTN_FN_ lattn_status lattn_check_apart_(const lattn_tensor *made, int n_made,
 LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial *partial,
                                             const lattn_tensor *more, int n_more, lattn_fault *f) {
   static const lattn_names_ name = LATTN_NAMES_("out");
-  const char *names[6] = {"out", "lse", "lse_low", "partial", "partial", "partial"};
+  const char *names[7] = {"out", "lse", "lse_low", "dropped", "partial", "partial", "partial"};
   const lattn_attn *o = &job->o;
   int64_t heads = job->n_kv * job->group, n = job->q.n_tokens, rows = n * heads;
   int64_t sequences = o->n_sequences;
-  lattn_tensor in[16], made[6];
-  int n_in = 0, n_made = 3;
+  lattn_tensor in[16], made[7];
+  int n_in = 0, n_made = 4;
   lattn_status s = lattn_view_(&job->out, 1, partial == 0, &name, f);
   if (s) return s;
   if (o->lse_low && !job->lse) return lattn_fail_(f, LATTN_E_NULL, "lse");
@@ -6716,6 +6947,7 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   made[0] = job->out;
   made[1] = lattn_floats_(job->lse, rows);
   made[2] = lattn_floats_(o->lse_low, rows);
+  made[3] = lattn_floats_(o->dropped, rows);
   if (partial) {
     s = lattn_check_partial_(partial, rows, job->dv, f);
     if (s) return s;
@@ -7087,6 +7319,7 @@ LATTN_API lattn_status lattn_attention(const lattn_attn *options, lattn_tensor q
   if (s) return s;
   job.partial = job.o.partial;
   s = lattn_check_numbers_(&job, ex.fault);
+  if (!s) s = lattn_check_top_(&job, k.n_tokens, ex.fault);
   if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
   if (!s) s = lattn_check_positions_(&job, &segments, ex.fault);
   if (!s) s = lattn_check_outputs_(&job, job.partial, 0, 0, ex.fault);
@@ -7120,7 +7353,7 @@ LATTN_API size_t lattn_attention_scratch(const lattn_attn *options, lattn_tensor
   job.n_workers = n_threads > 0 ? n_threads : 1;
   if (lattn_check_options_(&job, options, 0) || lattn_check_shapes_(&job, 0, 0)) return 0;
   if (lattn_check_sequences_(&job, 0)) return 0;
-  if (lattn_check_positions_(&job, &segments, 0)) return 0;
+  if (lattn_check_positions_(&job, &segments, 0) || lattn_check_top_(&job, k.n_tokens, 0)) return 0;
   return lattn_plan_worker_(&job, q.n_tokens * job.group, lattn_depth_(segments), 0);
 }
 
@@ -8586,7 +8819,7 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
                                          float *lse, int64_t n_keys, lattn_fault *f) {
   static const lattn_names_ name = LATTN_NAMES_("q");
   lattn_call c;
-  lattn_status s = lattn_import_(&c, sizeof c, sizeof c, call);
+  lattn_status s = lattn_import_(&c, sizeof c, LATTN_FIRST_CALL_, call);
   if (s) return lattn_fail_(f, s, "call.size");
   if (c.inexact && c.inexact != LATTN_INEXACT_BF16)
     return lattn_fail_(f, LATTN_E_FIELD, "call.inexact");
@@ -8601,6 +8834,9 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   job->o.score = c.score;
   job->o.score_user = c.score_user;
   job->o.lse_low = c.lse_low;
+  job->o.top_values = c.top_values;
+  job->o.top_mode = c.top_mode;
+  job->o.dropped = c.dropped;
   job->partial = c.partial;
   s = lattn_view_(&job->q, 0, 1, &name, f);
   if (s) return s;
@@ -8608,6 +8844,7 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   if (job->q.dim != cache->dk) return lattn_fail_(f, LATTN_E_SHAPE, "q.dim");
   s = lattn_check_extras_(job, n_keys, 0, f);
   if (!s) s = lattn_check_numbers_(job, f);
+  if (!s) s = lattn_check_top_(job, n_keys, f);
   return s;
 }
 
@@ -8621,8 +8858,9 @@ LATTN_FN_ int lattn_same_model_(const lattn_cache *a, const lattn_cache *b) {
   const char *p = (const char *)a, *q = (const char *)b;
   if (a == b) return 1;
   if (a->dk != b->dk || a->dv != b->dv || a->n_kv != b->n_kv || a->n_heads != b->n_heads ||
-      a->n_keys != b->n_keys || a->n_values != b->n_values || lattn_bits_(a->scale) !=
-      lattn_bits_(b->scale) || lattn_bits_(a->softcap) != lattn_bits_(b->softcap) || a->weighting != b->weighting || lattn_bits_(a->sigmoid_bias) !=
+      a->n_keys != b->n_keys || a->n_values != b->n_values ||
+      lattn_bits_(a->scale) != lattn_bits_(b->scale) || lattn_bits_(a->softcap) !=
+      lattn_bits_(b->softcap) || a->weighting != b->weighting || lattn_bits_(a->sigmoid_bias) !=
       lattn_bits_(b->sigmoid_bias) || a->rotates != b->rotates || !a->slopes != !b->slopes ||
       !a->sink_logits != !b->sink_logits || x.layout != y.layout || x.first_dim != y.first_dim ||
       x.n_dims != y.n_dims || lattn_bits_(x.magnitude) != lattn_bits_(y.magnitude))
@@ -9014,6 +9252,7 @@ LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn
   if (!s) s = lattn_check_call_(&b.job, cache, call, q, none, 0, keys, b.ex.fault);
   if (!s) s = lattn_check_weights_(&b.job, weights, &own, keys, b.ex.fault);
   if (s) return s;
+  b.job.top = 0;
   lattn_batch_seq_(&b, 0, 0, &b.one);
   b.job.seqs = &b.one;
   return lattn_weigh_(&b.job, &b.ex, 1);

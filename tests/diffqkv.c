@@ -18,8 +18,8 @@ typedef struct shape {
   int32_t heads, keys, values;
 } shape;
 
-static const shape shapes[] = {{32, 4, 16}, {6, 1, 3}, {12, 2, 3}, {12, 3, 2}, {8, 8, 2},
-                               {8, 2, 2},   {12, 6, 4}, {5, 1, 5}, {4, 4, 1},  {16, 1, 2}};
+static const shape shapes[] = {{32, 4, 16}, {6, 1, 3},  {12, 2, 3}, {12, 3, 2}, {8, 8, 2},
+                               {8, 2, 2},   {12, 6, 4}, {5, 1, 5},  {4, 4, 1},  {16, 1, 2}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Inputs of a case: heads as they are, and repeated for each query head. */
@@ -37,6 +37,17 @@ static float *floats(int64_t n) {
   return p;
 }
 
+static void tokens_repeat(tokens *t) {
+  shape s = t->s;
+  for (int64_t i = 0; i < t->n; i++)
+    for (int64_t h = 0; h < s.heads; h++) {
+      memcpy(t->all_k + (i * s.heads + h) * t->dk,
+             t->k + (i * s.keys + h * s.keys / s.heads) * t->dk, (size_t)t->dk * sizeof(float));
+      memcpy(t->all_v + (i * s.heads + h) * t->dv,
+             t->v + (i * s.values + h * s.values / s.heads) * t->dv, (size_t)t->dv * sizeof(float));
+    }
+}
+
 static tokens tokens_new(shape s, int64_t n, int64_t dk, int64_t dv, test_rng *rng) {
   tokens t = {s, n, dk, dv, NULL, NULL, NULL, NULL, NULL};
   t.q = floats(n * s.heads * dk);
@@ -47,13 +58,7 @@ static tokens tokens_new(shape s, int64_t n, int64_t dk, int64_t dv, test_rng *r
   for (int64_t i = 0; i < n * s.heads * dk; i++) t.q[i] = rng_normal(rng);
   for (int64_t i = 0; i < n * s.keys * dk; i++) t.k[i] = rng_normal(rng);
   for (int64_t i = 0; i < n * s.values * dv; i++) t.v[i] = rng_normal(rng);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t h = 0; h < s.heads; h++) {
-      memcpy(t.all_k + (i * s.heads + h) * dk, t.k + (i * s.keys + h * s.keys / s.heads) * dk,
-             (size_t)dk * sizeof(float));
-      memcpy(t.all_v + (i * s.heads + h) * dv, t.v + (i * s.values + h * s.values / s.heads) * dv,
-             (size_t)dv * sizeof(float));
-    }
+  tokens_repeat(&t);
   return t;
 }
 
@@ -177,7 +182,7 @@ static void test_reference(void) {
 
 /* Any options: heads repeated or not, without scratch, with it, with threads. */
 static void test_repeated(void) {
-  int64_t n = test_count(600);
+  int64_t n = test_count(200);
   for (int64_t i = 0; i < n; i++) {
     test_rng rng = rng_seed(test_first_seed() + (uint64_t)i);
     shape s = shapes[rng_below(&rng, SHAPES)];
@@ -202,10 +207,7 @@ static void test_repeated(void) {
     if (rng_chance(&rng, 15)) t.v[rng_below(&rng, t.n * s.values * dv)] = NAN;
     check_case("repeated seed %d: %d %d %d, %d of %d, dims %d %d", (int)i, s.heads, s.keys,
                s.values, (int)rows, (int)t.n, (int)dk, (int)dv);
-    for (int64_t j = 0; j < t.n; j++) /* the NaN too */
-      for (int64_t h = 0; h < s.heads; h++)
-        memcpy(t.all_v + (j * s.heads + h) * dv, t.v + (j * s.values + h * s.values / s.heads) * dv,
-               (size_t)dv * sizeof(float));
+    tokens_repeat(&t);
     hash = attend(&a, &t, 1, rows, 1, &one);
     CHECK(attend(&a, &t, 0, rows, 1, &two) == hash);
     CHECK(attend(&a, &t, 0, rows, 0, &two) == hash);
@@ -214,6 +216,144 @@ static void test_repeated(void) {
     result_free(&two);
     tokens_free(&t);
   }
+}
+
+/* ---- selective values ---- */
+
+static lattn_attn causal(void) {
+  lattn_attn a;
+  memset(&a, 0, sizeof a);
+  a.size = sizeof a;
+  a.mask = LATTN_CAUSAL;
+  return a;
+}
+
+/* What the rows' top keys are, by lattn_attention_weights, as a bias that hides the others. With
+   finite values a score of -infinity changes no bit of a row that sees others. */
+static float *hide(const lattn_attn *a, const tokens *t, int64_t rows, int32_t top,
+                   const float *lse) {
+  int64_t all = rows * t->s.heads;
+  float *bias = floats(all * t->n), *top_weights = floats(all * top);
+  int64_t *keys = (int64_t *)malloc((size_t)(all * top) * sizeof *keys);
+  lattn_attn own = *a;
+  lattn_weights w;
+  memset(&w, 0, sizeof w);
+  w.size = sizeof w;
+  w.lse = lse;
+  w.top_k = top;
+  w.top_keys = keys;
+  w.top_weights = top_weights;
+  CHECK_STATUS(
+      lattn_attention_weights(&own, q_of(t, t->n - rows, rows), k_of(t, 0, 0, t->n), &w, NULL),
+      LATTN_OK);
+  for (int64_t i = 0; i < all * t->n; i++) bias[i] = -INFINITY;
+  for (int64_t i = 0; i < all * top; i++)
+    if (keys[i] >= 0) bias[i / top * t->n + keys[i]] = 0;
+  free(top_weights);
+  free(keys);
+  return bias;
+}
+
+/* The bits of a row that sees its top keys only; those of a plain call where it sees no others;
+   what it dropped, by its lse. */
+static void test_top(void) {
+  int64_t n = test_count(100);
+  for (int64_t i = 0; i < n; i++) {
+    test_rng rng = rng_seed(9000 + test_first_seed() + (uint64_t)i);
+    shape s = shapes[rng_below(&rng, SHAPES)];
+    tokens t = tokens_new(s, rng_range(&rng, 1, rng_chance(&rng, 20) ? 2500 : 300),
+                          rng_range(&rng, 1, MOST_DIM), rng_range(&rng, 1, MOST_DIM), &rng);
+    int64_t rows = least(t.n, rng_range(&rng, 1, rng_chance(&rng, 50) ? 3 : 40));
+    int32_t top = (int32_t)rng_range(&rng, 1, rng_chance(&rng, 70) ? 20 : 250);
+    lattn_attn a = causal(), plain;
+    result dense = result_new(&t, rows), kept = result_new(&t, rows), only = result_new(&t, rows);
+    result same = result_new(&t, rows);
+    lattn_tensor hidden;
+    float *bias;
+    if (rng_chance(&rng, 30)) a.window = rng_range(&rng, 1, 400), a.sinks = rng_below(&rng, 9);
+    if (rng_chance(&rng, 30)) /* many equal scores */
+      for (int64_t j = 0; j < rows * s.heads * t.dk; j++)
+        t.q[(t.n - rows) * s.heads * t.dk + j] = rng_chance(&rng, 50) ? 0 : 1;
+    for (int64_t j = 0; j < t.n * s.keys * t.dk; j++) t.k[j] = rintf(t.k[j]);
+    tokens_repeat(&t);
+    check_case("top seed %d: %d %d %d, %d of %d, top %d", (int)i, s.heads, s.keys, s.values,
+               (int)rows, (int)t.n, (int)top);
+    plain = a;
+    attend(&a, &t, 0, rows, 1, &dense);
+    bias = hide(&a, &t, rows, top, dense.lse);
+    hidden = tensor_of(bias, LATTN_F32, rows, s.heads, t.n);
+    a.top_values = top;
+    a.dropped = kept.dropped;
+    attend(&a, &t, 0, rows, 1, &kept);
+    a.top_mode = LATTN_TOP_NORMALISE;
+    a.dropped = only.dropped;
+    attend(&a, &t, 0, rows, (int32_t)rng_range(&rng, 2, 4), &only);
+    plain.pair_bias = &hidden;
+    attend(&plain, &t, 0, rows, 1, &same);
+    CHECK(!memcmp(same.out, only.out, (size_t)only.n_out * sizeof(float)));
+    CHECK(!memcmp(same.lse, only.lse, (size_t)only.n_lse * sizeof(float)));
+    CHECK(!memcmp(dense.lse, kept.lse, (size_t)only.n_lse * sizeof(float)));
+    CHECK(!memcmp(kept.dropped, only.dropped, (size_t)only.n_lse * sizeof(float)));
+    for (int64_t j = 0; j < only.n_lse; j++) {
+      /* both sums are off by 170 u at most, and each lse by an ulp of 8 */
+      double share = exp((double)only.lse[j] - (double)dense.lse[j]);
+      int whole = rows - j / s.heads - 1 + top >= t.n; /* it sees no more keys */
+      CHECK(fabs(1 - share - (double)kept.dropped[j]) < 3e-5);
+      CHECK(!whole || kept.dropped[j] == 0);
+      for (int64_t d = j * t.dv; d < (j + 1) * t.dv; d++) {
+        CHECK(!whole || bits_of_f32(kept.out[d]) == bits_of_f32(dense.out[d]));
+        CHECK(fabs((double)only.out[d] * share - (double)kept.out[d]) < 2e-4);
+        CHECK(fabs((double)dense.out[d] - (double)kept.out[d]) <=
+              (double)kept.dropped[j] * 6 + 2e-4); /* |v| < 6 */
+      }
+    }
+    CHECK(attend(&a, &t, 1, rows, 0, &same) == result_hash(&only));
+    free(bias);
+    result_free(&dense), result_free(&kept), result_free(&only), result_free(&same);
+    tokens_free(&t);
+  }
+}
+
+/* A NaN among the scores reaches its row; one among values only if its key was chosen. */
+static void test_top_special(void) {
+  test_rng rng = rng_seed(77);
+  shape s = {2, 1, 2};
+  tokens t = tokens_new(s, 300, 8, 20, &rng);
+  lattn_attn a = causal();
+  result r = result_new(&t, 1);
+  check_case("special values");
+  a.dropped = r.dropped;
+  a.top_values = 3;
+  memset(t.q, 0, (size_t)(t.n * s.heads * t.dk) * sizeof(float)); /* all equal: the newest */
+  for (int64_t j = 0; j < 297 * s.values * t.dv; j++) t.v[j] = NAN;
+  attend(&a, &t, 0, 1, 1, &r);
+  CHECK(isfinite(r.out[0]) && fabs((double)r.dropped[0] - 0.99) < 1e-6);
+  a.top_values = 4;
+  attend(&a, &t, 0, 1, 1, &r);
+  CHECK(isnan(r.out[0]) && isnan(r.out[39]) && isfinite(r.lse[0]));
+  for (int mode = 0; mode < 3; mode++) {
+    a.weighting = mode == 2 ? LATTN_SIGMOID : LATTN_SOFTMAX;
+    a.top_mode = mode == 1 ? LATTN_TOP_NORMALISE : LATTN_TOP_KEEP;
+    a.top_values = 3;
+    attend(&a, &t, 0, 1, 1, &r);
+    CHECK(isfinite(r.out[0]));
+    t.k[5] = NAN;
+    attend(&a, &t, 0, 1, 0, &r);
+    CHECK(isnan(r.out[0]) && isnan(r.out[19]) && isnan(r.dropped[1]));
+    for (int64_t j = 0; j < t.n * t.dk; j++) t.k[j] = NAN;
+    attend(&a, &t, 0, 1, 1, &r);
+    CHECK(isnan(r.out[0]) && isnan(r.out[19]) && isnan(r.lse[0]));
+    for (int64_t j = 0; j < t.n * t.dk; j++) t.k[j] = 1;
+  }
+  a.window = 1; /* no key: an empty row */
+  a.sinks = 0;
+  a.mask = LATTN_FULL;
+  a.weighting = LATTN_SOFTMAX;
+  a.query_position = 1000;
+  attend(&a, &t, 0, 1, 1, &r);
+  CHECK(r.out[0] == 0 && r.dropped[0] == 0 && isinf(r.lse[0]) && r.lse[0] < 0);
+  result_free(&r);
+  tokens_free(&t);
 }
 
 /* ---- caches: a bundled one and one with heads repeated, fed alike ---- */
@@ -315,8 +455,9 @@ static void pair_extend(pair *p, const tokens *t, int64_t at, int64_t n, int dra
     r[i] = result_new(t, n);
     out = view(r[i].out, 0, n, t->s.heads, t->dv);
     if (drafts)
-      CHECK_STATUS(lattn_cache_draft(p->cache[i], call, NULL, q, k, v, out, r[i].lse, &p->m[i].exec),
-                   LATTN_OK);
+      CHECK_STATUS(
+          lattn_cache_draft(p->cache[i], call, NULL, q, k, v, out, r[i].lse, &p->m[i].exec),
+          LATTN_OK);
     else
       CHECK_STATUS(lattn_cache_extend(p->cache[i], call, q, k, v, out, r[i].lse, &p->m[i].exec),
                    LATTN_OK);
@@ -394,7 +535,7 @@ static void pair_save(pair *p) {
 }
 
 /* Both forked; the forks and their parents go on alike, in one batch. */
-static void pair_batch(pair *p, const tokens *t, int64_t at, int64_t n) {
+static void pair_batch(pair *p, const tokens *t, int64_t at, int64_t n, const lattn_call *call) {
   uint64_t hash[2];
   for (int i = 0; i < 2; i++) {
     lattn_sequence s[2] = {{p->cache[i], n, NULL}, {NULL, n, NULL}};
@@ -402,7 +543,7 @@ static void pair_batch(pair *p, const tokens *t, int64_t at, int64_t n) {
     result r = result_new(t, 2 * n);
     out = view(r.out, 0, 2 * n, t->s.heads, t->dv);
     CHECK_STATUS(lattn_cache_fork(&s[1].cache, p->cache[i]), LATTN_OK);
-    CHECK_STATUS(lattn_batch_extend(2, s, NULL, q, k, v, out, r.lse, &p->m[i].exec), LATTN_OK);
+    CHECK_STATUS(lattn_batch_extend(2, s, call, q, k, v, out, r.lse, &p->m[i].exec), LATTN_OK);
     CHECK_STATUS(lattn_cache_release(s[1].cache), LATTN_OK);
     hash[i] = result_hash(&r);
     result_free(&r);
@@ -412,21 +553,27 @@ static void pair_batch(pair *p, const tokens *t, int64_t at, int64_t n) {
 
 static void pair_accept(pair *p, int32_t n) {
   int32_t path[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
-  for (int i = 0; i < 2; i++)
-    CHECK_STATUS(lattn_cache_accept(p->cache[i], n, path), LATTN_OK);
+  for (int i = 0; i < 2; i++) CHECK_STATUS(lattn_cache_accept(p->cache[i], n, path), LATTN_OK);
 }
 
 static void pair_step(pair *p, const tokens *t, test_rng *rng) {
   int64_t at = cache_tokens(p->cache[0]), left = t->n - at, n = least(left, 1);
   int what = (int)rng_below(rng, 10);
   lattn_status s[2] = {LATTN_OK, LATTN_OK};
+  lattn_call call;
+  memset(&call, 0, sizeof call);
+  call.size = sizeof call;
+  if (rng_chance(rng, 40)) {
+    call.top_values = (int32_t)rng_range(rng, 1, rng_chance(rng, 70) ? 10 : 200);
+    call.top_mode = rng_chance(rng, 50) ? LATTN_TOP_KEEP : LATTN_TOP_NORMALISE;
+  }
   if (what < 4) n = least(left, rng_range(rng, 1, rng_chance(rng, 50) ? 4 : 260));
   if (what == 4) {
     n = least(left, rng_range(rng, 1, 12));
-    pair_extend(p, t, at, n, 1, NULL);
+    pair_extend(p, t, at, n, 1, &call);
     pair_accept(p, (int32_t)rng_range(rng, 0, n));
   } else if (what == 5 && left >= 4) {
-    pair_batch(p, t, at, rng_range(rng, 1, least(left / 2, 10)));
+    pair_batch(p, t, at, rng_range(rng, 1, least(left / 2, 10)), &call);
   } else if (what == 6) {
     pair_save(p);
   } else if (what == 7) {
@@ -436,13 +583,13 @@ static void pair_step(pair *p, const tokens *t, test_rng *rng) {
     int64_t from = rng_range(rng, 140, at - 1), to = rng_range(rng, from, at - 1);
     for (int i = 0; i < 2; i++) s[i] = lattn_cache_remove(p->cache[i], from, to);
   } else {
-    pair_extend(p, t, at, n, 0, NULL);
+    pair_extend(p, t, at, n, 0, &call);
   }
   CHECK(s[0] == s[1]);
 }
 
 static void test_caches(void) {
-  int64_t n = test_count(300);
+  int64_t n = test_count(120);
   for (int64_t i = 0; i < n; i++) {
     test_rng rng = rng_seed(5000 + test_first_seed() + (uint64_t)i);
     shape s = shapes[rng_below(&rng, SHAPES)];
@@ -460,9 +607,171 @@ static void test_caches(void) {
   }
 }
 
+/* Forks that share a whole segment of pages, which a batch reads once for both; but not where rows
+   choose among all keys. */
+static void test_shared(void) {
+  for (int i = 0; i < 4; i++) {
+    test_rng rng = rng_seed(400 + (uint64_t)i);
+    tokens t = tokens_new(shapes[i], 2120, 16, 20, &rng);
+    lattn_call call;
+    static pair p;
+    memset(&call, 0, sizeof call);
+    call.size = sizeof call;
+    check_case("shared pages %d", i);
+    pair_config(&p, &t, &rng);
+    memset(p.heads, 0, sizeof p.heads);
+    pair_open(&p, 1 + i % 2);
+    for (int64_t at = 0; at < 2090; at += 190) pair_extend(&p, &t, at, 190, 0, NULL);
+    pair_batch(&p, &t, 2090, 3, NULL);
+    call.top_values = 30;
+    pair_batch(&p, &t, 2096, 4, &call);
+    pair_close(&p);
+    tokens_free(&t);
+  }
+}
+
+/* Any cut of tokens into calls, any threads: the same rows, plain or selective. */
+static void test_cuts(void) {
+  int64_t n = test_count(30);
+  for (int64_t i = 0; i < n; i++) {
+    test_rng rng = rng_seed(7000 + test_first_seed() + (uint64_t)i);
+    shape s = shapes[rng_below(&rng, SHAPES)];
+    tokens t = tokens_new(s, 300, 16, 20, &rng);
+    result whole = result_new(&t, t.n), parts = result_new(&t, t.n);
+    lattn_call call;
+    static pair p;
+    memset(&call, 0, sizeof call);
+    call.size = sizeof call;
+    call.top_values = (int32_t)rng_range(&rng, 0, 40);
+    check_case("cuts seed %d: %d %d %d", (int)i, s.heads, s.keys, s.values);
+    pair_config(&p, &t, &rng);
+    pair_open(&p, (int32_t)rng_below(&rng, 4));
+    for (int64_t at = 0, m; at < t.n; at += m) {
+      lattn_tensor out = view(parts.out, at, t.n - at, s.heads, t.dv);
+      m = least(t.n - at, rng_range(&rng, 1, rng_chance(&rng, 50) ? 3 : 90));
+      out.n_tokens = m;
+      call.dropped = parts.dropped + at * s.heads;
+      CHECK_STATUS(
+          lattn_cache_extend(p.cache[0], &call, q_of(&t, at, m), k_of(&t, 0, at, m),
+                             v_of(&t, 0, at, m), out, parts.lse + at * s.heads, &p.m[0].exec),
+          LATTN_OK);
+    }
+    CHECK_STATUS(lattn_cache_clear(p.cache[0]), LATTN_OK);
+    call.dropped = whole.dropped;
+    CHECK_STATUS(lattn_cache_extend(p.cache[0], &call, q_of(&t, 0, t.n), k_of(&t, 0, 0, t.n),
+                                    v_of(&t, 0, 0, t.n), view(whole.out, 0, t.n, s.heads, t.dv),
+                                    whole.lse, NULL),
+                 LATTN_OK);
+    CHECK(result_hash(&parts) == result_hash(&whole));
+    CHECK(!memcmp(parts.dropped, whole.dropped, (size_t)whole.n_lse * sizeof(float)));
+    pair_close(&p);
+    result_free(&whole), result_free(&parts);
+    tokens_free(&t);
+  }
+}
+
+/* ---- bad arguments ---- */
+
+static void expect(lattn_status got, lattn_status want, const lattn_fault *f,
+                   const char *argument) {
+  if (!CHECK(got == want && f->argument && !strcmp(f->argument, argument)))
+    printf("  got %d, %s; expected %d, %s\n", (int)got, f->argument ? f->argument : "-", (int)want,
+           argument);
+}
+
+static void test_arguments(void) {
+  test_rng rng = rng_seed(5);
+  shape s = {12, 2, 3};
+  tokens t = tokens_new(s, 20, 16, 16, &rng);
+  lattn_tensor q = q_of(&t, 0, 20), k = k_of(&t, 0, 0, 20), v = v_of(&t, 0, 0, 20), wrong = v, out;
+  result r = result_new(&t, 20);
+  lattn_fault f = {0, 0, NULL};
+  lattn_exec exec;
+  lattn_attn a = causal(), b;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.fault = &f;
+  out = view(r.out, 0, 20, s.heads, t.dv);
+  check_case("arguments of lattn_attention");
+  wrong.n_heads = 5;
+  expect(lattn_attention(&a, q, k, wrong, out, NULL, &exec), LATTN_E_SHAPE, &f, "v.n_heads");
+  wrong = k, wrong.n_heads = 5;
+  expect(lattn_attention(&a, q, wrong, v, out, NULL, &exec), LATTN_E_SHAPE, &f, "q.n_heads");
+  b = a, b.top_values = -1;
+  expect(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_E_SHAPE, &f, "top_values");
+  b = a, b.top_mode = 2;
+  expect(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_E_FIELD, &f, "top_mode");
+  b.top_mode = LATTN_TOP_NORMALISE, b.weighting = LATTN_SIGMOID;
+  expect(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_E_CONFIG, &f, "top_mode");
+  b = a, b.top_values = 3, b.dropped = r.out;
+  expect(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_E_ALIAS, &f, "dropped");
+  b.dropped = NULL;
+  for (size_t size = offsetof(lattn_attn, top_values); size <= sizeof b; size += 4) {
+    b.size = (uint32_t)size;
+    CHECK_STATUS(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_OK);
+  }
+  result_free(&r);
+  tokens_free(&t);
+}
+
+static void test_no_scratch(void) {
+  test_rng rng = rng_seed(6);
+  shape s = {12, 2, 3};
+  tokens t = tokens_new(s, 400, 16, 16, &rng);
+  lattn_tensor q = q_of(&t, 0, 1), k = k_of(&t, 0, 0, 400), v = v_of(&t, 0, 0, 400);
+  result r = result_new(&t, 1);
+  lattn_attn a = causal();
+  check_case("top_values without scratch");
+  a.top_values = 256;
+  CHECK_STATUS(lattn_attention(&a, q, k, v, view(r.out, 0, 1, 12, 16), NULL, NULL), LATTN_OK);
+  a.top_values = 257;
+  CHECK_STATUS(lattn_attention(&a, q, k, v, view(r.out, 0, 1, 12, 16), NULL, NULL),
+               LATTN_E_SCRATCH);
+  result_free(&r);
+  tokens_free(&t);
+}
+
+static void test_cache_arguments(void) {
+  test_rng rng = rng_seed(5);
+  shape s = {12, 2, 3};
+  tokens t = tokens_new(s, 20, 16, 16, &rng);
+  lattn_tensor k = k_of(&t, 0, 0, 20), v = v_of(&t, 0, 0, 20);
+  lattn_fault f = {0, 0, NULL};
+  lattn_exec exec;
+  lattn_cache *cache;
+  lattn_cache_config c;
+  static pair p;
+  memset(&exec, 0, sizeof exec);
+  exec.size = sizeof exec;
+  exec.fault = &f;
+  check_case("arguments of caches");
+  pair_config(&p, &t, &rng);
+  pair_open(&p, 0);
+  c = p.config[0];
+  c.fault = &f;
+  c.n_value_heads = -1;
+  expect(lattn_cache_init(&cache, p.pool[0], &c), LATTN_E_SHAPE, &f, "config.n_value_heads");
+  c.n_value_heads = 5;
+  expect(lattn_cache_init(&cache, p.pool[0], &c), LATTN_E_SHAPE, &f, "config.n_heads");
+  c.n_value_heads = 3, c.zero = 1;
+  expect(lattn_cache_init(&cache, p.pool[0], &c), LATTN_E_FIELD, &f, "config.zero");
+  CHECK(!lattn_cache_bytes(&c));
+  expect(lattn_cache_append(p.cache[0], v, v, &exec), LATTN_E_SHAPE, &f, "k.n_heads");
+  expect(lattn_cache_append(p.cache[0], k, k, &exec), LATTN_E_SHAPE, &f, "v.n_heads");
+  pair_close(&p);
+  tokens_free(&t);
+}
+
 int main(void) {
   test_reference();
   test_repeated();
   test_caches();
+  test_top();
+  test_top_special();
+  test_shared();
+  test_cuts();
+  test_arguments();
+  test_no_scratch();
+  test_cache_arguments();
   return test_summary();
 }
