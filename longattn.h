@@ -3609,6 +3609,48 @@ LATTN_NOINLINE_ void lattn_value_careful_(const uint32_t visible[8], const lattn
   }
 }
 
+/* The same of few keys that lie apart, `lanes` of them (selective values): rows of floats, all
+   columns of a chunk in one pass. */
+LATTN_INLINE_ void lattn_value_picked_body_(int vectors, int type, int whole, const uint8_t *lanes,
+                                            int n, const float *w, const void *v, int64_t at,
+                                            int64_t stride, int last, float *acc, float e) {
+  lattn_v16_ sum[LATTN_TILE_PANELS_], by = lattn_v_set_(e);
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++) sum[c] = lattn_v_set_(0);
+  for (int i = 0; i < n; i++) {
+    lattn_v16_ x = lattn_v_set_(w[lanes[i]]);
+    int64_t row = at + lanes[i] * stride;
+    LATTN_UNROLL_
+    for (int c = 0; c < vectors; c++)
+      sum[c] = lattn_v_fma_(x, whole ? lattn_v_get_(v, type, row + 16 * c)
+                                     : lattn_v_get_n_(v, type, row + 16 * c, last), sum[c]);
+  }
+  LATTN_UNROLL_
+  for (int c = 0; c < vectors; c++)
+    lattn_v_store_(acc + 16 * c, lattn_v_fma_(lattn_v_load_(acc + 16 * c), by, sum[c]));
+}
+
+LATTN_NOINLINE_ void lattn_value_picked_(const uint32_t visible[8], const lattn_rows_ *rows,
+                                         const float *w, int first, int end, int64_t dim,
+                                         float *acc, float e) {
+  const int wide = LATTN_TILE_PANELS_;
+  uint8_t lanes[LATTN_BLOCK_];
+  int64_t c = 0;
+  int n = 0;
+  for (int j = first; j < end; j++)
+    if (visible[j / 16] >> (j % 16) & 1u) lanes[n++] = (uint8_t)j;
+#define LATTN_PART_(T, vectors, whole, left)                                                       \
+  lattn_value_picked_body_(vectors, T, whole, lanes, n, w, rows->v, c, rows->stride, left,         \
+                           acc + c, e)
+#define LATTN_BODY_(T)                                                                             \
+  for (; c + 16 * wide <= dim; c += 16 * wide) LATTN_PART_(T, wide, 1, 16);                        \
+  for (; c + 16 <= dim; c += 16) LATTN_PART_(T, 1, 1, 16);                                         \
+  if (c < dim) LATTN_PART_(T, 1, 0, (int)(dim - c))
+  LATTN_EACH_TYPE_(rows->type, LATTN_BODY_)
+#undef LATTN_BODY_
+#undef LATTN_PART_
+}
+
 /* ---- queries of integers ----
    In the place of a query's floats. For keys of LATTN_I8, of which its rounding must not double the
    error, 15 bits, q = 128 * high + low, low in [0, 127]: bytes of high, dims up to a multiple of 4,
@@ -4636,7 +4678,7 @@ typedef struct lattn_space_ {
   int sinks_differ;
   char *choices;      /* of each row, if the job has a top */
   size_t choice_bytes;
-  int choosing;       /* 1: rows choose keys and take no values; 2: they take those of the chosen */
+  int choosing;       /* rows choose keys, and take no values yet */
 } lattn_space_;
 
 LATTN_FN_ size_t lattn_slot_floats_(int64_t rows, int64_t columns) {
@@ -5217,7 +5259,7 @@ LATTN_FN_ void lattn_begin_block_(const lattn_job_ *job, const lattn_item_ *it, 
                                   int64_t base, lattn_block_ *b) {
   int p;
   lattn_find_block_(job, it, base, b);
-  if (b->lo >= b->hi || sp->choosing == 2) return;
+  if (b->lo >= b->hi) return;
   if (it->cache) lattn_find_zones_(job, it, sp, base, b);
   b->hints = lattn_prepares_(job, it, sp) ? 0 : b->ahead;
   if (b->stored <= b->lo || !lattn_prepares_(job, it, sp)) return; /* drafts only, or few rows */
@@ -5282,32 +5324,33 @@ LATTN_FN_ void lattn_look_ahead_(const lattn_job_ *job, const lattn_item_ *it, l
     lattn_prepare_panel_(job, sp, next, !sp->side, sp->ahead_end);
 }
 
-LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, int m,
+/* Scores of m rows with keys k, which are b's. */
+LATTN_FN_ void lattn_score_tile_(const lattn_job_ *job, const lattn_block_ *b, const void *k, int m,
                                  const float *q, int first, int end, float *s) {
   if (LATTN_HAS_PAIRS_ && b->k_type == LATTN_PAIRS_) {
-    lattn_score_pairs_(m, q, job->dk, b->k, first, end, s);
+    lattn_score_pairs_(m, q, job->dk, k, first, end, s);
   } else if (!b->panels) {
     for (int p = first; p < end; p++)
-      lattn_score_strided_(m, b->k_type, q, job->dk, b->k, b->k_index + 16 * p, b->k_stride,
+      lattn_score_strided_(m, b->k_type, q, job->dk, k, b->k_index + 16 * p, b->k_stride,
                            b->lo - 16 * p, b->hi - 16 * p, s + 16 * p);
   } else if (lattn_is_int_(b->k_type)) {
-    const char *ints = (const char *)(const void *)q, *k = (const char *)b->k;
+    const char *ints = (const char *)(const void *)q, *bytes = (const char *)k;
     int64_t stride = job->dk * (int64_t)sizeof *q;
     if (m == 1)
       (b->k_type == LATTN_I8 ? lattn_score_i8_one_ : lattn_score_i4_one_)(
-          ints, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
+          ints, job->dk, bytes, b->panel_bytes, b->ahead, first, end, s);
     else if (b->k_type == LATTN_I8)
-      lattn_score_i8_(m, ints, stride, job->dk, k, b->panel_bytes, b->hints, first, end, s);
+      lattn_score_i8_(m, ints, stride, job->dk, bytes, b->panel_bytes, b->hints, first, end, s);
     else
-      lattn_score_i4_(m, ints, stride, job->dk, k, b->panel_bytes, b->ahead, first, end, s);
+      lattn_score_i4_(m, ints, stride, job->dk, bytes, b->panel_bytes, b->ahead, first, end, s);
   } else if (m == 1) {
-    lattn_score_one_(b->k_type, q, job->dk, b->k, b->ahead, first, end, s);
+    lattn_score_one_(b->k_type, q, job->dk, k, b->ahead, first, end, s);
   } else if (b->k_type == LATTN_F32) {
-    lattn_score_f32_(m, q, job->dk, b->k, b->ahead, first, end, s);
+    lattn_score_f32_(m, q, job->dk, k, b->ahead, first, end, s);
   } else if (b->k_type == LATTN_F16) {
-    lattn_score_f16_(m, q, job->dk, b->k, b->ahead, first, end, s);
+    lattn_score_f16_(m, q, job->dk, k, b->ahead, first, end, s);
   } else {
-    lattn_score_bf16_(m, q, job->dk, b->k, b->ahead, first, end, s);
+    lattn_score_bf16_(m, q, job->dk, k, b->ahead, first, end, s);
   }
 }
 
@@ -5317,15 +5360,14 @@ LATTN_FN_ void lattn_score_rows_(const lattn_job_ *job, const lattn_space_ *sp,
                                  int end, float *s) {
   q += r * job->dk;
   if (job->n_keys == 1) {
-    lattn_score_tile_(job, b, m, q, first, end, s);
+    lattn_score_tile_(job, b, b->k, m, q, first, end, s);
     return;
   }
   for (int a = 0, n; a < m; a += n) {
-    lattn_block_ own = *b;
     int64_t part;
     n = lattn_part_rows_(job, sp->rows + r + a, m - a, job->n_keys, &part);
-    own.k = lattn_part_at_(b->k, part, b->k_part);
-    lattn_score_tile_(job, &own, n, q + a * job->dk, first, end, s + a * LATTN_BLOCK_);
+    lattn_score_tile_(job, b, lattn_part_at_(b->k, part, b->k_part), n, q + a * job->dk, first, end,
+                      s + a * LATTN_BLOCK_);
   }
 }
 
@@ -5439,12 +5481,12 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
 
 /* Values of one row of a block that drafts end. */
 LATTN_NOINLINE_ void lattn_draft_values_(const lattn_job_ *job, const lattn_item_ *it,
-                                         const lattn_space_ *sp, const lattn_block_ *b,
+                                         const lattn_space_ *sp, lattn_rows_ rows,
                                          const uint32_t visible[8], int64_t base, int64_t r, int lo,
                                          int hi, float *w, float sum, float *acc, float e) {
   uint8_t path[64 + 3] = {0}; /* quads of keys may end behind it */
   const lattn_storage_ *st = &lattn_cache_rule_(it->cache, it->kv)->s;
-  lattn_rows_ rows = lattn_rows_of_(b), drafts;
+  lattn_rows_ drafts;
   int64_t first = lattn_stored_slots_(it->cache);
   int lane = (int)lattn_max_(0, first - base);
   const char *v = lattn_draft_keys_(it->cache, it->kv);
@@ -5496,28 +5538,26 @@ LATTN_FN_ int lattn_tile_scores_(const lattn_job_ *job, const lattn_item_ *it, l
 }
 
 /* Whether a value of the lanes that rows of the item may see is not finite. */
-LATTN_FN_ int lattn_head_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
+LATTN_FN_ int lattn_head_nonfinite_(const lattn_job_ *job, const lattn_block_ *b,
+                                    const void *v) {
   int64_t from = b->v_index + b->lo;
   int hi = b->hi < b->stored ? b->hi : b->stored;
   if (b->v_type == LATTN_I8) return 0; /* the scales of its weights are looked at */
   if (LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_)
-    return lattn_pairs_nonfinite_((const float *)b->v + b->lo / 2 * job->columns,
+    return lattn_pairs_nonfinite_((const float *)v + b->lo / 2 * job->columns,
                                   ((hi + 1) / 2 - b->lo / 2) * job->columns);
   if (b->v_type == LATTN_I4)
-    return lattn_ints_nonfinite_((const char *)b->v + from * b->v_stride, b->v_stride, hi - b->lo,
+    return lattn_ints_nonfinite_((const char *)v + from * b->v_stride, b->v_stride, hi - b->lo,
                                  job->dv);
-  return lattn_values_nonfinite_(b->v, b->v_type, from * b->v_stride, b->v_stride, hi - b->lo,
+  return lattn_values_nonfinite_(v, b->v_type, from * b->v_stride, b->v_stride, hi - b->lo,
                                  job->dv);
 }
 
 /* Of any value head. */
 LATTN_FN_ int lattn_block_nonfinite_(const lattn_job_ *job, const lattn_block_ *b) {
-  lattn_block_ own = *b;
   int bad = 0;
-  for (int i = 0; i < job->n_values && !bad; i++) {
-    own.v = lattn_part_at_(b->v, i, b->v_part);
-    bad = lattn_head_nonfinite_(job, &own);
-  }
+  for (int i = 0; i < job->n_values && !bad; i++)
+    bad = lattn_head_nonfinite_(job, b, lattn_part_at_(b->v, i, b->v_part));
   return bad;
 }
 
@@ -5556,7 +5596,7 @@ typedef struct lattn_against_ {
 } lattn_against_;
 
 /* The values of rows a ... a + n - 1 of the tile, which share a value head. */
-LATTN_FN_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+LATTN_INLINE_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                   const lattn_block_ *b, const lattn_against_ *t, int a, int n,
                                   float *acc) {
   lattn_rows_ rows = lattn_rows_of_(b);
@@ -5576,7 +5616,7 @@ LATTN_FN_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, 
   for (int i = 0; i < n; i++, s += LATTN_BLOCK_, visible += 8, acc += job->columns) {
     if (t->empty[a + i]) continue;
     if (drafts)
-      lattn_draft_values_(job, it, sp, b, visible, t->base, t->r + a + i, t->lo, t->hi, s,
+      lattn_draft_values_(job, it, sp, rows, visible, t->base, t->r + a + i, t->lo, t->hi, s,
                           t->sum[a + i], acc, t->e[a + i]);
     else
       lattn_value_careful_(visible, &rows, 0, 0, LATTN_BLOCK_, s, t->lo, t->hi, job->dv, acc,
@@ -5585,12 +5625,14 @@ LATTN_FN_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, 
 }
 
 /* Scores, which are in sp->s, become weights, and are folded into the rows' partials. */
-LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+LATTN_INLINE_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
                                 lattn_block_ *b, lattn_against_ *t, lattn_slot_ to) {
   lattn_v16_ sums[LATTN_TILE_ROWS_];
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
+  const void *v;
+  const char *scales;
   int pairs;
-  if (t->apart && t->hi <= b->stored && b->nonfinite < 0 && sp->choosing != 1)
+  if (t->apart && t->hi <= b->stored && b->nonfinite < 0 && !sp->choosing)
     b->nonfinite = lattn_block_nonfinite_(job, b);
   pairs = LATTN_HAS_PAIRS_ && b->v_type == LATTN_PAIRS_ && !(t->apart && b->nonfinite);
   for (int a = 0; a < t->m; a++) {
@@ -5610,19 +5652,22 @@ LATTN_FN_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, la
   lattn_v_store_(t->e, lattn_v_exp_(lattn_v_load_(t->e)));
   for (int a = 0; a < t->m; a++)
     to.l[t->r + a] = lattn_fma_(to.l[t->r + a], t->e[a], t->sum[a]);
-  if (sp->choosing == 1) return;
+  if (sp->choosing) return;
   if (job->n_values == 1) {
     lattn_tile_values_(job, it, sp, b, t, 0, t->m, to.acc);
     return;
   }
+  v = b->v;
+  scales = b->scales;
   for (int a = 0, n; a < t->m; a += n) {
-    lattn_block_ own = *b;
     int64_t part;
     n = lattn_part_rows_(job, sp->rows + t->r + a, t->m - a, job->n_values, &part);
-    own.v = lattn_part_at_(b->v, part, b->v_part);
-    own.scales = (const char *)lattn_part_at_(b->scales, part, b->v_part);
-    lattn_tile_values_(job, it, sp, &own, t, a, n, to.acc);
+    b->v = lattn_part_at_(v, part, b->v_part);
+    b->scales = (const char *)lattn_part_at_(scales, part, b->v_part);
+    lattn_tile_values_(job, it, sp, b, t, a, n, to.acc);
   }
+  b->v = v;
+  b->scales = scales;
 }
 
 /* ---- selective values ----
@@ -5668,21 +5713,23 @@ LATTN_FN_ void lattn_choose_(lattn_choices_ *c, int64_t top, float score, int64_
 
 /* The scores of a row of a tile; visible NULL: it sees all. NaN is never chosen: it shows in the
    sum. */
-LATTN_FN_ void lattn_choose_row_(lattn_choices_ *c, int64_t top, int64_t base,
+LATTN_NOINLINE_ void lattn_choose_row_(lattn_choices_ *c, int64_t top, int64_t base,
                                  const uint32_t *visible, const float *s, float largest) {
   const lattn_choice_ *heap = (const lattn_choice_ *)(const void *)(c + 1);
+  lattn_v16_ zero = lattn_v_set_(0), infinite = lattn_v_set_(LATTN_INFINITY_);
   if (c->n == top && largest < heap[0].score) return;
-  for (int p = 0; p < 8; p++) {
-    uint32_t bits = visible ? visible[p] : 0xffffu, better = c->n < top;
-    for (int t = 0; t < 16 && c->n == top; t++) better |= s[16 * p + t] >= heap[0].score;
-    for (int t = 0; t < 16 && better; t++)
-      if ((bits >> t & 1u) && !lattn_is_nan_(s[16 * p + t]))
-        lattn_choose_(c, top, s[16 * p + t], base + 16 * p + t);
+  for (int p = 0; p < 8; p++, s += 16, base += 16) {
+    uint32_t bits = visible ? visible[p] : 0xffffu;
+    if (bits && c->n == top) /* those that are not below the worst */
+      bits &= lattn_v_nonfinite_(lattn_v_if_less_(lattn_v_load_(s), lattn_v_set_(heap[0].score),
+                                                  zero, infinite));
+    for (int t = 0; bits; t++, bits >>= 1)
+      if ((bits & 1u) && !lattn_is_nan_(s[t])) lattn_choose_(c, top, s[t], base + t);
   }
 }
 
 /* Between the two passes: what all keys came to is kept, and the chosen are put in order. */
-LATTN_FN_ void lattn_order_choices_(lattn_choices_ *c, float m, float l) {
+LATTN_NOINLINE_ void lattn_order_choices_(lattn_choices_ *c, float m, float l) {
   lattn_choice_ *heap = (lattn_choice_ *)(void *)(c + 1), last;
   c->m = m;
   c->l = l;
@@ -5694,40 +5741,73 @@ LATTN_FN_ void lattn_order_choices_(lattn_choices_ *c, float m, float l) {
   }
 }
 
-/* Whether a row of the item has chosen a key of the block. */
-LATTN_FN_ int lattn_is_chosen_(const lattn_item_ *it, const lattn_space_ *sp, int64_t base) {
+/* The values that rows chose in a block are needed soon. */
+LATTN_FN_ void lattn_fetch_chosen_(const lattn_job_ *job, const lattn_item_ *it,
+                                   const lattn_space_ *sp, const lattn_block_ *b, int64_t base) {
+  int64_t size = lattn_is_int_(b->v_type) ? 1 : (int64_t)lattn_type_size_(b->v_type), part;
+  int64_t bytes = b->panels ? b->v_stride * size : job->dv * size;
   for (int64_t r = 0; r < it->rows; r++) {
     const lattn_choices_ *c = lattn_choices_of_(sp, r);
-    const lattn_choice_ *next = (const lattn_choice_ *)(const void *)(c + 1) + c->at;
-    if (c->at < c->n && next->slot < base + LATTN_BLOCK_) return 1;
+    const lattn_choice_ *key = (const lattn_choice_ *)(const void *)(c + 1);
+    lattn_part_rows_(job, sp->rows + r, 1, job->n_values, &part);
+    for (int64_t i = c->at; i < c->n && key[i].slot < base + b->stored; i++)
+      lattn_hint_(b->v, part * b->v_part + (b->v_index + key[i].slot - base) * b->v_stride * size,
+                  bytes);
   }
-  return 0;
 }
 
-/* The values of a row's chosen keys of one block. */
-LATTN_FN_ void lattn_chosen_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                                    lattn_block_ *b, int64_t base, int64_t r, lattn_slot_ to) {
+/* The values of a row's chosen keys of one block, whose scores are lanes [lo, hi) of sp->s with
+   their bit in visible, and whose largest is `top`: as in lattn_fold_tile_, one row. */
+LATTN_NOINLINE_ void lattn_fold_chosen_(const lattn_job_ *job, const lattn_item_ *it,
+                                        lattn_space_ *sp, const lattn_block_ *b, int64_t base,
+                                        int64_t r, const uint32_t visible[8], int lo, int hi,
+                                        float top, lattn_slot_ to) {
+  const int sigmoid = job->o.weighting == LATTN_SIGMOID;
+  float old = to.m[r], e[16] = {0}, sum, *acc = to.acc + r * job->columns;
+  lattn_rows_ rows = lattn_rows_of_(b);
+  int64_t part;
+  lattn_part_rows_(job, sp->rows + r, 1, job->n_values, &part);
+  rows.v = lattn_part_at_(rows.v, part, b->v_part);
+  rows.scales = (const char *)lattn_part_at_(rows.scales, part, b->v_part);
+  if (sigmoid) top = 0;
+  to.m[r] = old > top ? old : top;
+  e[0] = old == to.m[r] ? 0.0f : old - to.m[r];
+  sum = lattn_v_reduce_add_(sigmoid ? lattn_sigmoid_weights_(sp->s, job->o.sigmoid_bias)
+                                    : lattn_weights_(sp->s, to.m[r]));
+  lattn_v_store_(e, lattn_v_exp_(lattn_v_load_(e)));
+  to.l[r] = lattn_fma_(to.l[r], e[0], sum);
+  if (hi > b->stored)
+    lattn_draft_values_(job, it, sp, rows, visible, base, r, lo, hi, sp->s, sum, acc, e[0]);
+  else if (b->v_type == LATTN_I8)
+    lattn_value_ints_(1, &rows, 0, 0, LATTN_BLOCK_, visible, sp->s, &sum, lo, hi, job->dv, acc, 0,
+                      e, 0);
+  else if (b->v_type == LATTN_I4)
+    lattn_value_careful_(visible, &rows, 0, 0, LATTN_BLOCK_, sp->s, lo, hi, job->dv, acc, e[0]);
+  else
+    lattn_value_picked_(visible, &rows, sp->s, lo, hi, job->dv, acc, e[0]);
+}
+
+/* A row's chosen keys of one block. */
+LATTN_FN_ void lattn_take_row_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
+                               const lattn_block_ *b, int64_t base, int64_t r, lattn_slot_ to) {
   lattn_choices_ *c = lattn_choices_of_(sp, r);
   const lattn_choice_ *key = (const lattn_choice_ *)(const void *)(c + 1);
   lattn_v16_ top = lattn_v_set_(-LATTN_INFINITY_);
-  lattn_against_ t;
-  LATTN_MEMSET_(&t, 0, sizeof t);
+  uint32_t visible[8] = {0};
+  int lo = 0, hi = 0;
+  float largest;
   for (int p = 0; p < 8; p++) lattn_v_store_(sp->s + 16 * p, top);
   for (; c->at < c->n && key[c->at].slot < base + LATTN_BLOCK_; c->at++) {
     int lane = (int)(key[c->at].slot - base);
-    if (!t.hi) t.lo = lane;
-    t.hi = lane + 1;
-    t.visible[lane / 16] |= 1u << lane % 16;
+    if (!hi) lo = lane;
+    hi = lane + 1;
+    visible[lane / 16] |= 1u << lane % 16;
     sp->s[lane] = key[c->at].score;
   }
   for (int p = 0; p < 8; p++) top = lattn_v_max_(lattn_v_load_(sp->s + 16 * p), top);
-  t.top[0] = lattn_v_reduce_max_(top);
-  if (lattn_is_empty_(t.top[0])) return;
-  t.r = r;
-  t.base = base;
-  t.m = t.masked = t.apart = 1;
-  b->nonfinite = 1; /* row by row: others' values are not looked at */
-  lattn_fold_tile_(job, it, sp, b, &t, to);
+  largest = lattn_v_reduce_max_(top);
+  if (!lattn_is_empty_(largest))
+    lattn_fold_chosen_(job, it, sp, b, base, r, visible, lo, hi, largest, to);
 }
 
 /* Rows r ... r + m - 1 of the item against one block. */
@@ -5940,6 +6020,17 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   return slot;
 }
 
+/* An empty partial for each row, in a slot that was free. */
+LATTN_FN_ lattn_slot_ lattn_begin_slot_(const lattn_job_ *job, const lattn_item_ *it,
+                                        const lattn_space_ *sp, int *slot) {
+  lattn_slot_ to;
+  *slot = lattn_free_slot_(sp);
+  to = lattn_space_slot_(sp, *slot);
+  for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
+  LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
+  return to;
+}
+
 /* Rows of a tile, if there are few: all tiles as large, and below the most, which do not ask for
    what comes next. In caches of 16 bits 4 + 4 decode 8 rows in 0.8 of the time of 6 + 2, 3 + 3 six
    in 0.85 of it; tiles of integers ask anyway, and float32 is slower to read. */
@@ -5973,18 +6064,9 @@ LATTN_FN_ int lattn_run_segments_(const lattn_job_ *job, const lattn_item_ *it, 
         base = lattn_min_(it->lo / LATTN_BLOCK_ * LATTN_BLOCK_, stop) - LATTN_BLOCK_;
         continue;
       }
-      if (sp->choosing == 2 && !lattn_is_chosen_(it, sp, base)) continue;
       lattn_begin_block_(job, it, sp, base, &b);
       if (b.lo >= b.hi) continue;
-      if (slot < 0) {
-        slot = lattn_free_slot_(sp);
-        to = lattn_space_slot_(sp, slot);
-        for (int64_t r = 0; r < it->rows; r++) to.m[r] = -LATTN_INFINITY_, to.l[r] = 0;
-        LATTN_MEMSET_(to.acc, 0, (size_t)(it->rows * job->columns) * sizeof *to.acc);
-      }
-      for (int64_t r = 0; sp->choosing == 2 && r < it->rows; r++)
-        lattn_chosen_values_(job, it, sp, &b, base, r, to);
-      if (sp->choosing == 2) continue;
+      if (slot < 0) to = lattn_begin_slot_(job, it, sp, &slot);
       next.hi = 0;
       if (lattn_many_rows_(job, it, LATTN_FEW_ROWS_) &&
           base + LATTN_BLOCK_ < end * LATTN_SEGMENT_) {
@@ -6071,7 +6153,7 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
 
 /* What a row dropped. Its sum becomes that of all keys, unless it is to be normalised; a NaN among
    the scores, which nobody chose, reaches it. */
-LATTN_FN_ void lattn_finish_choices_(const lattn_job_ *job, const lattn_space_ *sp, int64_t r,
+LATTN_NOINLINE_ void lattn_finish_choices_(const lattn_job_ *job, const lattn_space_ *sp, int64_t r,
                                      lattn_slot_ s, float *dropped) {
   float m = s.m[r], l = s.l[r], less;
   if (job->top) {
@@ -6254,22 +6336,49 @@ LATTN_FN_ int lattn_next_item_(const lattn_job_ *job, lattn_item_ *it) {
   return 1;
 }
 
+/* The values of all chosen keys, by blocks and segments; returns the slot of the root. */
+LATTN_NOINLINE_ int lattn_take_chosen_(const lattn_job_ *job, const lattn_item_ *it,
+                                       lattn_space_ *sp) {
+  int64_t segment = -1;
+  int slot = -1;
+  lattn_slot_ to = {0, 0, 0};
+  for (;;) {
+    lattn_block_ b;
+    int64_t next = INT64_MAX, base;
+    for (int64_t r = 0; r < it->rows; r++) {
+      const lattn_choices_ *c = lattn_choices_of_(sp, r);
+      const lattn_choice_ *key = (const lattn_choice_ *)(const void *)(c + 1);
+      if (c->at < c->n) next = lattn_min_(next, key[c->at].slot);
+    }
+    if (slot >= 0 && next / LATTN_SEGMENT_ != segment) {
+      lattn_push_(sp, slot, segment, it->rows);
+      slot = -1;
+    }
+    if (next == INT64_MAX) return lattn_root_(sp, it->rows);
+    segment = next / LATTN_SEGMENT_;
+    base = next / LATTN_BLOCK_ * LATTN_BLOCK_;
+    if (slot < 0) to = lattn_begin_slot_(job, it, sp, &slot);
+    lattn_find_block_(job, it, base, &b);
+    lattn_fetch_chosen_(job, it, sp, &b, base);
+    for (int64_t r = 0; r < it->rows; r++) lattn_take_row_(job, it, sp, &b, base, r, to);
+  }
+}
+
 /* Selective values: the item's rows against all keys, then against those that they chose. */
-LATTN_FN_ int lattn_run_chosen_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
+LATTN_NOINLINE_ int lattn_run_chosen_(const lattn_job_ *job, const lattn_item_ *it,
+                                      lattn_space_ *sp) {
   int slot;
   lattn_slot_ all;
   for (int64_t r = 0; r < it->rows; r++) lattn_choices_of_(sp, r)->n = 0;
   sp->choosing = 1;
   slot = lattn_run_segments_(job, it, sp, 0, LATTN_MAX_POSITION_);
+  sp->choosing = 0;
   all = lattn_space_slot_(sp, slot);
   for (int64_t r = 0; r < it->rows; r++) {
     lattn_choices_of_(sp, r)->at = 0;
     lattn_order_choices_(lattn_choices_of_(sp, r), all.m[r], all.l[r]);
   }
-  sp->choosing = 2;
-  slot = lattn_run_segments_(job, it, sp, 0, LATTN_MAX_POSITION_);
-  sp->choosing = 0;
-  return slot;
+  return lattn_take_chosen_(job, it, sp);
 }
 
 LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit, lattn_space_ *sp) {
@@ -6326,23 +6435,12 @@ LATTN_NOINLINE_ void lattn_worker_on_stack_(lattn_job_ *job, int32_t index) {
   lattn_worker_(job, index, memory.bytes);
 }
 
-LATTN_NOINLINE_ void lattn_chooser_on_stack_(lattn_job_ *job, int32_t index) {
-  union {
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_ + sizeof(lattn_choices_) +
-               LATTN_STACK_TOP_ * sizeof(lattn_choice_)];
-  } memory;
-  lattn_worker_(job, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_task_(void *context, int32_t index) {
   lattn_job_ *job = (lattn_job_ *)context;
   lattn_fpenv_ saved;
   lattn_fpenv_enter_(&saved);
   if (job->scratch)
     lattn_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
-  else if (job->top)
-    lattn_chooser_on_stack_(job, index);
   else
     lattn_worker_on_stack_(job, index);
   lattn_fpenv_leave_(&saved);
@@ -6658,8 +6756,10 @@ LATTN_FN_ lattn_status lattn_place_(lattn_job_ *job, const lattn_exec *ex, int64
         job->top > LATTN_STACK_TOP_)
       return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
     job->rows = 1;
-    job->depth = LATTN_MAX_DEPTH_;
+    job->depth = job->top ? depth : (int)LATTN_MAX_DEPTH_; /* choices lie in what is left */
     job->scratch = 0;
+    if (job->top && lattn_carve_(0, (char *)job, job, &need) > LATTN_STACK_BYTES_)
+      return lattn_fail_(fault, LATTN_E_SCRATCH, "exec.scratch");
     return LATTN_OK;
   }
   need = lattn_plan_worker_(job, total_rows, depth, 0);
