@@ -5596,9 +5596,9 @@ typedef struct lattn_against_ {
 } lattn_against_;
 
 /* The values of rows a ... a + n - 1 of the tile, which share a value head. */
-LATTN_INLINE_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                                  const lattn_block_ *b, const lattn_against_ *t, int a, int n,
-                                  float *acc) {
+LATTN_INLINE_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *it,
+                                      lattn_space_ *sp, const lattn_block_ *b,
+                                      const lattn_against_ *t, int a, int n, float *acc) {
   lattn_rows_ rows = lattn_rows_of_(b);
   float *s = sp->s + a * LATTN_BLOCK_;
   const uint32_t *visible = t->visible + 8 * a;
