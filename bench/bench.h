@@ -197,6 +197,7 @@ int bench_report_end(const bench_options *options);
 
 void bench_prefill(const bench_options *options);
 void bench_inexact(const bench_options *options);
+void bench_diffqkv(const bench_options *options);
 void bench_decode(const bench_options *options);
 void bench_batch(const bench_options *options);
 void bench_draft(const bench_options *options);

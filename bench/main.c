@@ -16,6 +16,7 @@ static int questions(const bench_options *options) {
   bench_prefill(options);
   bench_inexact(options);
   bench_decode(options);
+  bench_diffqkv(options);
   bench_ratios(options);
   bench_heads(options);
   bench_state(options);

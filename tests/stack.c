@@ -111,6 +111,11 @@ static void call_extend(void) {
 static void call_mark_chosen(void) { status = lattn_cache_mark(cache, LATTN_PROMPT_END, NULL); }
 static void call_append(void) { status = lattn_cache_append(cache, K, V, NULL); }
 static void call_attend(void) { status = lattn_cache_attend(cache, &call, Q, OUT, lse, NULL); }
+static void call_attend_chosen(void) {
+  call.top_values = 256;
+  status = lattn_cache_attend(cache, &call, Q, OUT, lse, NULL);
+  call.top_values = 0;
+}
 static void call_draft(void) {
   status = lattn_cache_draft(cache, &call, NULL, Q, K, V, OUT, lse, NULL);
 }
@@ -133,6 +138,11 @@ static void call_batch_attend(void) {
 static void call_weights(void) { status = lattn_cache_weights(cache, &call, Q, &wanted, NULL); }
 static void call_attention(void) {
   status = lattn_attention(&attn, Q, ALL_K, ALL_V, OUT, lse, NULL);
+}
+static void call_attention_chosen(void) {
+  attn.top_values = 256;
+  status = lattn_attention(&attn, Q, ALL_K, ALL_V, OUT, lse, NULL);
+  attn.top_values = 0;
 }
 static void call_attention_weights(void) {
   status = lattn_attention_weights(&attn, Q, ALL_K, &wanted, NULL);
@@ -460,6 +470,7 @@ static void run_all(void (*each)(const char *name, void (*run)(void))) {
   each("lattn_cache_checkpoint", call_checkpoint);
   each("lattn_cache_extend", call_extend);
   each("lattn_cache_attend", call_attend);
+  each("lattn_cache_attend, top_values", call_attend_chosen);
   each("lattn_cache_weights", call_weights);
   each("lattn_cache_truncate", call_truncate);
   each("lattn_cache_draft", call_draft);
@@ -477,6 +488,7 @@ static void run_all(void (*each)(const char *name, void (*run)(void))) {
   each("lattn_cache_save", call_save);
   each("lattn_cache_load", call_load);
   each("lattn_attention", call_attention);
+  each("lattn_attention, top_values", call_attention_chosen);
   each("lattn_attention_weights", call_attention_weights);
   each("lattn_profile_observe", call_profile);
   each("lattn_profile_sample", call_profile_sample);
