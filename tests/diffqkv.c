@@ -218,8 +218,6 @@ static void test_repeated(void) {
   }
 }
 
-/* ---- selective values ---- */
-
 static lattn_attn causal(void) {
   lattn_attn a;
   memset(&a, 0, sizeof a);
@@ -227,6 +225,104 @@ static lattn_attn causal(void) {
   a.mask = LATTN_CAUSAL;
   return a;
 }
+
+/* Calibrated attention: heads repeated or not. It takes the values of all keys, whatever top_values
+   says. */
+static uint64_t calibrate(const tokens *t, int all, int32_t top, int32_t threads, int64_t *sinks) {
+  int64_t columns = t->s.heads * t->n;
+  lattn_attn a = causal();
+  lattn_calibration c;
+  lattn_tensor q = q_of(t, 0, t->n), k = k_of(t, all, 0, t->n), v = v_of(t, all, 0, t->n);
+  result r = result_new(t, t->n);
+  means m;
+  uint64_t hash;
+  memset(&c, 0, sizeof c);
+  c.size = sizeof c;
+  c.beta = 0.4f;
+  c.marks = (uint8_t *)malloc((size_t)columns);
+  c.means = (double *)malloc((size_t)columns * sizeof *c.means);
+  a.top_values = top;
+  a.dropped = r.dropped;
+  m = means_new(lattn_calibrated_scratch(&a, q, k, v, threads), threads);
+  CHECK_STATUS(lattn_attention_calibrated(&c, &a, q, k, v, view(r.out, 0, t->n, t->s.heads, t->dv),
+                                          r.lse, &m.exec),
+               LATTN_OK);
+  *sinks = 0;
+  for (int64_t i = 0; i < columns; i++) *sinks += c.marks[i];
+  for (int64_t i = 0; i < r.n_lse; i++) CHECK(bits_of_f32(r.dropped[i]) == 0x5a5a5a5au);
+  hash = hash_bytes(result_hash(&r), c.marks, (size_t)columns);
+  hash = hash_bytes(hash, c.means, (size_t)columns * sizeof *c.means);
+  free(m.scratch), free(c.marks), free(c.means);
+  result_free(&r);
+  return hash;
+}
+
+static void test_calibrated(void) {
+  test_rng rng = rng_seed(29);
+  for (int i = 0; i < SHAPES; i++) {
+    tokens t = tokens_new(shapes[i], 150, 16, 20, &rng);
+    int64_t sinks;
+    uint64_t hash;
+    check_case("calibrated %d %d %d", t.s.heads, t.s.keys, t.s.values);
+    hash = calibrate(&t, 1, 0, 1, &sinks);
+    CHECK(sinks > t.s.heads); /* random tokens: columns that few rows see */
+    CHECK(calibrate(&t, 0, 0, 1, &sinks) == hash);
+    CHECK(calibrate(&t, 0, 3, 3, &sinks) == hash);
+    tokens_free(&t);
+  }
+}
+
+/* Profiles of a call: as without top_values; values want the heads of the keys. */
+static void test_profile(void) {
+  enum { N = 60, COLUMNS = 12 * 64 };
+  test_rng rng = rng_seed(31);
+  shape s = {12, 2, 3}, same = {12, 2, 2};
+  tokens t = tokens_new(s, N, 16, 16, &rng), u = tokens_new(same, N, 16, 16, &rng);
+  double tables[2][COLUMNS + 12];
+  lattn_profile_config c;
+  lattn_observed o;
+  lattn_fault f = {0, 0, NULL};
+  result r = result_new(&u, N);
+  check_case("profiles");
+  memset(&c, 0, sizeof c);
+  c.size = sizeof c;
+  c.scores = LATTN_PROFILE_SINKS | LATTN_PROFILE_LOST;
+  c.n_layers = 1, c.n_heads = s.heads, c.n_kv_heads = s.keys, c.value_dim = 16;
+  c.sinks = 1, c.window = 8, c.row_step = 1;
+  memset(&o, 0, sizeof o);
+  o.size = sizeof o;
+  o.lse = r.lse;
+  for (int i = 0; i < 2; i++) {
+    lattn_attn a = causal();
+    lattn_tensor q = q_of(&u, 0, N), k = k_of(&u, 0, 0, N), v = v_of(&u, 0, 0, N);
+    lattn_profile *p;
+    size_t bytes = lattn_profile_bytes(&c) + 64;
+    void *memory = malloc(bytes);
+    means m;
+    attend(&a, &u, 0, N, 1, &r);
+    a.top_values = i ? 3 : 0;
+    a.dropped = r.dropped;
+    m = means_new(lattn_attention_scratch(&a, q, k, v, 1), 1);
+    m.exec.fault = &f;
+    CHECK_STATUS(lattn_profile_init(&p, memory, bytes, &c), LATTN_OK);
+    CHECK_STATUS(lattn_profile_observe(p, &o, &a, q, k, v, &m.exec), LATTN_OK);
+    CHECK(bits_of_f32(r.dropped[0]) == 0x5a5a5a5au);
+    CHECK_STATUS(lattn_profile_report(p, LATTN_TABLE_COLUMNS, COLUMNS, tables[i]), LATTN_OK);
+    CHECK_STATUS(lattn_profile_report(p, LATTN_TABLE_LOST, 12, tables[i] + COLUMNS), LATTN_OK);
+    v = v_of(&t, 0, 0, N);
+    CHECK_STATUS(lattn_profile_observe(p, &o, &a, q, k, v, &m.exec), LATTN_E_SHAPE);
+    CHECK(f.argument && !strcmp(f.argument, "v.n_heads"));
+    o.scores = LATTN_PROFILE_SINKS;
+    CHECK_STATUS(lattn_profile_observe(p, &o, &a, q, k, v, &m.exec), LATTN_OK);
+    o.scores = 0;
+    free(memory), free(m.scratch);
+  }
+  CHECK(!memcmp(tables[0], tables[1], sizeof tables[0]) && tables[0][COLUMNS] > 0);
+  result_free(&r);
+  tokens_free(&t), tokens_free(&u);
+}
+
+/* ---- selective values ---- */
 
 /* What the rows' top keys are, by lattn_attention_weights, as a bias that hides the others. With
    finite values a score of -infinity changes no bit of a row that sees others. */
@@ -414,6 +510,7 @@ static void pair_config(pair *p, const tokens *t, test_rng *rng) {
       head->sinks = rng_below(rng, 140);
       head->window = rng_range(rng, 1, 200);
       head->slack = 100;
+      if (rng_chance(rng, 30)) head->mark = LATTN_PROMPT_END, head->window_divisor = 5;
     }
     if (rng_chance(rng, 30)) head->key_type = types[rng_below(rng, 3)];
     if (rng_chance(rng, 30)) head->value_type = types[rng_below(rng, 3)];
@@ -529,7 +626,7 @@ static void pair_save(pair *p) {
   CHECK_STATUS(lattn_cache_release(p->cache[0]), LATTN_OK);
   p->cache[0] = other;
   f.at = 0;
-  f.bytes[80] = (unsigned char)(f.bytes[80] + 1); /* another number of key heads */
+  f.bytes[76] = (unsigned char)(f.bytes[76] + 1); /* another number of key heads */
   CHECK(lattn_cache_load(other, file_read, &f) < 0);
   free(f.bytes);
 }
@@ -558,7 +655,7 @@ static void pair_accept(pair *p, int32_t n) {
 
 static void pair_step(pair *p, const tokens *t, test_rng *rng) {
   int64_t at = cache_tokens(p->cache[0]), left = t->n - at, n = least(left, 1);
-  int what = (int)rng_below(rng, 10);
+  int what = (int)rng_below(rng, 11);
   lattn_status s[2] = {LATTN_OK, LATTN_OK};
   lattn_call call;
   memset(&call, 0, sizeof call);
@@ -582,6 +679,8 @@ static void pair_step(pair *p, const tokens *t, test_rng *rng) {
   } else if (what == 8 && at > 200) {
     int64_t from = rng_range(rng, 140, at - 1), to = rng_range(rng, from, at - 1);
     for (int i = 0; i < 2; i++) s[i] = lattn_cache_remove(p->cache[i], from, to);
+  } else if (what == 10) {
+    for (int i = 0; i < 2; i++) s[i] = lattn_cache_mark(p->cache[i], LATTN_PROMPT_END, NULL);
   } else {
     pair_extend(p, t, at, n, 0, &call);
   }
@@ -756,6 +855,23 @@ static void test_cache_arguments(void) {
   c.n_value_heads = 3, c.zero = 1;
   expect(lattn_cache_init(&cache, p.pool[0], &c), LATTN_E_FIELD, &f, "config.zero");
   CHECK(!lattn_cache_bytes(&c));
+  c.zero = 0;
+  for (int i = 0; i < 4; i++) { /* what bundles of several heads cannot be */
+    static const int32_t policies[] = {LATTN_HEAD_COMPENSATED, LATTN_HEAD_STREAMING,
+                                       LATTN_HEAD_SNAP, LATTN_HEAD_HEAVY};
+    lattn_head head;
+    memset(&head, 0, sizeof head);
+    head.policy = policies[i];
+    head.window = 20;
+    if (i == 1) head.flags = LATTN_HEAD_LOST;
+    if (i > 1) head.budget = 40;
+    c.n_kv_heads = 2, c.n_value_heads = 3, c.max_drafts = 0;
+    c.heads = &head;
+    expect(lattn_cache_init(&cache, p.pool[0], &c), LATTN_E_CONFIG, &f, "config.n_value_heads");
+    c.n_kv_heads = 1, c.n_value_heads = 1;
+    CHECK_STATUS(lattn_cache_init(&cache, p.pool[0], &c), LATTN_OK);
+    CHECK_STATUS(lattn_cache_release(cache), LATTN_OK);
+  }
   expect(lattn_cache_append(p.cache[0], v, v, &exec), LATTN_E_SHAPE, &f, "k.n_heads");
   expect(lattn_cache_append(p.cache[0], k, k, &exec), LATTN_E_SHAPE, &f, "v.n_heads");
   pair_close(&p);
@@ -765,6 +881,8 @@ static void test_cache_arguments(void) {
 int main(void) {
   test_reference();
   test_repeated();
+  test_calibrated();
+  test_profile();
   test_caches();
   test_top();
   test_top_special();
