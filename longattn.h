@@ -644,7 +644,7 @@ enum lattn_policy {
      that of the mean key, softcap and ALiBi (at the mean distance) included, + ln(count); biases
      and callbacks of a call do not reach it. By Jensen's inequality it never weighs more than the
      tokens did (with neither softcap nor LATTN_HEAD_VARIANCE). It is merged into a row after all
-     segments, before extra keys and learned sinks, and is part of a call's partial. Positions are
+     segments, before learned sinks, and is part of a call's partial. Positions are
      absolute. The paper compresses once, after the prompt: mark = LATTN_PROMPT_END, sinks 4, window
      4000, window_divisor 5. Such a cache takes no lattn_cache_remove, and no LATTN_SIGMOID. */
   LATTN_HEAD_COMPENSATED = 2,
