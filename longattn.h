@@ -822,7 +822,8 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
    (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
    dims below 16 or above 1024; more than 8 page sizes in a pool; LATTN_SIGMOID with learned sinks;
-   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY), FULL. */
+   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY; a head that is compensated or tells
+   what it lost with a window of max_drafts or less), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
@@ -857,10 +858,10 @@ typedef struct lattn_call {
   /* NULL, or [n][H]: of all attention that the row would have paid had its head kept every token,
      the share that went to the tokens it no longer sees: at most, and about so much. 0 where
      nothing was dropped; 1 and NaN of a head without LATTN_HEAD_LOST, and bound 1 also where
-     biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept, u
-     the least of |q| times the longest key and of the box that holds all keys. Estimate: count *
-     exp(score of the mean key), as a compensated head weighs it. Not of LATTN_SIGMOID. Not in
-     lattn_cache_weights. */
+     biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept
+     (without learned sinks, which could only lessen it), u the least of |q| times the longest key
+     and of the box that holds all keys. Estimate: count * exp(score of the mean key), as a
+     compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
   float *lost_bound;
   float *lost_estimate;
 } lattn_call;
@@ -936,7 +937,9 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
 /* Makes the cache what it was at the checkpoint, bit for bit, as if it had never seen what came
    after. The checkpoint stays. The cache may be another of the same pool and config (a fork; its
    capacity, slack and max_... may differ). Never takes a page. Errors: NULL; CONFIG (another pool
-   or config); FULL (more tokens than its capacity, more holes than its max_holes); STATE. */
+   or config); FULL (more tokens than its capacity, more holes than its max_holes; less slack or
+   max_append than such a head's pages at the checkpoint take that is compensated or tells what it
+   lost); STATE. */
 LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache, const lattn_checkpoint *checkpoint);
 
 /* The checkpoint is then gone. Errors: NULL. */
