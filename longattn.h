@@ -17252,7 +17252,7 @@ LATTN_API lattn_status lattn_profile_strongest(const lattn_profile *profile, int
                                                int32_t head, int64_t n, int64_t *positions,
                                                double *means) {
   const lattn_profile *p = profile;
-  double last = LATTN_INFINITY_;
+  double last = (double)LATTN_INFINITY_;
   int64_t at = -1;
   if (!p || (n > 0 && !positions)) return LATTN_E_NULL;
   if (!(p->c.scores & LATTN_PROFILE_SINKS)) return LATTN_E_CONFIG;
