@@ -426,10 +426,10 @@ enum lattn_weighting {
    lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
    beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256 (fewer, where
    heads with sums of what they dropped have the largest dims: else LATTN_E_SCRATCH). Threads share
-   KV heads and blocks of rows, never the keys of a row. Extra keys, learned sinks and the key of a
-   compensated head are not chosen among: they join the row whatever they score, and dropped is the
-   share of the weights without them. lost_bound and lost_estimate go by all keys, with
-   LATTN_TOP_NORMALISE by the chosen ones. Heads that are chosen at marks go by all keys. */
+   KV heads and blocks of rows, never the keys of a row. Learned sinks and the key of a compensated
+   head are not chosen among: they join the row whatever they score, and dropped is the share of the
+   weights without them. lost_bound and lost_estimate go by all keys, with LATTN_TOP_NORMALISE by
+   the chosen ones. Heads that are chosen at marks go by all keys. */
 enum lattn_top_mode {
   LATTN_TOP_KEEP = 0,       /* weights as they are: out is off by at most dropped * the largest
                                |v|; lse and partials' sums are those of all keys */
@@ -670,7 +670,7 @@ enum lattn_policy {
      that of the mean key, softcap and ALiBi (at the mean distance) included, + ln(count); biases
      and callbacks of a call do not reach it. By Jensen's inequality it never weighs more than the
      tokens did (with neither softcap nor LATTN_HEAD_VARIANCE). It is merged into a row after all
-     segments, before extra keys and learned sinks, and is part of a call's partial. Positions are
+     segments, before learned sinks, and is part of a call's partial. Positions are
      absolute. The paper compresses once, after the prompt: mark = LATTN_PROMPT_END, sinks 4, window
      4000, window_divisor 5. Such a cache takes no lattn_cache_remove, no LATTN_SIGMOID, and no
      bundles (n_value_heads). */
@@ -859,8 +859,8 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
    (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
    dims below 16 or above 1024; more than 8 page sizes in a pool; LATTN_SIGMOID with learned sinks;
-   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY; heads that bundles cannot be),
-   FULL. */
+   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY; a head that is compensated or tells
+   what it lost with a window of max_drafts or less; heads that bundles cannot be), FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
@@ -895,10 +895,10 @@ typedef struct lattn_call {
   /* NULL, or [n][H]: of all attention that the row would have paid had its head kept every token,
      the share that went to the tokens it no longer sees: at most, and about so much. 0 where
      nothing was dropped; 1 and NaN of a head without LATTN_HEAD_LOST, and bound 1 also where
-     biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept, u
-     the least of |q| times the longest key and of the box that holds all keys. Estimate: count *
-     exp(score of the mean key), as a compensated head weighs it. Not of LATTN_SIGMOID. Not in
-     lattn_cache_weights. */
+     biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept
+     (without learned sinks, which could only lessen it), u the least of |q| times the longest key
+     and of the box that holds all keys. Estimate: count * exp(score of the mean key), as a
+     compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
   float *lost_bound;
   float *lost_estimate;
   int32_t top_values;             /* as in lattn_attn */
@@ -977,7 +977,9 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
 /* Makes the cache what it was at the checkpoint, bit for bit, as if it had never seen what came
    after. The checkpoint stays. The cache may be another of the same pool and config (a fork; its
    capacity, slack and max_... may differ). Never takes a page. Errors: NULL; CONFIG (another pool
-   or config); FULL (more tokens than its capacity, more holes than its max_holes); STATE. */
+   or config); FULL (more tokens than its capacity, more holes than its max_holes; less slack or
+   max_append than such a head's pages at the checkpoint take that is compensated or tells what it
+   lost); STATE. */
 LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache, const lattn_checkpoint *checkpoint);
 
 /* The checkpoint is then gone. Errors: NULL. */
@@ -17891,7 +17893,7 @@ LATTN_API lattn_status lattn_profile_strongest(const lattn_profile *profile, int
                                                int32_t head, int64_t n, int64_t *positions,
                                                double *means) {
   const lattn_profile *p = profile;
-  double last = LATTN_INFINITY_;
+  double last = (double)LATTN_INFINITY_;
   int64_t at = -1;
   if (!p || (n > 0 && !positions)) return LATTN_E_NULL;
   if (!(p->c.scores & LATTN_PROFILE_SINKS)) return LATTN_E_CONFIG;

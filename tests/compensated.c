@@ -1126,6 +1126,13 @@ static void test_undone(void) {
   r.marked = 0;
   run_mark(&r, 1); /* no prompt */
   check_new(&r, &t, 0, 340, &rng);
+  CHECK_STATUS(lattn_cache_truncate(r.cache, 0), LATTN_OK); /* to the mark: it stays */
+  r.n = 0;
+  check_new(&r, &t, 0, 100, &rng);
+  CHECK_STATUS(lattn_cache_clear(r.cache), LATTN_OK);
+  r.n = 0;
+  r.marked = 0;
+  check_new(&r, &t, -1, 100, &rng);
   run_close(&r);
   tokens_free(&t);
 }
@@ -1169,13 +1176,13 @@ static void run_fork(run *f, const run *r, int64_t capacity) {
 
 /* Forks, checkpoints and rollbacks, before and after the mark, also to a fork with other slack. */
 static void test_forks(void) {
-  enum { N = 500 };
+  enum { N = 700, POINTS = 5 };
   setup s, narrow;
   run r, f, other;
   token_list t;
   test_rng rng = rng_seed(24);
-  lattn_checkpoint *points[4] = {NULL, NULL, NULL, NULL};
-  static const int64_t at[4] = {150, 260, 260, 330};
+  lattn_checkpoint *points[POINTS] = {NULL};
+  static const int64_t at[POINTS] = {150, 260, 260, 330, 530}; /* at last pages are gone */
   lattn_pool_stats empty;
   check_case("fork, checkpoint, rollback");
   mixed_setup(&s, N, 60, LATTN_PROMPT_END);
@@ -1186,7 +1193,7 @@ static void test_forks(void) {
   setup_copy(&r.s, &s);
   r.cache = cache_new(r.pool, &r.s);
   empty = pool_stats(r.pool);
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < POINTS; i++) {
     run_to(&r, &t, at[i], &rng);
     if (i == 2) run_mark(&r, 1);
     CHECK_STATUS(lattn_cache_checkpoint(&points[i], r.cache), LATTN_OK);
@@ -1195,28 +1202,28 @@ static void test_forks(void) {
   CHECK(saved(f.cache) == saved(r.cache));
   check_new(&f, &t, 260, 100, &rng);
   check_new(&r, &t, 260, 130, &rng);
-  check_same(&r, &f, 330, 430, -1, 1);
-  CHECK_STATUS(lattn_cache_truncate(f.cache, 400), LATTN_OK);
-  f.n = 400;
+  check_same(&r, &f, 530, 630, -1, 1);
+  CHECK_STATUS(lattn_cache_truncate(f.cache, 600), LATTN_OK);
+  f.n = 600;
   check_new(&f, &t, 260, 20, &rng);
   other = f;
   other.cache = slim;
   setup_copy(&other.s, &narrow);
-  for (int round = 0; round < 8; round++) {
-    int i = (round * 3) % 4, mark = i >= 2;
+  for (int round = 0; round < 10; round++) {
+    int i = (round * 3) % POINTS, mark = i >= 2;
     run *to = round & 1 ? &f : &r;
-    if (round >= 4) to = &other;
+    if (round >= 5) to = &other;
     CHECK_STATUS(lattn_cache_rollback(to->cache, points[i]), LATTN_OK);
     to->n = at[i];
     to->marked = mark;
     check_new(to, &t, mark ? 260 : -1, 90, &rng);
-    if (!mark && round < 6) {
+    if (!mark && round < 7) {
       int64_t n = to->n;
       run_mark(to, 1);
       check_new(to, &t, n, 40, &rng);
     }
   }
-  for (int i = 0; i < 4; i++) CHECK_STATUS(lattn_checkpoint_release(points[i]), LATTN_OK);
+  for (int i = 0; i < POINTS; i++) CHECK_STATUS(lattn_checkpoint_release(points[i]), LATTN_OK);
   CHECK_STATUS(lattn_cache_clear(r.cache), LATTN_OK);
   CHECK_STATUS(lattn_cache_clear(slim), LATTN_OK);
   CHECK_STATUS(lattn_cache_release(f.cache), LATTN_OK);

@@ -94,7 +94,7 @@ static double score_of(const call *c, int64_t h, int64_t i, int64_t j) {
 static void call_run(call *c) {
   for (int64_t h = 0; h < c->heads; h++)
     for (int64_t i = 0; i < c->n; i++) {
-      double *row = c->weights + (h * c->n + i) * c->n, most = -INFINITY, sum = 0;
+      double *row = c->weights + (h * c->n + i) * c->n, most = (double)-INFINITY, sum = 0;
       if (c->a.sink_logits) most = (double)c->a.sink_logits[h];
       for (int64_t j = 0; j < c->n; j++) {
         row[j] = sees(c, i, j) ? score_of(c, h, i, j) : (double)-INFINITY;
@@ -746,7 +746,7 @@ static void test_choose(void) {
   static const double gates[8] = {0.5, 1, 0.5, 0, 0.5, 1, 0.2, 0.9};
   static const int32_t half[8] = {1, 1, 0, 0, 0, 1, 0, 1}; /* 0.5 is three times: the first stays */
   static const int32_t above[8] = {1, 1, 1, 0, 1, 1, 0, 1};
-  double echo[8] = {0, 0, 0, 9, 0, 0, 9, 0}, kv[4], nan = NAN;
+  double echo[8] = {0, 0, 0, 9, 0, 0, 9, 0}, kv[4], nan = (double)NAN;
   int32_t full[8], n = 0;
   lattn_heads o = {.size = sizeof o, .sparsity = 0.5};
   check_case("heads by quantile, threshold and union");
@@ -815,8 +815,8 @@ static void test_alibi(void) {
   CHECK_STATUS(lattn_alibi_length(&length, 0, 1, 0.5, 0), LATTN_E_VALUE);
   CHECK_STATUS(lattn_alibi_length(&length, 1, -1, 0.5, 0), LATTN_E_VALUE);
   CHECK_STATUS(lattn_alibi_length(&length, 1, 1, 0, 0), LATTN_E_VALUE);
-  CHECK_STATUS(lattn_alibi_length(&length, 1, 1, NAN, 0), LATTN_E_VALUE);
-  CHECK_STATUS(lattn_alibi_length(&length, 1, INFINITY, 0.5, 0), LATTN_E_VALUE);
+  CHECK_STATUS(lattn_alibi_length(&length, 1, 1, (double)NAN, 0), LATTN_E_VALUE);
+  CHECK_STATUS(lattn_alibi_length(&length, 1, (double)INFINITY, 0.5, 0), LATTN_E_VALUE);
   CHECK_STATUS(lattn_alibi_length(&length, 1, 1, 0.5, 2), LATTN_E_FIELD);
   /* The worst queries and keys: own score -B, all others B. */
   for (int form = 0; form < 2; form++) {
