@@ -424,12 +424,12 @@ enum lattn_weighting {
    bits of a plain call. Exact whatever `inexact` says. The chosen keys are found among all that the
    call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen key, which
    lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
-   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256 (fewer, where
-   heads with sums of what they dropped have the largest dims: else LATTN_E_SCRATCH). Threads share
-   KV heads and blocks of rows, never the keys of a row. Learned sinks and the key of a compensated
-   head are not chosen among: they join the row whatever they score, and dropped is the share of the
-   weights without them. lost_bound and lost_estimate go by all keys, with LATTN_TOP_NORMALISE by
-   the chosen ones. Heads that are chosen at marks go by all keys. */
+   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256 (fewer,
+   where heads with sums of what they dropped have the largest dims: else LATTN_E_SCRATCH). Threads
+   share KV heads and blocks of rows, never the keys of a row. Learned sinks and the key of a
+   compensated head are not chosen among: they join the row whatever they score, and dropped is the
+   share of the weights without them. lost_bound and lost_estimate go by all keys, with
+   LATTN_TOP_NORMALISE by the chosen ones. Heads that are chosen at marks go by all keys. */
 enum lattn_top_mode {
   LATTN_TOP_KEEP = 0,       /* weights as they are: out is off by at most dropped * the largest
                                |v|; lse and partials' sums are those of all keys */

@@ -97,10 +97,10 @@ static void extend(rig *r, answer *a, int64_t first, int64_t n, int32_t top) {
 static void attend(rig *r, answer *a, int64_t n, int64_t rows, int32_t top, int32_t mode) {
   lattn_call c = call_of(a, top, mode);
   memset(a, 0x5a, sizeof *a);
-  CHECK_STATUS(lattn_cache_attend(r->cache, &c, tokens_q(&r->t, &r->s, n - rows, rows),
-                                  tensor_of(a->out, LATTN_F32, rows, HEADS, VALUE_DIM), a->lse,
-                                  &r->ex),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_cache_attend(r->cache, &c, tokens_q(&r->t, &r->s, n - rows, rows),
+                         tensor_of(a->out, LATTN_F32, rows, HEADS, VALUE_DIM), a->lse, &r->ex),
+      LATTN_OK);
 }
 
 static int same(const float *a, const float *b, int64_t n) {
@@ -194,9 +194,9 @@ static void check_best(rig *r, const answer *a, int64_t n, int64_t rows) {
   w.top_k = TOP;
   w.top_keys = keys;
   w.top_weights = shares;
-  CHECK_STATUS(lattn_cache_weights(r->cache, NULL, tokens_q(&r->t, &r->s, n - rows, rows), &w,
-                                   &r->ex),
-               LATTN_OK);
+  CHECK_STATUS(
+      lattn_cache_weights(r->cache, NULL, tokens_q(&r->t, &r->s, n - rows, rows), &w, &r->ex),
+      LATTN_OK);
   for (int64_t i = 0; i < rows * HEADS; i++) {
     double want[VALUE_DIM] = {0}, taken = 0, all = 1;
     int32_t g = (int32_t)(i % HEADS / (HEADS / KV_HEADS));
@@ -205,9 +205,9 @@ static void check_best(rig *r, const answer *a, int64_t n, int64_t rows) {
       lattn_tensor none;
       memset(&none, 0, sizeof none);
       if (keys[j] < 0) continue;
-      CHECK_STATUS(lattn_cache_read(r->cache, g, keys[j], none,
-                                    tensor_of(v, LATTN_F32, 1, 1, VALUE_DIM), 0),
-                   LATTN_OK);
+      CHECK_STATUS(
+          lattn_cache_read(r->cache, g, keys[j], none, tensor_of(v, LATTN_F32, 1, 1, VALUE_DIM), 0),
+          LATTN_OK);
       for (int d = 0; d < VALUE_DIM; d++) want[d] += (double)shares[j] * (double)v[d];
       taken += (double)shares[j];
     }
