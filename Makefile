@@ -181,7 +181,8 @@ $(BUILD)/embed/%.log: tests/embed/%.sh $(levels:%=$(BUILD)/%/longattn.o) FORCE
 
 FUZZ_CC ?= clang
 FUZZ_SECONDS ?= 60
-FUZZ_FLAGS ?= -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+# (With "undefined" too, clang 14 compiles for ten minutes; fuzz_replay runs with it in .ci/run.)
+FUZZ_FLAGS ?= -O1 -g1 -fsanitize=fuzzer,address -fno-sanitize-recover=all
 fuzz_targets := $(basename $(notdir $(wildcard tests/fuzz/*.c)))
 fuzz_logs := $(fuzz_targets:%=$(BUILD)/fuzz/%.log)
 

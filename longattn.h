@@ -4768,7 +4768,7 @@ enum {
   LATTN_STACK_VALUE_DIM_ = 160,
   /* Workspace of a task without scratch: two queries, scores, partials, and one row's record. */
   LATTN_STACK_BYTES_ = 4 * (2 * LATTN_STACK_KEY_DIM_ + LATTN_BLOCK_ +
-                            LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 128,
+                            LATTN_MAX_DEPTH_ * (2 + LATTN_STACK_VALUE_DIM_)) + 64,
   LATTN_STACK_TOP_ = 256,    /* chosen keys of a row without scratch */
   LATTN_MAX_PAIRS_ = 512,    /* rotary pairs */
   LATTN_MAX_STRUCT_ = 4096,  /* bytes of a caller's struct: more is not a size but garbage */
@@ -10846,13 +10846,19 @@ LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_
   return lattn_batch_call_(1, &one, 0, call, q, 0, 0, out, lse, exec);
 }
 
+#define LATTN_COUNT8_(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
+#define LATTN_COUNT32_(n) \
+  LATTN_COUNT8_(n), LATTN_COUNT8_(n + 8), LATTN_COUNT8_(n + 16), LATTN_COUNT8_(n + 24)
+
 LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *call,
                                          const int32_t *parents, lattn_tensor q, lattn_tensor k,
                                          lattn_tensor v, lattn_tensor out, float *lse,
                                          const lattn_exec *exec) {
-  int32_t chain[LATTN_MAX_DRAFTS_];
-  lattn_sequence one = {cache, q.n_tokens, parents ? parents : chain};
-  for (int32_t i = 0; cache && i < LATTN_MAX_DRAFTS_; i++) chain[i] = cache->n_drafts + i - 1;
+  /* Not on the stack, of which drafts take most: the parent of each, beginning with any. */
+  static const int32_t chain[2 * LATTN_MAX_DRAFTS_] = {
+      LATTN_COUNT32_(-1), LATTN_COUNT32_(31), LATTN_COUNT32_(63), LATTN_COUNT32_(95)};
+  lattn_sequence one = {cache, q.n_tokens, parents};
+  if (!parents && cache) one.parents = chain + cache->n_drafts;
   return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
 }
 
@@ -11748,10 +11754,12 @@ LATTN_FN_ void lattn_close_up_(lattn_cache *cache, lattn_rule_ *rule, int64_t fr
 /* May positions [from, to) go, which leaves that hole? */
 LATTN_FN_ lattn_status lattn_check_remove_(const lattn_cache *cache, int64_t from, int64_t to,
                                            const lattn_hole_ *hole) {
+  for (int32_t i = 0; i < cache->n_kv; i++)
+    if (lattn_cache_rule_(cache, i)->sums || lattn_cache_rule_(cache, i)->mark)
+      return LATTN_E_CONFIG;
   for (int32_t i = 0; i < cache->n_kv; i++) {
     const lattn_rule_ *rule = lattn_cache_rule_(cache, i);
     int64_t always = rule->sink_blocks * LATTN_BLOCK_, start, end;
-    if (rule->sums || rule->mark) return LATTN_E_CONFIG;
     if (!rule->window) continue;
     if (from < rule->sinks) return LATTN_E_CONFIG;
     if (rule->window == 1 || lattn_stored_slots_(cache) <= always) continue;
