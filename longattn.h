@@ -424,8 +424,7 @@ enum lattn_weighting {
    bits of a plain call. Exact whatever `inexact` says. The chosen keys are found among all that the
    call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen key, which
    lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
-   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256 (fewer,
-   where heads with sums of what they dropped have the largest dims: else LATTN_E_SCRATCH). Threads
+   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256. Threads
    share KV heads and blocks of rows, never the keys of a row. Learned sinks and the key of a
    compensated head are not chosen among: they join the row whatever they score, and dropped is the
    share of the weights without them. lost_bound and lost_estimate go by all keys, with
@@ -5189,7 +5188,7 @@ LATTN_FN_ size_t lattn_picks_bytes_(int64_t top) {
 /* Carves a worker's memory from p (NULL: only counts). Every part a multiple of 64 bytes but on
    the stack. */
 LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, size_t *keys_at) {
-  size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[9];
+  size_t at = 0, unit = job->scratch || !p ? 64 : 8, part[10];
   int64_t tile = job->rows < LATTN_TILE_ROWS_ ? job->rows : (int64_t)LATTN_TILE_ROWS_;
   int packs = job->scratch || !p;
   size_t slot = lattn_slot_floats_(job->rows, job->columns);
@@ -5200,13 +5199,16 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
   part[3] = (size_t)(tile * LATTN_BLOCK_) * sizeof(float);
   part[4] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->dk * job->n_keys) * sizeof(float) : 0;
   part[5] = packs ? (size_t)(2 * LATTN_BLOCK_ * job->columns * job->n_values) * sizeof(float) : 0;
-  if (job->top) part[5] = (size_t)job->rows * lattn_picks_bytes_(job->top);
+  if (job->top) part[5] = 0;
   part[6] = packs && job->turning.turns ? (size_t)job->turning.n_dims * sizeof(float) : 0;
   part[7] = slot * (size_t)job->depth * sizeof(float);
-  if (!packs && job->sums_bytes && part[7] < slot * sizeof(float) + lattn_dropped_bytes_(job))
-    part[7] = slot * sizeof(float) + lattn_dropped_bytes_(job); /* sums lie behind slot 0 */
-  part[8] = packs && job->sums_bytes ? lattn_dropped_bytes_(job) : 0;
-  for (int i = 0; i < 9; i++) {
+  part[8] = job->top ? (size_t)job->rows * lattn_picks_bytes_(job->top) : 0;
+  part[9] = packs && job->sums_bytes ? lattn_dropped_bytes_(job) : 0;
+  if (!packs && job->sums_bytes) { /* sums lie behind slot 0, in the end in the choices' place */
+    size_t least = slot * sizeof(float) + lattn_dropped_bytes_(job);
+    if (part[7] + part[8] < least) part[8] = least - part[7];
+  }
+  for (int i = 0; i < 10; i++) {
     size_t next = at + (part[i] + unit - 1) / unit * unit;
     if (i == 4) *keys_at = at;
     if (sp) {
@@ -5216,11 +5218,11 @@ LATTN_FN_ size_t lattn_carve_(lattn_space_ *sp, char *p, const lattn_job_ *job, 
       if (i == 2 && part[2]) sp->q_other = (float *)(void *)here;
       if (i == 3) sp->s = (float *)(void *)here;
       if (i == 4) sp->keys = part[4] ? (float *)(void *)here : 0;
-      if (i == 5) sp->values = part[5] && !job->top ? (float *)(void *)here : 0;
-      if (i == 5) sp->picks = job->top ? here : 0;
+      if (i == 5) sp->values = part[5] ? (float *)(void *)here : 0;
       if (i == 6) sp->angles = part[6] ? (float *)(void *)here : 0;
       if (i == 7) sp->slots = (float *)(void *)here;
-      if (i == 8) sp->dropped = part[8] ? here : 0;
+      if (i == 8) sp->picks = job->top ? here : 0;
+      if (i == 9) sp->dropped = part[9] ? here : 0;
     }
     at = next;
   }
@@ -10861,6 +10863,8 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
   if (!parents && cache) one.parents = chain + cache->n_drafts;
   return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
 }
+#undef LATTN_COUNT32_
+#undef LATTN_COUNT8_
 
 LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n_sequences,
                                      int64_t n_tokens, int32_t n_threads) {
