@@ -137,7 +137,8 @@ static uint64_t attend(const lattn_attn *a, const tokens *t, int all, int64_t ro
 /* Of the last row: the largest difference of head h from double, with the heads that it should use,
    or others. */
 static double difference(const tokens *t, const float *out, int64_t h, int64_t key, int64_t value) {
-  double *w = (double *)malloc((size_t)t->n * sizeof *w), sum = 0, most = -(double)INFINITY, worst = 0;
+  double *w = (double *)malloc((size_t)t->n * sizeof *w), sum = 0, most = -(double)INFINITY,
+         worst = 0;
   const float *q = t->q + ((t->n - 1) * t->s.heads + h) * t->dk;
   for (int64_t j = 0; j < t->n; j++) {
     w[j] = 0;
