@@ -10252,6 +10252,8 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
   if (!parents && cache) one.parents = chain + cache->n_drafts;
   return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
 }
+#undef LATTN_COUNT32_
+#undef LATTN_COUNT8_
 
 LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n_sequences,
                                      int64_t n_tokens, int32_t n_threads) {
