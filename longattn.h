@@ -7320,7 +7320,30 @@ LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit,
   }
 }
 
-LATTN_NOINLINE_ void lattn_worker_(lattn_job_ *job, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_work_on_stack_(void *context, int32_t index,
+                                          void (*work)(void *, int32_t, char *)) {
+  union { /* of 8-byte members, for its alignment */
+    int64_t align;
+    char bytes[LATTN_STACK_BYTES_];
+  } memory;
+  work(context, index, memory.bytes);
+}
+
+/* A task: work (never inlined) under our control word, with a worker's memory of the job's scratch,
+   or on the stack. */
+LATTN_FN_ void lattn_work_(const lattn_job_ *job, void *context, int32_t index,
+                           void (*work)(void *, int32_t, char *)) {
+  lattn_fpenv_ saved;
+  lattn_fpenv_enter_(&saved);
+  if (job->scratch)
+    work(context, index, job->scratch + (size_t)index * job->worker_bytes);
+  else
+    lattn_work_on_stack_(context, index, work);
+  lattn_fpenv_leave_(&saved);
+}
+
+LATTN_NOINLINE_ void lattn_worker_(void *context, int32_t index, char *memory) {
+  lattn_job_ *job = (lattn_job_ *)context;
   lattn_space_ sp;
   lattn_item_ it;
   int64_t unit = index, turn = 0;
@@ -7341,23 +7364,8 @@ LATTN_NOINLINE_ void lattn_worker_(lattn_job_ *job, int32_t index, char *memory)
   }
 }
 
-LATTN_NOINLINE_ void lattn_worker_on_stack_(lattn_job_ *job, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_worker_(job, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_task_(void *context, int32_t index) {
-  lattn_job_ *job = (lattn_job_ *)context;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (job->scratch)
-    lattn_worker_(job, index, job->scratch + (size_t)index * job->worker_bytes);
-  else
-    lattn_worker_on_stack_(job, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_((const lattn_job_ *)context, context, index, lattn_worker_);
 }
 
 /* Folds the partials of items that were split, on the caller's thread, with worker 0's memory. */
@@ -8235,7 +8243,8 @@ LATTN_FN_ void lattn_weigh_item_(const lattn_job_ *job, lattn_item_ *it, lattn_s
 }
 
 /* A worker takes whole KV heads: the rows that add to a key's mass come in order. */
-LATTN_NOINLINE_ void lattn_weigh_heads_(const lattn_job_ *job, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_weigh_heads_(void *context, int32_t index, char *memory) {
+  const lattn_job_ *job = (const lattn_job_ *)context;
   lattn_space_ sp;
   lattn_item_ it;
   size_t keys_at;
@@ -8252,23 +8261,8 @@ LATTN_NOINLINE_ void lattn_weigh_heads_(const lattn_job_ *job, int32_t index, ch
   }
 }
 
-LATTN_NOINLINE_ void lattn_weigh_on_stack_(const lattn_job_ *job, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_weigh_heads_(job, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_weigh_task_(void *context, int32_t index) {
-  const lattn_job_ *job = (const lattn_job_ *)context;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (job->scratch)
-    lattn_weigh_heads_(job, index, job->scratch + (size_t)index * job->worker_bytes);
-  else
-    lattn_weigh_on_stack_(job, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_((const lattn_job_ *)context, context, index, lattn_weigh_heads_);
 }
 
 LATTN_FN_ lattn_status lattn_check_weights_apart_(const lattn_job_ *job, const lattn_weights *w,
@@ -10350,7 +10344,8 @@ LATTN_FN_ void lattn_look_snap_(const lattn_job_ *job, lattn_item_ *it, lattn_sp
   }
 }
 
-LATTN_NOINLINE_ void lattn_observe_heads_(const lattn_observing_ *o, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_observe_heads_(void *context, int32_t index, char *memory) {
+  const lattn_observing_ *o = (const lattn_observing_ *)context;
   const lattn_job_ *job = o->job;
   lattn_space_ sp;
   lattn_item_ it;
@@ -10375,23 +10370,8 @@ LATTN_NOINLINE_ void lattn_observe_heads_(const lattn_observing_ *o, int32_t ind
   }
 }
 
-LATTN_NOINLINE_ void lattn_observe_on_stack_(const lattn_observing_ *o, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_observe_heads_(o, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_observe_task_(void *context, int32_t index) {
-  const lattn_observing_ *o = (const lattn_observing_ *)context;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (o->job->scratch)
-    lattn_observe_heads_(o, index, o->job->scratch + (size_t)index * o->job->worker_bytes);
-  else
-    lattn_observe_on_stack_(o, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_(((const lattn_observing_ *)context)->job, context, index, lattn_observe_heads_);
 }
 
 /* The job then has no need of values, whatever else it is for. */
@@ -17179,7 +17159,8 @@ LATTN_FN_ void lattn_echo_tile_(const lattn_echoes_ *e, lattn_item_ *it, lattn_s
 }
 
 /* A worker's share: all rows from the second period on, of whole KV heads. */
-LATTN_NOINLINE_ void lattn_echo_heads_(const lattn_echoes_ *e, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_echo_heads_(void *context, int32_t index, char *memory) {
+  const lattn_echoes_ *e = (const lattn_echoes_ *)context;
   const lattn_job_ *job = e->job;
   int64_t most = lattn_min_(job->rows, LATTN_TILE_ROWS_), from, end;
   lattn_space_ sp;
@@ -17198,23 +17179,8 @@ LATTN_NOINLINE_ void lattn_echo_heads_(const lattn_echoes_ *e, int32_t index, ch
     }
 }
 
-LATTN_NOINLINE_ void lattn_echo_on_stack_(const lattn_echoes_ *e, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_echo_heads_(e, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_echo_task_(void *context, int32_t index) {
-  const lattn_echoes_ *e = (const lattn_echoes_ *)context;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (e->job->scratch)
-    lattn_echo_heads_(e, index, e->job->scratch + (size_t)index * e->job->worker_bytes);
-  else
-    lattn_echo_on_stack_(e, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_(((const lattn_echoes_ *)context)->job, context, index, lattn_echo_heads_);
 }
 
 LATTN_NOINLINE_ void lattn_observe_echo_(lattn_profile *p, lattn_job_ *whole,
@@ -17355,7 +17321,8 @@ LATTN_FN_ void lattn_split_row_(const lattn_split_ *split, const lattn_item_ *it
 }
 
 /* Items of a batch (KV head, some rows), each over its two parts. */
-LATTN_NOINLINE_ void lattn_split_items_(const lattn_split_ *split, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_split_items_(void *context, int32_t index, char *memory) {
+  const lattn_split_ *split = (const lattn_split_ *)context;
   const lattn_job_ *job = split->job;
   int64_t rows = split->tokens * job->group, blocks = (rows + job->rows - 1) / job->rows;
   lattn_space_ sp;
@@ -17385,24 +17352,8 @@ LATTN_NOINLINE_ void lattn_split_items_(const lattn_split_ *split, int32_t index
   }
 }
 
-LATTN_NOINLINE_ void lattn_split_on_stack_(const lattn_split_ *split, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_split_items_(split, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_split_task_(void *context, int32_t index) {
-  const lattn_split_ *split = (const lattn_split_ *)context;
-  const lattn_job_ *job = split->job;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (job->scratch)
-    lattn_split_items_(split, index, job->scratch + (size_t)index * job->worker_bytes);
-  else
-    lattn_split_on_stack_(split, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_(((const lattn_split_ *)context)->job, context, index, lattn_split_items_);
 }
 
 /* Through the output projection W [model][H dv]: u of KV head h, row and channel = W's columns of
@@ -18281,7 +18232,8 @@ LATTN_FN_ void lattn_calibrate_item_(lattn_calibrating_ *c, lattn_item_ *it, lat
   }
 }
 
-LATTN_NOINLINE_ void lattn_calibrate_heads_(lattn_calibrating_ *c, int32_t index, char *memory) {
+LATTN_NOINLINE_ void lattn_calibrate_heads_(void *context, int32_t index, char *memory) {
+  lattn_calibrating_ *c = (lattn_calibrating_ *)context;
   const lattn_job_ *job = &c->job;
   int64_t rows = job->q.n_tokens * job->group, blocks = (rows + job->rows - 1) / job->rows;
   lattn_space_ sp;
@@ -18303,23 +18255,8 @@ LATTN_NOINLINE_ void lattn_calibrate_heads_(lattn_calibrating_ *c, int32_t index
   }
 }
 
-LATTN_NOINLINE_ void lattn_calibrate_on_stack_(lattn_calibrating_ *c, int32_t index) {
-  union { /* of 8-byte members, for its alignment */
-    int64_t align;
-    char bytes[LATTN_STACK_BYTES_];
-  } memory;
-  lattn_calibrate_heads_(c, index, memory.bytes);
-}
-
 LATTN_FN_ void lattn_calibrate_task_(void *context, int32_t index) {
-  lattn_calibrating_ *c = (lattn_calibrating_ *)context;
-  lattn_fpenv_ saved;
-  lattn_fpenv_enter_(&saved);
-  if (c->job.scratch)
-    lattn_calibrate_heads_(c, index, c->job.scratch + (size_t)index * c->job.worker_bytes);
-  else
-    lattn_calibrate_on_stack_(c, index);
-  lattn_fpenv_leave_(&saved);
+  lattn_work_(&((const lattn_calibrating_ *)context)->job, context, index, lattn_calibrate_heads_);
 }
 
 /* Options, and their arrays apart from all others. */

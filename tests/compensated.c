@@ -51,16 +51,6 @@ static const lattn_exec *exec_of(lattn_exec *exec, const setup *s, int64_t n, in
   return exec;
 }
 
-static void setup_copy(setup *to, const setup *from) {
-  *to = *from;
-  to->config.heads = to->heads;
-  to->config.fault = &to->fault;
-  to->rotary.turns = to->turns;
-  if (from->config.rotary) to->config.rotary = &to->rotary;
-  if (from->config.alibi_slopes) to->config.alibi_slopes = to->slopes;
-  if (from->config.sink_logits) to->config.sink_logits = to->sinks;
-}
-
 static lattn_cache *cache_new(lattn_pool *pool, setup *s) {
   lattn_cache *cache = NULL;
   if (!CHECK_STATUS(lattn_cache_init(&cache, pool, &s->config), LATTN_OK)) {

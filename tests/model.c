@@ -564,16 +564,6 @@ static void check_sampled(int v, const state *st, int64_t at, int64_t n, int per
   tokens_free(&t);
 }
 
-static void setup_copy(setup *to, const setup *from) {
-  *to = *from;
-  to->config.heads = to->heads;
-  to->config.fault = &to->fault;
-  to->rotary.turns = to->turns;
-  if (from->config.rotary) to->config.rotary = &to->rotary;
-  if (from->config.alibi_slopes) to->config.alibi_slopes = to->slopes;
-  if (from->config.sink_logits) to->config.sink_logits = to->sinks;
-}
-
 /* Appends n tokens to the twin, in any cut. */
 static void twin_append(lattn_cache *twin, const uint32_t *ids, int64_t n) {
   const setup *s = &w.twin_setup;

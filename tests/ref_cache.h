@@ -125,6 +125,17 @@ static inline void setup_compensate(setup *s, int head, int32_t flags) {
   s->heads[head].flags = flags;
 }
 
+/* It points into itself: so does the copy. */
+static inline void setup_copy(setup *to, const setup *from) {
+  *to = *from;
+  to->config.heads = to->heads;
+  to->config.fault = &to->fault;
+  to->rotary.turns = to->turns;
+  if (from->config.rotary) to->config.rotary = &to->rotary;
+  if (from->config.alibi_slopes) to->config.alibi_slopes = to->slopes;
+  if (from->config.sink_logits) to->config.sink_logits = to->sinks;
+}
+
 /* ---- statistics ---- */
 
 static inline lattn_pool_stats pool_stats(const lattn_pool *pool) {
