@@ -425,9 +425,9 @@ enum lattn_weighting {
    call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen key, which
    lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
    beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256. Threads
-   share KV heads and blocks of rows, never the keys of a row. Learned sinks and the key of a
-   compensated head are not chosen among: they join the row whatever they score, and dropped is the
-   share of the weights without them. lost_bound and lost_estimate go by all keys, with
+   share KV heads and blocks of rows, never the keys of a row. Learned sinks, an extra key and that
+   of a compensated head are not chosen among: they join the row whatever they score, and dropped is
+   the share of the weights without them. lost_bound and lost_estimate go by all keys, with
    LATTN_TOP_NORMALISE by the chosen ones. Heads that are chosen at marks go by all keys. */
 enum lattn_top_mode {
   LATTN_TOP_KEEP = 0,       /* weights as they are: out is off by at most dropped * the largest
@@ -505,6 +505,15 @@ typedef struct lattn_attn {
   int32_t top_mode;         /* enum lattn_top_mode */
   float *dropped;           /* NULL, or [n_queries][H]: the share of its weights that a row dropped;
                                of LATTN_SIGMOID, their sum. 0 where top_values is 0 */
+  /* NULL, or [1][heads][dk]: one key more, that every row sees whatever its mask: a learned sink
+     token (Xiao et al., StreamingLLM), a K bias, or with extra_value a KV bias (Gu et al., When
+     Attention Sink Emerges). heads divides H: query head h uses h * heads / H. It is not rotated,
+     and has no distance: softcap joins its score, ALiBi, biases and the score function do not. It
+     is merged into a row after all segments, before the learned sink, and is part of lse and of a
+     partial: of parts that will be merged, give it to one. Not with LATTN_SIGMOID, nor in
+     lattn_attention_calibrated (LATTN_E_CONFIG). */
+  const lattn_tensor *extra_key;
+  const lattn_tensor *extra_value; /* its value: NULL = zeros, or [1][heads][dv] */
 } lattn_attn;
 
 /* Exact softmax attention (Vaswani et al. 2017; tiled as Dao et al. 2022), or sigmoid attention,
@@ -559,8 +568,8 @@ typedef struct lattn_weights {
 } lattn_weights;
 
 /* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial, lse_low
-   and top_values are not used). Keys count from the first of k. Scratch as for lattn_attention with
-   these q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also
+   and top_values are not used, nor is extra_key, which lse knows). Keys count from the first of k.
+   Scratch as for lattn_attention with these q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also
    for a row or head that is not there; CONFIG for n_sequences > 1, and top_keys without
    top_weights. exec: progress is not used. */
 LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
@@ -895,14 +904,17 @@ typedef struct lattn_call {
      the share that went to the tokens it no longer sees: at most, and about so much. 0 where
      nothing was dropped; 1 and NaN of a head without LATTN_HEAD_LOST, and bound 1 also where
      biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept
-     (without learned sinks, which could only lessen it), u the least of |q| times the longest key
-     and of the box that holds all keys. Estimate: count * exp(score of the mean key), as a
+     (without learned sinks and extra key, which could only lessen it), u the least of |q| times
+     the longest key and of the box that holds all keys. Estimate: count * exp(score of the mean key), as a
      compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
   float *lost_bound;
   float *lost_estimate;
   int32_t top_values;             /* as in lattn_attn */
   int32_t top_mode;
   float *dropped;
+  const lattn_tensor *extra_key;  /* as in lattn_attn; if the cache rotates, a query meets it
+                                     rotated at its position, also where heads have in-cache ones */
+  const lattn_tensor *extra_value;
 } lattn_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
@@ -1036,7 +1048,7 @@ LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const i
    included. With w rows, and group query heads a KV head:
      SNAP   of key j, other than the newest w: a_j = mean of A_ij over the newest w rows i and the
             group (GROUP_MAX: the largest of the group's means), then pooled over the kernel. The
-            budget - w keys with the largest stay. What a call adds to scores (biases, callback) is
+            budget - w keys with the largest stay. What a call adds (biases, callback, extra key) is
             not known here, and not in A.
      SHARED all such heads, if together they hold more than their budgets: n_h = how many of head
             h's keys are among the largest of all, as many as the budgets - w in all; it then
@@ -5096,6 +5108,7 @@ typedef struct lattn_row_ {
   int64_t position; /* for ALiBi, windows, callbacks */
   int64_t lo, hi, sink_lo, sink_hi;
   int32_t head, sequence;
+  float extra, zero; /* score of the extra key */
 } lattn_row_;
 
 /* One item: rows [row, row + rows) of a sequence and KV head; row r is query r / group, head r %
@@ -6026,14 +6039,13 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
                                          lattn_space_ *sp, int64_t base, int64_t r, int hi,
                                          float *s) {
   uint8_t path[64];
-  float scores[64];
+  float scores[LATTN_PANEL_];
   const lattn_rule_ *rule = lattn_cache_rule_(it->cache, it->kv);
   int64_t first = lattn_head_slots_(it->cache, rule);
   const lattn_storage_ *st = &rule->s;
   int depth = lattn_draft_path_(it, sp->rows + r, path), panels = 0, stop;
   lattn_block_ b;
   LATTN_MEMSET_(&b, 0, sizeof b);
-  b.k = lattn_draft_keys_(it->cache, it->kv);
   b.k_part = st->draft_key_stride;
   b.k_type = st->key_type;
   b.panel_bytes = st->panel_bytes;
@@ -6047,9 +6059,13 @@ LATTN_NOINLINE_ void lattn_draft_scores_(const lattn_job_ *job, const lattn_item
       lattn_fill_other_(job, it, sp, r, 1, zone);
       sp->other = -2;
     }
-    lattn_score_rows_(job, sp, &b, r, 1, q, 0, panels, scores);
-    for (int j = lane; j < stop && j < hi; j++)
-      if (base + j - first <= depth) s[j] = scores[path[base + j - first]];
+    for (int p = 0; p < panels; p++) {
+      b.k = lattn_draft_keys_(it->cache, it->kv) + p * st->panel_bytes;
+      lattn_score_rows_(job, sp, &b, r, 1, q, 0, 1, scores);
+      for (int j = lane; j < stop && j < hi && base + j - first <= depth; j++)
+        if (path[base + j - first] / LATTN_PANEL_ == p)
+          s[j] = scores[path[base + j - first] % LATTN_PANEL_];
+    }
   }
 }
 
@@ -6516,6 +6532,68 @@ LATTN_FN_ int64_t lattn_row_after_(const lattn_job_ *job, const lattn_item_ *it,
   return r;
 }
 
+/* A score of the row after softcap and ALiBi. */
+LATTN_FN_ float lattn_capped_(const lattn_job_ *job, const lattn_row_ *row, float s,
+                              float distance) {
+  float x[16];
+  if (lattn_bits_(job->o.softcap)) {
+    lattn_v16_ cap = lattn_v_set_(job->o.softcap);
+    lattn_v_store_(x, lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(lattn_v_set_(s), cap)), cap));
+    s = x[0];
+  }
+  if (job->o.alibi_slopes) s = lattn_fma_(-job->o.alibi_slopes[row->head], distance, s);
+  return s;
+}
+
+/* ---- the extra key ---- */
+
+/* Elements [from, from + n) of a query head's row of a view that was checked (and is in nobody's
+   job, which lies on the stack), and zeros up to a multiple of 16. */
+LATTN_FN_ void lattn_widen_some_(const lattn_job_ *job, float *to, const lattn_tensor *t,
+                                 int64_t head, int64_t from, int64_t n) {
+  static const lattn_names_ name = LATTN_NAMES_("extra_key");
+  lattn_tensor some = *t;
+  (void)lattn_view_(&some, 0, 1, &name, 0);
+  from += head * some.n_heads / (job->n_kv * job->group) * some.stride_head;
+  some.dim = n;
+  some.stride_head = 1;
+  lattn_widen_row_(to, &some, 0, from);
+  for (int64_t i = n; i < lattn_up_(n, 16); i++) to[i] = 0;
+}
+
+/* Of a query that is rotated and not yet scaled. */
+LATTN_NOINLINE_ float lattn_extra_score_(const lattn_job_ *job, const lattn_row_ *row,
+                                         const float *q) {
+  lattn_v16_ sum = lattn_v_set_(0), scale = lattn_v_set_(job->scale);
+  float some[64];
+  for (int64_t from = 0; from < job->dk; from += 64) {
+    int64_t n = lattn_min_(64, job->dk - from);
+    lattn_widen_some_(job, some, job->o.extra_key, row->head, from, n);
+    for (int64_t i = 0; i < n; i += 16) {
+      lattn_v16_ x = lattn_v_load_n_(q + from + i, (int)lattn_min_(16, n - i));
+      sum = lattn_v_fma_(lattn_v_mul_(x, scale), lattn_v_load_(some + i), sum);
+    }
+  }
+  return lattn_capped_(job, row, lattn_v_reduce_add_(sum), 0);
+}
+
+/* Merges it into the row's partial, which is in that basis. */
+LATTN_NOINLINE_ void lattn_merge_extra_(const lattn_job_ *job, const lattn_row_ *row, int64_t r,
+                                        const lattn_slot_ *s, int32_t basis) {
+  float some[128], m = s->m[r], l = s->l[r]; /* whole blocks of any basis */
+  for (int64_t from = 0; from < job->dv; from += 128) {
+    int64_t n = lattn_min_(128, job->dv - from);
+    if (job->o.extra_value)
+      lattn_widen_some_(job, some, job->o.extra_value, row->head, from, n);
+    else
+      LATTN_MEMSET_(some, 0, sizeof some);
+    if (basis) lattn_hadamard_(some, n, basis);
+    s->m[r] = m, s->l[r] = l;
+    lattn_merge_row_(s->m + r, s->l + r, s->acc + r * job->columns + from, row->extra, 1.0f, some,
+                     lattn_up_(n, 16));
+  }
+}
+
 /* Fills the item's rows: ranges, queries rotated at their own slots and scaled. */
 LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp) {
   const lattn_rule_ *rule = it->cache ? lattn_cache_rule_(it->cache, it->kv) : 0;
@@ -6537,6 +6615,12 @@ LATTN_FN_ void lattn_fill_rows_(const lattn_job_ *job, const lattn_item_ *it, la
       lattn_row_at_(job, it, job->chosen ? lattn_chosen_row_(job, it, from) : from, row);
     lattn_fetch_row_(&job->q, row->token + 8 / job->group, row->head);
     lattn_widen_row_(q, &job->q, row->token, row->head);
+    if (job->o.extra_key) {
+      if (job->turning.turns)
+        lattn_turn_at_(q, sp->angles, &job->turning, row->position, &at);
+      row->extra = lattn_extra_score_(job, row, q);
+      lattn_widen_row_(q, &job->q, row->token, row->head);
+    }
     if (!job->turning.turns) continue;
     if (row->position > limit && rule->sinks > 0) sp->sinks_differ = 1;
     zone = row->hi - 1 + shift - row->position;
@@ -6971,19 +7055,6 @@ LATTN_FN_ float lattn_dot16_(const float *a, const float *b, int64_t n) {
   return lattn_v_reduce_add_(sum);
 }
 
-/* A score of the row after softcap and ALiBi. */
-LATTN_FN_ float lattn_capped_(const lattn_job_ *job, const lattn_row_ *row, float s,
-                              float distance) {
-  float x[16];
-  if (lattn_bits_(job->o.softcap)) {
-    lattn_v16_ cap = lattn_v_set_(job->o.softcap);
-    lattn_v_store_(x, lattn_v_mul_(lattn_v_tanh_(lattn_v_div_(lattn_v_set_(s), cap)), cap));
-    s = x[0];
-  }
-  if (job->o.alibi_slopes) s = lattn_fma_(-job->o.alibi_slopes[row->head], distance, s);
-  return s;
-}
-
 /* Score of the mean key, counted as often as tokens were dropped. */
 LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *row,
                                      const lattn_dropped_ *d, const float *q) {
@@ -7092,6 +7163,7 @@ LATTN_FN_ void lattn_finish_item_(lattn_job_ *job, const lattn_item_ *it, lattn_
     if (job->out.data) lattn_fetch_row_(&job->out, row->token + 16 / job->group, row->head);
     lattn_finish_picks_(job, sp, r, s, job->o.dropped ? job->o.dropped + at : 0);
     if (drops) lattn_finish_dropped_(job, it, sp, &dropped, r, &s);
+    if (job->o.extra_key) lattn_merge_extra_(job, row, r, &s, basis);
     if (sigmoid) s.l[r] = 1; /* the output is the sum: dividing by 1 changes no bit */
     if (job->partial) {
       int none = lattn_is_empty_(s.m[r]);
@@ -7378,7 +7450,7 @@ LATTN_NOINLINE_ void lattn_fold_split_(lattn_job_ *job) {
   it.started = 0;
   while (lattn_next_item_(job, &it)) {
     if (it.units == 1) continue;
-    if (it.cache && lattn_cache_rule_(it.cache, it.kv)->sums)
+    if (job->o.extra_key || (it.cache && lattn_cache_rule_(it.cache, it.kv)->sums))
       lattn_fill_rows_(job, &it, &sp); /* queries too */
     else
       for (int64_t r = 0, from = -1; r < it.rows; r++) {
@@ -7725,6 +7797,27 @@ LATTN_FN_ lattn_status lattn_optional_(const lattn_tensor *from, lattn_tensor *t
   return lattn_view_(to, 0, 1, name, fault);
 }
 
+/* An extra key, or its value: of one token, and of heads that query heads share evenly. */
+LATTN_FN_ lattn_status lattn_check_extra_(const lattn_job_ *job, const lattn_tensor *from,
+                                          int64_t dim, const lattn_names_ *name, lattn_fault *f) {
+  lattn_tensor t;
+  lattn_status s = lattn_optional_(from, &t, name, f);
+  if (s || !from) return s;
+  if (t.n_tokens != 1) return lattn_fail_(f, LATTN_E_SHAPE, name->tokens);
+  if (job->n_kv * job->group % t.n_heads) return lattn_fail_(f, LATTN_E_SHAPE, name->heads);
+  return t.dim == dim ? LATTN_OK : lattn_fail_(f, LATTN_E_SHAPE, name->dim);
+}
+
+LATTN_FN_ lattn_status lattn_check_extra_key_(const lattn_job_ *job, lattn_fault *f) {
+  static const lattn_names_ key = LATTN_NAMES_("extra_key"), value = LATTN_NAMES_("extra_value");
+  lattn_status s;
+  if (!job->o.extra_key && job->o.extra_value) return lattn_fail_(f, LATTN_E_NULL, "extra_key");
+  if (job->o.extra_key && job->o.weighting == LATTN_SIGMOID)
+    return lattn_fail_(f, LATTN_E_CONFIG, "extra_key");
+  s = lattn_check_extra_(job, job->o.extra_key, job->dk, &key, f);
+  return s ? s : lattn_check_extra_(job, job->o.extra_value, job->dv, &value, f);
+}
+
 /* Biases and gate against the shapes they go with. exact_keys: their dim must be n_keys, else at
    least. */
 LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int exact_keys,
@@ -7760,7 +7853,7 @@ LATTN_FN_ lattn_status lattn_check_extras_(lattn_job_ *job, int64_t n_keys, int 
       return lattn_fail_(f, LATTN_E_SHAPE, "gate.n_heads");
     if (t->dim != 1 && t->dim != job->dv) return lattn_fail_(f, LATTN_E_SHAPE, "gate.dim");
   }
-  return LATTN_OK;
+  return lattn_check_extra_key_(job, f);
 }
 
 LATTN_FN_ lattn_status lattn_check_finite_(const float *x, int64_t n, int sink, lattn_fault *f,
@@ -7969,7 +8062,7 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   const lattn_attn *o = &job->o;
   int64_t heads = job->n_kv * job->group, n = job->q.n_tokens, rows = n * heads;
   int64_t sequences = o->n_sequences;
-  lattn_tensor in[16], made[9];
+  lattn_tensor in[18], made[9];
   int n_in = 0, n_made = 6;
   lattn_status s = lattn_view_(&job->out, 1, partial == 0, &name, f);
   if (s) return s;
@@ -7995,6 +8088,10 @@ LATTN_FN_ lattn_status lattn_check_outputs_(lattn_job_ *job, const lattn_partial
   if (o->key_bias) in[n_in++] = job->key_bias;
   if (o->pair_bias) in[n_in++] = job->pair_bias;
   if (o->gate) in[n_in++] = job->gate;
+  for (int i = 0; i < 2; i++) {
+    const lattn_tensor *extra = i ? o->extra_value : o->extra_key;
+    if (extra) in[n_in] = *extra, (void)lattn_view_(in + n_in++, 0, 1, &name, f);
+  }
   in[n_in++] = lattn_floats_(o->alibi_slopes, heads);
   in[n_in++] = lattn_floats_(o->sink_logits, heads);
   in[n_in++] = lattn_numbers_(o->visible_from, n);
@@ -8356,7 +8453,7 @@ LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_
   if (!s) s = lattn_check_shapes_(&job, 1, ex.fault);
   if (!s) s = lattn_check_sequences_(&job, ex.fault);
   if (s) return s;
-  job.o.gate = 0;
+  job.o.gate = job.o.extra_key = job.o.extra_value = 0;
   s = lattn_check_numbers_(&job, ex.fault);
   if (!s) s = lattn_check_extras_(&job, k.n_tokens, 1, ex.fault);
   if (!s) s = lattn_check_positions_(&job, &segments, ex.fault);
@@ -10442,6 +10539,8 @@ LATTN_FN_ lattn_status lattn_check_call_(lattn_job_ *job, const lattn_cache *cac
   job->o.top_values = c.top_values;
   job->o.top_mode = c.top_mode;
   job->o.dropped = c.dropped;
+  job->o.extra_key = c.extra_key;
+  job->o.extra_value = c.extra_value;
   job->lost_bound = c.lost_bound;
   job->lost_estimate = c.lost_estimate;
   job->partial = c.partial;
@@ -11193,7 +11292,7 @@ LATTN_FN_ void lattn_share_budgets_(const lattn_cache *cache, lattn_choice_ *cho
 }
 
 /* The slots that stay, in order, in the place of the scores: the best, then the newest. */
-LATTN_FN_ void lattn_list_slots_(lattn_choice_ *c) {
+LATTN_NOINLINE_ void lattn_list_slots_(lattn_choice_ *c) {
   uint32_t *list = (uint32_t *)(void *)c->score;
   int64_t ties = 0, equal = 0, n = 0;
   uint64_t least = ~(uint64_t)0;
@@ -11211,7 +11310,7 @@ LATTN_FN_ void lattn_list_slots_(lattn_choice_ *c) {
 
 /* Copies the tokens that stay into new pages, and renumbers them. Page b is full when all that
    stays of old blocks up to b has been copied, so it can take the place of that. */
-LATTN_FN_ void lattn_compact_(lattn_cache *cache, int32_t kv, const lattn_choice_ *c) {
+LATTN_NOINLINE_ void lattn_compact_(lattn_cache *cache, int32_t kv, const lattn_choice_ *c) {
   lattn_pool *pool = lattn_cache_pool_(cache);
   lattn_rule_ *rule = lattn_rules_(cache) + kv;
   const uint32_t *slots = (const uint32_t *)(const void *)c->score;
@@ -17339,6 +17438,7 @@ LATTN_NOINLINE_ void lattn_split_items_(void *context, int32_t index, char *memo
     it.rows = lattn_min_(job->rows, rows - it.row);
     s = lattn_space_slot_(&sp, lattn_run_part_(job, &it, &sp, split->parts));
     for (int64_t r = 0; r < it.rows; r++) {
+      if (job->o.extra_key) lattn_merge_extra_(job, sp.rows + r, r, &s, 0);
       int64_t at = (it.row + r) / job->group * job->n_kv * job->group + sp.rows[r].head;
       split->ends[2 * at] = s.m[r];
       split->ends[2 * at + 1] = s.l[r];
@@ -18343,6 +18443,7 @@ LATTN_NOINLINE_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_cali
   if (options && options->partial) return lattn_fail_(f, LATTN_E_CONFIG, "options.partial");
   if (job->o.weighting == LATTN_SIGMOID) return lattn_fail_(f, LATTN_E_CONFIG, "weighting");
   if (job->o.sink_logits) return lattn_fail_(f, LATTN_E_CONFIG, "sink_logits");
+  if (job->o.extra_key) return lattn_fail_(f, LATTN_E_CONFIG, "extra_key");
   job->lse = lse;
   s = lattn_check_outputs_(job, 0, 0, 0, f);
   return s ? s : lattn_check_calibration_(job, own, lse, f);

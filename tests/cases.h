@@ -13,13 +13,14 @@ enum { CASE_GUARDS = 40, CASE_POOL = 65521, CASE_NAME = 400 };
 enum case_kind { CASE_ANY, CASE_LONG, CASE_GOLDEN };
 
 /* The options that are counted: each is on in at least 15 % of the random cases. */
-#define CASE_OPTIONS(X)                                                                       \
-  X(CAUSAL)                                                                                   \
-  X(CAUSAL_AT)                                                                                \
-  X(SCALE) X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION)           \
-      X(VISIBLE_FROM) X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS) \
-          X(PAIR_BIAS) X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS) \
-              X(ALIAS) X(POISON) X(SIGMOID)
+#define CASE_OPTIONS(X)                                                                    \
+  X(CAUSAL)                                                                                \
+  X(CAUSAL_AT)                                                                             \
+  X(SCALE)                                                                                 \
+  X(SOFTCAP) X(WINDOW) X(AHEAD) X(SINKS) X(QUERY_POSITION) X(KEY_POSITION) X(VISIBLE_FROM) \
+      X(VISIBLE_TO) X(QUERY_POSITIONS) X(KEY_POSITIONS) X(PACKED) X(KEY_BIAS) X(PAIR_BIAS) \
+          X(ALIBI) X(LEARNED_SINK) X(GATE) X(SCORE) X(PARTIAL) X(LSE) X(THREADS) X(ALIAS)  \
+              X(POISON) X(SIGMOID) X(EXTRA_KEY)
 
 enum case_option {
 #define CASE_ENUM(name) OPTION_##name,
@@ -44,7 +45,7 @@ typedef struct attend_case {
   int outputs, outputs_end; /* the buffers that the call may write */
   int64_t n_queries, n_keys, heads, kv_heads, key_dim, value_dim;
   int amplitude; /* of keys and queries: 0 ... 2 */
-  lattn_tensor q, k, v, out, key_bias, pair_bias, gate;
+  lattn_tensor q, k, v, out, key_bias, pair_bias, gate, extra_key, extra_value;
   lattn_attn a;
   lattn_partial partial;
   float *lse;
@@ -435,7 +436,18 @@ static inline void case_draw_heads(attend_case *c) {
   if (case_draw(c, OPTION_SCORE, 20)) a->score = case_score;
 }
 
-/* Sigmoid attention in place of softmax, which alone has learned sinks. */
+/* A key, and perhaps a value, that every row has besides. */
+static inline void case_extra_key(attend_case *c) {
+  const int64_t heads[3] = {1, c->kv_heads, c->heads};
+  int64_t of_key = heads[rng_below(&c->rng, 3)], of_value = heads[rng_below(&c->rng, 3)];
+  c->extra_key = case_input(c, 1, of_key, c->key_dim, c->amplitude);
+  c->a.extra_key = &c->extra_key;
+  if (rng_chance(&c->rng, 30)) return;
+  c->extra_value = case_input(c, 1, of_value, c->value_dim, 1);
+  c->a.extra_value = &c->extra_value;
+}
+
+/* Sigmoid attention in place of softmax, which alone has learned sinks and extra keys. */
 static inline void case_sigmoid(attend_case *c) {
   int64_t how = rng_below(&c->rng, 3);
   float any = rng_normal(&c->rng) * 4.0f;
@@ -555,6 +567,7 @@ static inline void case_make(attend_case *c, uint64_t seed, enum case_kind kind)
       case_draw(c, OPTION_POISON, 40))
     case_poison(c);
   if (kind != CASE_GOLDEN && case_draw(c, OPTION_SIGMOID, 22)) case_sigmoid(c);
+  else if (kind != CASE_GOLDEN && case_draw(c, OPTION_EXTRA_KEY, 25)) case_extra_key(c);
   case_describe(c);
   c->n_made = c->n_guards;
 }

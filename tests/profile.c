@@ -22,7 +22,8 @@ typedef struct call {
   int32_t heads, kv_heads, dk, dv;
   int64_t n; /* tokens: a causal prefill */
   lattn_attn a;
-  float *q, *k, *v, *out, *lse, slopes[64], sinks[64];
+  lattn_tensor extra_key, extra_value;
+  float *q, *k, *v, *out, *lse, slopes[64], sinks[64], extra[2][64];
   double *weights; /* [heads][n][n] */
   void *scratch;
   lattn_exec exec;
@@ -90,17 +91,26 @@ static double score_of(const call *c, int64_t h, int64_t i, int64_t j) {
   return s;
 }
 
+/* Of what joins a row's keys at the end: a learned sink, or an extra key. */
+static double root_score(const call *c, int64_t h, int64_t i) {
+  double s = 0;
+  if (c->a.sink_logits) return (double)c->a.sink_logits[h];
+  if (!c->a.extra_key) return (double)-INFINITY;
+  for (int32_t d = 0; d < c->dk; d++)
+    s += (double)c->q[(i * c->heads + h) * c->dk + d] * (double)c->extra[0][d];
+  return s / sqrt((double)c->dk);
+}
+
 /* The matrix of weights, and ours: outputs and lse. */
 static void call_run(call *c) {
   for (int64_t h = 0; h < c->heads; h++)
     for (int64_t i = 0; i < c->n; i++) {
-      double *row = c->weights + (h * c->n + i) * c->n, most = (double)-INFINITY, sum = 0;
-      if (c->a.sink_logits) most = (double)c->a.sink_logits[h];
+      double *row = c->weights + (h * c->n + i) * c->n, most = root_score(c, h, i), sum = 0;
       for (int64_t j = 0; j < c->n; j++) {
         row[j] = sees(c, i, j) ? score_of(c, h, i, j) : (double)-INFINITY;
         if (row[j] > most) most = row[j];
       }
-      if (c->a.sink_logits) sum = exp((double)c->a.sink_logits[h] - most);
+      if (c->a.sink_logits || c->a.extra_key) sum = exp(root_score(c, h, i) - most);
       for (int64_t j = 0; j < c->n; j++) sum += row[j] = exp(row[j] - most);
       for (int64_t j = 0; j < c->n; j++) row[j] /= sum;
     }
@@ -185,6 +195,12 @@ static void options_of(call *c, int kind) {
   if (kind == 2) c->a.alibi_slopes = c->slopes;
   if (kind == 3) c->a.window = 40, c->a.sinks = 3;
   if (kind == 4) c->a.sink_logits = c->sinks;
+  if (kind == 5) {
+    for (int d = 0; d < 64; d++)
+      c->extra[0][d] = (float)(d % 5) * 0.4f, c->extra[1][d] = 3 - (float)(d % 7);
+    c->extra_key = tensor_of(c->extra[0], 0, 1, 1, c->dk), c->a.extra_key = &c->extra_key;
+    c->extra_value = tensor_of(c->extra[1], 0, 1, 1, c->dv), c->a.extra_value = &c->extra_value;
+  }
 }
 
 /* ---- echo and induction ---- */
@@ -463,12 +479,12 @@ static void losses_of_row(const call *c, const losses *to, int64_t at, int64_t i
     for (int64_t j = 0; j <= i; j++) {
       int keeps = j < sinks || i - j < window;
       *(keeps ? &kept : &lost) += weight(c, h, i, j);
-      z -= weight(c, h, i, j); /* what a learned sink takes */
+      z -= weight(c, h, i, j); /* what a learned sink or an extra key takes */
     }
-    if (!c->a.sink_logits) z = 0;
+    if (!c->a.sink_logits && !c->a.extra_key) z = 0;
     to->omega[at * c->heads + h] = lost;
     for (int64_t d = 0; d < c->dv; d++) {
-      double full = 0, stream = 0;
+      double extra = c->a.extra_key ? z * (double)c->extra[1][d] : 0, full = extra, stream = extra;
       for (int64_t j = 0; j <= i; j++) {
         int keeps = j < sinks || i - j < window;
         full += weight(c, h, i, j) * value(c, h, j, d);
@@ -563,7 +579,7 @@ static void check_losses(call *c, int64_t sinks, int64_t window, int64_t step, i
 
 static void test_losses(void) {
   static const int64_t sinks[] = {0, 6, 2, 4, 1}, windows[] = {1, 20, 300, 60, 7};
-  for (int kind = 0; kind < 5; kind++)
+  for (int kind = 0; kind < 6; kind++)
     for (int i = 0; i < 5; i++) {
       call c;
       check_case("losses, options %d, streaming %d", kind, i);

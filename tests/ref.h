@@ -60,6 +60,10 @@
        |do| <= sum D_j |v_j| + (b + F + L + 2) u sum (w_j + D_j) |v_j|,
    the last for the gate and for second order. In bfloat16 the 7u become 7u + 2^-8 + 2^-15.
 
+   The extra key (options.extra_key) is one more score, of a query rotated at its own position (16u
+   on the largest that |q'_d k_d| can be) and softcapped; it is merged last: one more level. In
+   bfloat16 it meets the query as it was, not rounded: 2^-8 of sum |q_d k_d| more.
+
    lse. ln(P) lies between ln(sum p_j exp(-e_j)) and ln(P + sum D_j), plus the roundings of the
    sum, the logarithm (4u |ln P|) and the last addition (u|lse|). */
 #ifndef REF_H
@@ -69,6 +73,8 @@
 #define REF_INFINITY ((double)INFINITY)
 
 enum { REF_BLOCK = 128, REF_SEGMENT = 2048, REF_TABLE = 8192 };
+/* Keys besides those of k, whose values are in v behind the others: of compensation, and extra. */
+enum { REF_MEAN, REF_EXTRA, REF_MORE };
 
 /* The double form of a lattn_score_function, one key at a time. */
 typedef double (*ref_score)(void *user, int64_t sequence, int64_t row, int64_t query, int32_t head,
@@ -87,7 +93,7 @@ typedef struct ref_call {
   int32_t key_type, value_type; /* storage that rounds keys (after rotation) and values; 0 = f32 */
   const int64_t *slots; /* NULL = absolute indices, or [n_keys]: where keys lie in the blocks */
   int32_t bf16;         /* multiplied in bfloat16: ref_bf16 */
-  int32_t has_mean;     /* one more key, of this score and error, its value in row n_keys of v */
+  int32_t has_mean;     /* one more key, of this score and error, its value in v */
   double mean_score, mean_error;
   double *table; /* cos, sin of positions below REF_TABLE, made when needed */
   double *scores, *errors, *weights, *query, *key, *absolute; /* of one row */
@@ -119,8 +125,9 @@ static inline void *ref_memory(int64_t n, size_t bytes) {
   return p;
 }
 
-static inline float *ref_copy(const lattn_tensor *t) {
-  float *x = (float *)ref_memory(t->n_tokens * t->n_heads * t->dim, sizeof *x), *to = x;
+/* With room for so many tokens more. */
+static inline float *ref_copy(const lattn_tensor *t, int64_t more) {
+  float *x = (float *)ref_memory((t->n_tokens + more) * t->n_heads * t->dim, sizeof *x), *to = x;
   for (int64_t i = 0; i < t->n_tokens; i++)
     for (int64_t h = 0; h < t->n_heads; h++) {
       int64_t from = tensor_index(t, i, h);
@@ -134,9 +141,9 @@ static inline void ref_open(ref_call *c, const lattn_attn *options, lattn_tensor
                             lattn_tensor v, int32_t out_type) {
   memset(c, 0, sizeof *c);
   if (options) c->options = *options;
-  c->q = ref_copy(&q);
-  c->k = ref_copy(&k);
-  c->v = ref_copy(&v);
+  c->q = ref_copy(&q, 0);
+  c->k = ref_copy(&k, 0);
+  c->v = ref_copy(&v, REF_MORE);
   c->n_queries = q.n_tokens;
   c->n_keys = k.n_tokens;
   c->heads = q.n_heads;
@@ -144,10 +151,10 @@ static inline void ref_open(ref_call *c, const lattn_attn *options, lattn_tensor
   c->key_dim = q.dim;
   c->value_dim = v.dim;
   c->out_type = out_type;
-  c->scores = (double *)ref_memory(c->n_keys, sizeof(double));
-  c->errors = (double *)ref_memory(c->n_keys, sizeof(double));
-  c->weights = (double *)ref_memory(c->n_keys, sizeof(double));
-  c->visible = (int64_t *)ref_memory(c->n_keys, sizeof(int64_t));
+  c->scores = (double *)ref_memory(c->n_keys + REF_MORE, sizeof(double));
+  c->errors = (double *)ref_memory(c->n_keys + REF_MORE, sizeof(double));
+  c->weights = (double *)ref_memory(c->n_keys + REF_MORE, sizeof(double));
+  c->visible = (int64_t *)ref_memory(c->n_keys + REF_MORE, sizeof(int64_t));
   c->query = (double *)ref_memory(c->key_dim, sizeof(double));
   c->key = (double *)ref_memory(c->key_dim, sizeof(double));
   c->absolute = (double *)ref_memory(2 * c->value_dim, sizeof(double));
@@ -365,6 +372,37 @@ static inline double ref_score_of(ref_call *c, const ref_place *p, int64_t row, 
   return s;
 }
 
+/* Score of the extra key; its value joins v. c->query gets the query, rotated at its position. */
+static inline double ref_extra(ref_call *c, const ref_place *p, int64_t row, int64_t head,
+                               double *error) {
+  const lattn_tensor *k = c->options.extra_key, *v = c->options.extra_value;
+  int64_t own = head * k->n_heads / c->heads, g = head / (c->heads / c->kv_heads);
+  double cap = (double)c->options.softcap, scale = ref_scale(c), s = 0, size = 0, all = 0,
+         large = 0;
+  float *value = c->v + ((c->n_keys + REF_EXTRA) * c->kv_heads + g) * c->value_dim;
+  for (int64_t d = 0; d < c->value_dim; d++)
+    value[d] = v ? tensor_get(v, 0, head * v->n_heads / c->heads, d) : 0;
+  for (int64_t d = 0; d < c->key_dim; d++)
+    c->query[d] = (double)c->q[(row * c->heads + head) * c->key_dim + d];
+  if (c->rotary) ref_rotate(c->query, c->rotary, p->position, c->table);
+  for (int64_t d = 0; d < c->key_dim; d++) {
+    double y = (double)tensor_get(k, 0, own, d);
+    s += c->query[d] * y;
+    size += fabs(c->query[d] * y);
+    all += c->query[d] * c->query[d];
+    large += y * y;
+  }
+  s *= scale;
+  *error = (double)(c->key_dim + 3) * REF_U * 1.001 * fabs(scale) * size + 0x1p-100;
+  if (c->rotary) *error += 16 * REF_U * fabs(scale) * sqrt(all * large);
+  if (c->bf16) *error += 0x1.01p-8 * fabs(scale) * size;
+  if (cap > 0 && cap < 1e38) {
+    s = cap * tanh(s / cap);
+    *error += 8 * REF_U * fabs(s);
+  }
+  return s;
+}
+
 /* Fills visible, scores, errors; returns their number. *folds, *levels: F and L of the bound. */
 static inline int64_t ref_scores(ref_call *c, int64_t row, int64_t head, int *folds, int *levels) {
   const lattn_attn *a = &c->options;
@@ -391,9 +429,15 @@ static inline int64_t ref_scores(ref_call *c, int64_t row, int64_t head, int *fo
   *levels = a->sink_logits != NULL;
   for (int64_t reach = 1; reach < segments; reach *= 2) (*levels)++;
   if (c->has_mean) {
-    c->visible[n] = c->n_keys;
+    c->visible[n] = c->n_keys + REF_MEAN;
     c->scores[n] = c->mean_score;
     c->errors[n++] = c->mean_error;
+    (*levels)++;
+  }
+  if (a->extra_key) {
+    c->visible[n] = c->n_keys + REF_EXTRA;
+    c->scores[n] = ref_extra(c, &p, row, head, &c->errors[n]);
+    n++;
     (*levels)++;
   }
   return n;

@@ -242,16 +242,6 @@ static inline void ref_store_keys(ref_call *c, const setup *s) {
   }
 }
 
-/* Room for the score and value of so many keys more. */
-static inline void ref_more_keys(ref_call *c, int64_t n) {
-  size_t keys = (size_t)(c->n_keys + n);
-  c->v = (float *)realloc(c->v, keys * (size_t)(c->kv_heads * c->value_dim) * sizeof *c->v);
-  c->scores = (double *)realloc(c->scores, keys * sizeof *c->scores);
-  c->errors = (double *)realloc(c->errors, keys * sizeof *c->errors);
-  c->weights = (double *)realloc(c->weights, keys * sizeof *c->weights);
-  c->visible = (int64_t *)realloc(c->visible, keys * sizeof *c->visible);
-}
-
 /* The reference of all tokens of the list, which must outlive it; close with ref_close. Then
    ref_cache_attend. Removed tokens are not in the list: positions close up over them. */
 static inline void ref_cache_open(ref_call *c, const setup *s, const token_list *t) {
@@ -271,7 +261,6 @@ static inline void ref_cache_open(ref_call *c, const setup *s, const token_list 
   if (s->config.key_type > LATTN_F32) ref_store_keys(c, s);
   for (int64_t i = 0; i < t->n * t->v_row; i++)
     c->v[i] = ref_rounded(s->config.value_type, c->v[i]);
-  ref_more_keys(c, 1);
 }
 
 /* A compensated head's key for the tokens from ... end - 1 that the row no longer sees (heads.md

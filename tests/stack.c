@@ -54,6 +54,7 @@ static lattn_cache *cache, *other;
 static lattn_checkpoint *checkpoint;
 static lattn_call call;
 static lattn_attn attn;
+static lattn_tensor extra_key, extra_value;
 static lattn_weights wanted;
 static lattn_profile *profile;
 static lattn_observed observed;
@@ -155,6 +156,7 @@ static void call_calibrated(void) {
   static lattn_attn plain;
   plain = attn;
   plain.sink_logits = NULL;
+  plain.extra_key = plain.extra_value = NULL;
   status = lattn_attention_calibrated(&calibration, &plain, Q, ALL_K, ALL_V, OUT, lse, NULL);
 }
 static void call_merge(void) { status = lattn_merge(NULL, 2, parts, OUT, lse, NULL); }
@@ -389,11 +391,15 @@ static void set_options(void) {
   config.rotary = &rotary;
   config.alibi_slopes = slopes, config.sink_logits = sinks;
   call.size = sizeof call;
+  extra_key = tensor_of(k, LATTN_F32, 1, 1, KEY_DIM);
+  extra_value = tensor_of(v, LATTN_F32, 1, 1, VALUE_DIM);
   call.lse_low = low, call.score = score_same;
+  call.extra_key = &extra_key, call.extra_value = &extra_value;
   attn.size = sizeof attn;
   attn.mask = LATTN_CAUSAL, attn.softcap = 5;
   attn.alibi_slopes = slopes, attn.sink_logits = sinks;
   attn.score = score_same;
+  attn.extra_key = &extra_key, attn.extra_value = &extra_value;
   wanted.size = sizeof wanted;
   wanted.lse = lse, wanted.lse_low = low;
   wanted.stride = CAPACITY;
