@@ -569,9 +569,9 @@ typedef struct lattn_weights {
 
 /* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial, lse_low
    and top_values are not used, nor is extra_key, which lse knows). Keys count from the first of k.
-   Scratch as for lattn_attention with these q and k; threads share the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also
-   for a row or head that is not there; CONFIG for n_sequences > 1, and top_keys without
-   top_weights. exec: progress is not used. */
+   Scratch as for lattn_attention with these q and k; threads share the KV heads. Thread-safe.
+   Errors: as lattn_attention; SHAPE also for a row or head that is not there; CONFIG for
+   n_sequences > 1, and top_keys without top_weights. exec: progress is not used. */
 LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
                                                lattn_tensor k, const lattn_weights *weights,
                                                const lattn_exec *exec);
@@ -905,8 +905,8 @@ typedef struct lattn_call {
      nothing was dropped; 1 and NaN of a head without LATTN_HEAD_LOST, and bound 1 also where
      biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept
      (without learned sinks and extra key, which could only lessen it), u the least of |q| times
-     the longest key and of the box that holds all keys. Estimate: count * exp(score of the mean key), as a
-     compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
+     the longest key and of the box that holds all keys. Estimate: count * exp(score of the mean
+     key), as a compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
   float *lost_bound;
   float *lost_estimate;
   int32_t top_values;             /* as in lattn_attn */
