@@ -700,7 +700,7 @@ enum lattn_mark {
 
 enum lattn_head_flags {
   /* Keeps what lost_bound and lost_estimate of a call need: sums and bounds over the keys that left
-     the window, 32 bytes a key dim. Not of bundles (n_value_heads). */
+     the window, or that marks dropped, 32 bytes a key dim. Not of bundles (n_value_heads). */
   LATTN_HEAD_LOST = 1,
   /* Of a compensated head: its key's score gets 1/2 * sum_d (scale q_d)^2 C_d more, C_d the
      variance of dim d over the keys it stands for: to second order what the mean leaves out. An
@@ -6843,10 +6843,17 @@ LATTN_NOINLINE_ void lattn_finish_picks_(const lattn_job_ *job, const lattn_spac
    page, from which any row that can still be asked for is reached, and up to what the next row has
    lost, so that a row of decode finds its own. */
 
-/* Tokens [sinks, this) are those that a row at that position no longer sees. */
+/* Tokens [sinks, this) are those that a row at that position no longer sees; of heads chosen at
+   marks, whose rows all lie behind the last one, some of these. */
 LATTN_FN_ int64_t lattn_dropped_end_(const lattn_rule_ *rule, int64_t position) {
+  if (rule->kept) return rule->kept + rule->shift - rule->c.recent;
   if (rule->window == 0) return rule->sinks;
   return lattn_max_(rule->sinks, position - rule->window + 1);
+}
+
+/* How many, with that end. */
+LATTN_FN_ int64_t lattn_dropped_count_(const lattn_rule_ *rule, int64_t end) {
+  return rule->kept ? rule->shift : end - rule->sinks;
 }
 
 /* The parts of sums that lie at p. */
@@ -6977,7 +6984,7 @@ typedef struct lattn_dropped_ {
   lattn_sums_ own;   /* in the worker's memory */
   lattn_sums_ sums;  /* those that end where the row's do: a prefix of the cache's, or own */
   int64_t loaded;    /* 1 + the prefix that own began with; 0: none */
-  int64_t end;       /* of the tokens that the means are of; -1: none */
+  int64_t end, count; /* of the tokens that the means are of; end -1: none */
   float *q, *mean, *value, *row;
   int64_t at;        /* position of the worker's angles */
 } lattn_dropped_;
@@ -7008,7 +7015,7 @@ LATTN_FN_ void lattn_dropped_reach_(const lattn_job_ *job, const lattn_item_ *it
   lattn_sums_ newer = lattn_cache_sums_(it->cache, it->kv, 1);
   double inverse;
   if (d->end == end) return;
-  if (*newer.to == end) {
+  if (*newer.to == end || d->rule->kept) {
     d->sums = newer;
   } else {
     int prefix = *newer.to <= end;
@@ -7024,7 +7031,8 @@ LATTN_FN_ void lattn_dropped_reach_(const lattn_job_ *job, const lattn_item_ *it
     d->sums = d->own;
   }
   d->end = end;
-  inverse = 1.0 / (double)(end - d->rule->sinks);
+  d->count = lattn_dropped_count_(d->rule, end);
+  inverse = 1.0 / (double)d->count;
   lattn_means_(d->mean, d->sums.k, job->dk, inverse);
   if (d->sums.v) lattn_means_(d->value, d->sums.v, job->dv, inverse);
 }
@@ -7058,7 +7066,7 @@ LATTN_FN_ float lattn_dot16_(const float *a, const float *b, int64_t n) {
 /* Score of the mean key, counted as often as tokens were dropped. */
 LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *row,
                                      const lattn_dropped_ *d, const float *q) {
-  double n = (double)(d->end - d->rule->sinks);
+  double n = (double)d->count;
   float s = lattn_dot16_(q, d->mean, lattn_up_(job->dk, 16)), more = 0;
   s = lattn_capped_(job, row, s,
                     (float)(2 * row->position - d->end - d->rule->sinks + 1) * 0.5f);
@@ -7096,7 +7104,7 @@ LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *ro
   if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0)
     distance = row->position - d->rule->sinks;
   u = lattn_capped_(job, row, u, (float)distance);
-  return u + lattn_log_((float)(d->end - d->rule->sinks));
+  return u + lattn_log_((float)d->count);
 }
 
 /* The share of a part with that lse in the whole of it and what is kept. */
@@ -7117,9 +7125,9 @@ LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_it
                                            const lattn_slot_ *s) {
   const lattn_row_ *row = sp->rows + r;
   int64_t at = row->token * job->n_kv * job->group + row->head;
-  int64_t end = lattn_dropped_end_(d->rule, row->position), n = end - d->rule->sinks;
-  int unknown = n > 0 || d->rule->kept;
-  float bound = unknown ? 1.0f : 0.0f, estimate = unknown ? LATTN_NAN_ : 0.0f;
+  int64_t end = lattn_dropped_end_(d->rule, row->position);
+  int64_t n = lattn_dropped_count_(d->rule, end);
+  float bound = n > 0 ? 1.0f : 0.0f, estimate = n > 0 ? LATTN_NAN_ : 0.0f;
   int tells = job->lost_bound || job->lost_estimate;
   if (n > 0 && d->rule->sums && (tells || d->rule->policy == LATTN_HEAD_COMPENSATED)) {
     const float *q = lattn_dropped_query_(job, it, sp, d, r);
@@ -9171,12 +9179,19 @@ LATTN_FN_ lattn_status lattn_plan_storage_(const lattn_plan_ *p, const lattn_hea
   return LATTN_OK;
 }
 
+/* Of a head that keeps sums: their size. */
+LATTN_FN_ void lattn_plan_sums_(const lattn_plan_ *p, lattn_rule_ *rule) {
+  rule->sums_bytes = 16 + 8 * p->header.dk +
+                     (rule->policy == LATTN_HEAD_COMPENSATED ? 8 * p->header.dv : 0) +
+                     (rule->flags & LATTN_HEAD_VARIANCE ? 8 * p->header.dk : 0) +
+                     (rule->flags & LATTN_HEAD_LOST ? 8 * p->header.dk : 0);
+}
+
 /* A head that drops tokens: its window, and what it keeps of what it dropped. */
 LATTN_FN_ lattn_status lattn_plan_dropping_(const lattn_plan_ *p, const lattn_head *head,
                                             lattn_rule_ *rule) {
   lattn_fault *f = p->c.fault;
   int64_t all = lattn_blocks_(p->header.open ? LATTN_MAX_POSITION_ : p->header.capacity);
-  int64_t dk = p->header.dk;
   int compensated = head->policy == LATTN_HEAD_COMPENSATED;
   lattn_status s = (p->header.rotates || p->c.alibi_slopes) && !compensated ? LATTN_OK
                                                                             : LATTN_E_CONFIG;
@@ -9212,9 +9227,7 @@ LATTN_FN_ lattn_status lattn_plan_dropping_(const lattn_plan_ *p, const lattn_he
     return lattn_fail_(f, LATTN_E_CONFIG, "config.n_value_heads");
   if (rule->window <= p->header.max_drafts) /* drafts are in no sum */
     return lattn_fail_(f, LATTN_E_CONFIG, "config.heads.window");
-  rule->sums_bytes = 16 + 8 * dk + (compensated ? 8 * p->header.dv : 0) +
-                     (head->flags & LATTN_HEAD_VARIANCE ? 8 * dk : 0) +
-                     (head->flags & LATTN_HEAD_LOST ? 8 * dk : 0);
+  lattn_plan_sums_(p, rule);
   return LATTN_OK;
 }
 
@@ -9233,7 +9246,8 @@ LATTN_FN_ lattn_status lattn_plan_chosen_(const lattn_plan_ *p, const lattn_head
     return lattn_fail_(f, LATTN_E_FIELD, "config.heads.positions");
   if (head->mark && head->mark != LATTN_PROMPT_END)
     return lattn_fail_(f, LATTN_E_FIELD, "config.heads.mark");
-  if (head->flags & ~flags) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.flags");
+  if (head->flags & ~(flags | LATTN_HEAD_LOST))
+    return lattn_fail_(f, LATTN_E_FIELD, "config.heads.flags");
   if (head->zero) return lattn_fail_(f, LATTN_E_FIELD, "config.heads.zero");
   if (head->window < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.window");
   if (head->slack < 0) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.slack");
@@ -9241,7 +9255,7 @@ LATTN_FN_ lattn_status lattn_plan_chosen_(const lattn_plan_ *p, const lattn_head
   if (head->kernel < 0 || head->kernel > 63 || (head->kernel && head->kernel % 2 == 0))
     return lattn_fail_(f, LATTN_E_VALUE, "config.heads.kernel");
   if (!(head->floor_alpha <= 1)) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.floor_alpha");
-  if (!snap && (head->flags || head->kernel || head->slack || head->floor_alpha < 0 ||
+  if (!snap && (head->flags & flags || head->kernel || head->slack || head->floor_alpha < 0 ||
                 head->floor_alpha > 0))
     return lattn_fail_(f, LATTN_E_CONFIG, "config.heads");
   if (!snap && p->header.max_drafts) return lattn_fail_(f, LATTN_E_CONFIG, "config.max_drafts");
@@ -9251,7 +9265,9 @@ LATTN_FN_ lattn_status lattn_plan_chosen_(const lattn_plan_ *p, const lattn_head
   if (!c->recent) c->recent = snap ? 32 : c->budget / 2;
   if (c->recent > c->budget - snap) return lattn_fail_(f, LATTN_E_VALUE, "config.heads.budget");
   c->kernel = head->kernel ? head->kernel : 7;
-  c->flags = head->flags;
+  c->flags = head->flags & flags;
+  rule->flags = head->flags & LATTN_HEAD_LOST;
+  if (rule->flags) lattn_plan_sums_(p, rule);
   c->floor_alpha = head->floor_alpha < 0 ? 0 : head->floor_alpha > 0 ? head->floor_alpha : 0.2;
   c->most_kept = c->budget;
   if (c->flags & LATTN_SNAP_SHARED) c->most_kept = lattn_plus_(p->shared, 1 + c->recent);
@@ -11042,6 +11058,13 @@ LATTN_FN_ void lattn_unmark_(lattn_cache *cache, int32_t kv) {
   for (int i = 0; i < 2 && rule->sums; i++) lattn_sums_clear_(cache, kv, i);
 }
 
+/* Without tokens, none were chosen. */
+LATTN_FN_ void lattn_forget_choice_(lattn_cache *cache, int32_t kv) {
+  lattn_rule_ *rule = lattn_rules_(cache) + kv;
+  rule->kept = rule->shift = 0;
+  for (int i = 0; i < 2 && rule->sums; i++) lattn_sums_clear_(cache, kv, i);
+}
+
 /* Forgets what follows position n_tokens; the windows it needs are there. */
 LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
   int64_t slots = n_tokens ? lattn_slot_of_(cache, n_tokens - 1) + 1 : 0;
@@ -11051,7 +11074,7 @@ LATTN_FN_ void lattn_cut_(lattn_cache *cache, int64_t n_tokens) {
     lattn_drop_blocks_(cache, rule, lattn_blocks_(own), INT64_MAX);
     rule->first_block = lattn_min_(rule->first_block, lattn_blocks_(own));
     if (rule->mark && n_tokens < rule->marked) lattn_unmark_(cache, i);
-    if (!slots) rule->kept = rule->shift = 0;
+    if (!slots && rule->kept) lattn_forget_choice_(cache, i);
     rule->c.seen_from = lattn_min_(rule->c.seen_from, n_tokens);
   }
   while (cache->n_holes && lattn_holes_(cache)[cache->n_holes - 1].from >= slots) cache->n_holes--;
@@ -11308,6 +11331,26 @@ LATTN_NOINLINE_ void lattn_list_slots_(lattn_choice_ *c) {
   }
 }
 
+/* What the head will drop joins both of its sums. */
+LATTN_NOINLINE_ void lattn_sum_dropped_(const lattn_cache *cache, int32_t kv,
+                                        const lattn_choice_ *c) {
+  float row[LATTN_MAX_STACK_DIM_];
+  const lattn_rule_ *rule = lattn_cache_rule_(cache, kv);
+  const uint32_t *slots = (const uint32_t *)(const void *)c->score;
+  int64_t n = c->take + c->slots - c->candidates, next = 0;
+  lattn_sums_ t;
+  if (!rule->sums) return;
+  t = lattn_cache_sums_(cache, kv, 0);
+  for (int64_t j = 0; j < c->slots; j++) {
+    if (next < n && slots[next] == j) next++;
+    else
+      lattn_sum_token_(&t, &rule->s, cache->dk, cache->dv,
+                       lattn_cache_page_(cache, kv, j / LATTN_BLOCK_), (int)(j % LATTN_BLOCK_),
+                       row);
+  }
+  LATTN_MEMCPY_(lattn_cache_sums_(cache, kv, 1).to, t.to, (size_t)rule->sums_bytes);
+}
+
 /* Copies the tokens that stay into new pages, and renumbers them. Page b is full when all that
    stays of old blocks up to b has been copied, so it can take the place of that. */
 LATTN_NOINLINE_ void lattn_compact_(lattn_cache *cache, int32_t kv, const lattn_choice_ *c) {
@@ -11460,12 +11503,13 @@ LATTN_FN_ void lattn_mark_(lattn_cache *cache, lattn_job_ *job, const lattn_exec
   lattn_observe_(&o, ex);
   lattn_fpenv_enter_(&saved);
   lattn_choose_(cache, choices);
-  lattn_fpenv_leave_(&saved);
   for (int32_t i = 0; i < cache->n_kv; i++) {
     if (!choices[i].drops) continue;
     lattn_list_slots_(choices + i);
+    lattn_sum_dropped_(cache, i, choices + i);
     lattn_compact_(cache, i, choices + i);
   }
+  lattn_fpenv_leave_(&saved);
 }
 
 /* Heads with a budget choose, if one holds more than it may; all or nothing. */
@@ -12576,6 +12620,7 @@ LATTN_FN_ int lattn_sums_suit_(const lattn_cache *own, int32_t kv) {
   int64_t end = lattn_dropped_end_(rule, own->n_tokens), to;
   if (!rule->sums) return 1;
   to = *lattn_cache_sums_(own, kv, 0).to;
+  if (lattn_chooses_(rule)) return to == rule->shift;
   if (to < rule->sinks || to > lattn_max_(end, rule->sinks)) return 0;
   return to >= rule->first_block * LATTN_BLOCK_ || rule->first_block <= rule->sink_blocks ||
          end <= rule->sink_blocks * LATTN_BLOCK_;

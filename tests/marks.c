@@ -1220,7 +1220,7 @@ static void test_configs(void) {
   s.config.heads = NULL;
   check_config("none", &s, LATTN_OK);
   TRY(s.heads[0].mark = 2, FIELD);
-  TRY(s.heads[0].flags = 1, FIELD);
+  TRY(s.heads[0].flags = LATTN_HEAD_VARIANCE, FIELD);
   TRY(s.heads[0].zero = 1, FIELD);
   TRY(s.heads[0].positions = 3, FIELD);
   TRY(s.heads[0].policy = 77, FIELD);

@@ -162,6 +162,33 @@ static inline lattn_cache_head_stats head_stats(const lattn_cache *cache, int64_
   return stats;
 }
 
+/* ---- a file in memory ---- */
+
+typedef struct memory_file {
+  unsigned char *bytes;
+  size_t n, room, at; /* at: of the next byte that is read */
+} memory_file;
+
+static inline int32_t memory_file_write(void *user, const void *data, size_t bytes) {
+  memory_file *f = (memory_file *)user;
+  if (f->n + bytes > f->room) {
+    f->room = 2 * (f->n + bytes);
+    f->bytes = (unsigned char *)realloc(f->bytes, f->room);
+    if (!f->bytes) exit(1);
+  }
+  memcpy(f->bytes + f->n, data, bytes);
+  f->n += bytes;
+  return 0;
+}
+
+static inline int32_t memory_file_read(void *user, void *data, size_t bytes) {
+  memory_file *f = (memory_file *)user;
+  if (bytes > f->n - f->at) return 1;
+  memcpy(data, f->bytes + f->at, bytes);
+  f->at += bytes;
+  return 0;
+}
+
 /* ---- the list of tokens that a cache stands for ---- */
 
 typedef struct token_list {
