@@ -1059,9 +1059,9 @@ LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const 
    budget - window on the average, from 2C - floor(C / beta) in the first layer in equal whole steps
    down to about floor(C / beta), plus window. The steps are rounded down, so the sum may be up to
    n_layers (n_layers - 1) / 2 more than n_layers budgets. n_tokens: of the prompt, if it is known;
-   0 = long. Prompts of less than 2C get `budget` in every layer; of others, no layer gets more than
-   the prompt has. beta 0 = 20. Returns 0 if an argument is out of range (0 <= window < budget,
-   beta >= 0, 0 <= layer < n_layers, all < 2^31). */
+   0 = long. Prompts of less than 2C, or of no more than `budget`, get `budget` in every layer; of
+   others, no layer gets more than the prompt has. beta 0 = 20. Returns 0 if an argument is out of
+   range (0 <= window < budget, beta >= 0, 0 <= layer < n_layers, all < 2^31). */
 LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
                                        int64_t n_tokens, int64_t layer, int64_t n_layers);
 
@@ -11420,12 +11420,13 @@ LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const 
 
 LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
                                        int64_t n_tokens, int64_t layer, int64_t n_layers) {
-  int64_t c = budget - window, least, most;
+  int64_t c, least, most;
   const int64_t limit = LATTN_MAX_POSITION_;
   if (window < 0 || window >= budget || budget >= limit || beta < 0 || n_tokens < 0 ||
       n_tokens >= limit || layer < 0 || layer >= n_layers || n_layers >= limit)
     return 0;
-  if (n_layers == 1 || (n_tokens > 0 && n_tokens < 2 * c)) return budget;
+  c = budget - window;
+  if (n_layers == 1 || (n_tokens > 0 && (n_tokens < 2 * c || n_tokens <= budget))) return budget;
   least = c / (beta ? beta : 20);
   most = 2 * c - least;
   if (n_tokens > 0 && most >= n_tokens - window) {

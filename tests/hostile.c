@@ -1583,6 +1583,18 @@ static void count_task(void *context, int32_t index) {
   (*count)++;
 }
 
+/* Any six numbers: 0, or a budget. */
+static void test_pyramid(void) {
+  static const int64_t edges[] = {INT64_MIN, -1, 0, 1, 8, 64, INT32_MAX, INT64_MAX};
+  check_case("pyramid_budget: extremes");
+  for (int i = 0; i < 8 * 8 * 8 * 8 * 8 * 8; i++) {
+    int64_t x[6], got;
+    for (int j = 0; j < 6; j++) x[j] = edges[i >> 3 * j & 7];
+    got = lattn_pyramid_budget(x[0], x[1], x[2], x[3], x[4], x[5]);
+    if (got) CHECK(got > 0 && got <= 2 * x[0] && x[0] > x[1] && x[1] >= 0 && x[4] < x[5]);
+  }
+}
+
 static void test_plain_functions(void) {
   int32_t count = 0;
   check_case("version and level");
@@ -1635,6 +1647,7 @@ int main(void) {
   test_use();
   test_page_sizes();
   test_capacities();
+  test_pyramid();
   test_plain_functions();
   test_statuses();
   return test_summary();
