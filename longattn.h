@@ -1052,7 +1052,8 @@ LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const i
    Scratch, for such heads only: lattn_cache_scratch of any n_tokens > 0. Errors: NULL; SIZE, SHAPE
    (exec); FIELD (mark); FULL; SCRATCH; STATE: drafts are pending, or a head lacks queries: of the
    newest w tokens (SNAP) or of any (HEAVY) that lattn_cache_append added, or of more tokens than
-   its slack that were truncated. exec may be NULL; progress is not used. */
+   its slack that were truncated (after lattn_cache_load: of any, as a file has the queries of w
+   tokens). exec may be NULL; progress is not used. */
 LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec);
 
 /* The budget of one layer (0 = the first) when budgets fall with depth (Cai et al., PyramidKV): C =
@@ -1124,8 +1125,10 @@ typedef int32_t (*lattn_write_function)(void *user, const void *data, size_t byt
 typedef int32_t (*lattn_read_function)(void *user, void *data, size_t bytes);
 
 /* Saves what the cache holds (of a streaming head, what it holds after an extend): the same
-   bytes for the same tokens held, whatever the machine. The format is written down at §8. *bytes
-   (NULL = not wanted) gets the size; write NULL: only that. Errors: NULL, IO, STATE. */
+   bytes for the same tokens held, whatever the machine. (A head that is compensated or tells what
+   it lost also saves how far its sums have come, which depends on the calls.) The format is written
+   down at §8. *bytes (NULL = not wanted) gets the size; write NULL: only that. Errors: NULL, IO,
+   STATE. */
 LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_function write,
                                         void *user, uint64_t *bytes);
 
