@@ -126,7 +126,8 @@ static inline int setup_streams(const lattn_head *h, int64_t mark) {
 static inline int setup_sums(const setup *s) {
   int sums = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++)
-    sums |= s->heads[g].policy == LATTN_HEAD_COMPENSATED || s->heads[g].flags;
+    sums |= s->heads[g].policy == LATTN_HEAD_COMPENSATED ||
+            (s->heads[g].flags & (LATTN_HEAD_LOST | LATTN_HEAD_VARIANCE)) != 0;
   return sums;
 }
 static inline int setup_waits(const setup *s) {
