@@ -1064,16 +1064,17 @@ LATTN_API lattn_status lattn_cache_accept(lattn_cache *cache, int32_t n, const i
    Scratch, for such heads only: lattn_cache_scratch of any n_tokens > 0. Errors: NULL; SIZE, SHAPE
    (exec); FIELD (mark); FULL; SCRATCH; STATE: drafts are pending, or a head lacks queries: of the
    newest w tokens (SNAP) or of any (HEAVY) that lattn_cache_append added, or of more tokens than
-   its slack that were truncated. exec may be NULL; progress is not used. */
+   its slack that were truncated (after lattn_cache_load: of any, as a file has the queries of w
+   tokens). exec may be NULL; progress is not used. */
 LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const lattn_exec *exec);
 
 /* The budget of one layer (0 = the first) when budgets fall with depth (Cai et al., PyramidKV): C =
    budget - window on the average, from 2C - floor(C / beta) in the first layer in equal whole steps
    down to about floor(C / beta), plus window. The steps are rounded down, so the sum may be up to
    n_layers (n_layers - 1) / 2 more than n_layers budgets. n_tokens: of the prompt, if it is known;
-   0 = long. Prompts of less than 2C get `budget` in every layer; of others, no layer gets more than
-   the prompt has. beta 0 = 20. Returns 0 if an argument is out of range (0 <= window < budget,
-   beta >= 0, 0 <= layer < n_layers, all < 2^31). */
+   0 = long. Prompts of less than 2C, or of no more than `budget`, get `budget` in every layer; of
+   others, no layer gets more than the prompt has. beta 0 = 20. Returns 0 if an argument is out of
+   range (0 <= window < budget, beta >= 0, 0 <= layer < n_layers, all < 2^31). */
 LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
                                        int64_t n_tokens, int64_t layer, int64_t n_layers);
 
@@ -1136,8 +1137,10 @@ typedef int32_t (*lattn_write_function)(void *user, const void *data, size_t byt
 typedef int32_t (*lattn_read_function)(void *user, void *data, size_t bytes);
 
 /* Saves what the cache holds (of a streaming head, what it holds after an extend): the same
-   bytes for the same tokens held, whatever the machine. The format is written down at §8. *bytes
-   (NULL = not wanted) gets the size; write NULL: only that. Errors: NULL, IO, STATE. */
+   bytes for the same tokens held, whatever the machine. (A head that is compensated or tells what
+   it lost also saves how far its sums have come, which depends on the calls.) The format is written
+   down at §8. *bytes (NULL = not wanted) gets the size; write NULL: only that. Errors: NULL, IO,
+   STATE. */
 LATTN_API lattn_status lattn_cache_save(const lattn_cache *cache, lattn_write_function write,
                                         void *user, uint64_t *bytes);
 
@@ -11563,12 +11566,13 @@ LATTN_API lattn_status lattn_cache_mark(lattn_cache *cache, int32_t mark, const 
 
 LATTN_API int64_t lattn_pyramid_budget(int64_t budget, int64_t window, int64_t beta,
                                        int64_t n_tokens, int64_t layer, int64_t n_layers) {
-  int64_t c = budget - window, least, most;
+  int64_t c, least, most;
   const int64_t limit = LATTN_MAX_POSITION_;
   if (window < 0 || window >= budget || budget >= limit || beta < 0 || n_tokens < 0 ||
       n_tokens >= limit || layer < 0 || layer >= n_layers || n_layers >= limit)
     return 0;
-  if (n_layers == 1 || (n_tokens > 0 && n_tokens < 2 * c)) return budget;
+  c = budget - window;
+  if (n_layers == 1 || (n_tokens > 0 && (n_tokens < 2 * c || n_tokens <= budget))) return budget;
   least = c / (beta ? beta : 20);
   most = 2 * c - least;
   if (n_tokens > 0 && most >= n_tokens - window) {

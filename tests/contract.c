@@ -23,6 +23,7 @@ enum {
   N_SIGMOID = sizeof golden_sigmoid / sizeof *golden_sigmoid,
   N_SIGMOID_CACHE = sizeof golden_sigmoid_cache / sizeof *golden_sigmoid_cache,
   N_COMPENSATED = sizeof golden_compensated / sizeof *golden_compensated,
+  N_POLICY = sizeof golden_policy / sizeof *golden_policy,
   N_STATE = sizeof golden_state / sizeof *golden_state,
   N_FLOW = sizeof golden_flow / sizeof *golden_flow,
   N_PROFILE = sizeof golden_profile / sizeof *golden_profile
@@ -30,7 +31,7 @@ enum {
 
 static uint64_t hashes_attend[N_ATTEND], hashes_cache[N_CACHE];
 static uint64_t hashes_sigmoid[N_SIGMOID], hashes_sigmoid_cache[N_SIGMOID_CACHE];
-static uint64_t hashes_compensated[N_COMPENSATED];
+static uint64_t hashes_compensated[N_COMPENSATED], hashes_policy[N_POLICY];
 static uint64_t hashes_state[N_STATE], hashes_flow[N_FLOW], hashes_profile[N_PROFILE];
 
 /* How much of a check runs for golden case i: in the quick tier, only a few are cut up. */
@@ -320,6 +321,13 @@ static void compensate(setup *s, test_rng *r) {
   if (s->config.key_dim < 16) s->config.key_dim = dims[rng_below(r, 3)];
 }
 
+/* Saved bytes are the same everywhere. */
+static int32_t hash_write(void *user, const void *data, size_t bytes) {
+  uint64_t *hash = (uint64_t *)user;
+  *hash = hash_bytes(*hash, data, bytes);
+  return 0;
+}
+
 static void *page_alloc(void *user, size_t bytes, size_t alignment) {
   void *page = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   (void)user;
@@ -344,6 +352,7 @@ typedef struct text_run {
   lattn_cache *cache;
   float *out, *lse, *bound, *estimate;
   lattn_exec exec;
+  int32_t top; /* top_values of the calls */
 } text_run;
 
 /* Feeds n tokens from `first` on, by extend, or by append and attend. */
@@ -355,9 +364,11 @@ static void feed_some(text_run *t, int64_t first, int64_t n, int apart) {
   float *lse = t->lse + first * heads;
   const lattn_exec *exec = t->exec.size ? &t->exec : NULL;
   lattn_call lost = {.size = sizeof lost};
-  const lattn_call *call = setup_sums(t->s) ? &lost : NULL;
-  lost.lost_bound = t->bound + first * heads;
-  lost.lost_estimate = t->estimate + first * heads;
+  const lattn_call *call = t->top || setup_sums(t->s) ? &lost : NULL;
+  if (!t->top) lost.lost_bound = t->bound + first * heads;
+  if (!t->top) lost.lost_estimate = t->estimate + first * heads;
+  lost.top_values = t->top;
+  if (t->top) lost.dropped = t->bound + first * heads;
   if (apart) {
     CHECK_STATUS(lattn_cache_append(t->cache, k, v, exec), LATTN_OK);
     CHECK_STATUS(lattn_cache_attend(t->cache, call, q, out, lse, exec), LATTN_OK);
@@ -461,14 +472,84 @@ static void golden_cache_case(uint64_t i, enum cache_kind kind, uint64_t *kept, 
   tokens_free(&tokens);
 }
 
-/* ---- golden cases of states ---- */
+/* ---- one golden case each of the newest policies ---- */
 
-/* Saved bytes are the same everywhere. */
-static int32_t hash_write(void *user, const void *data, size_t bytes) {
-  uint64_t *hash = (uint64_t *)user;
-  *hash = hash_bytes(*hash, data, bytes);
-  return 0;
+enum { POLICY_SNAP, POLICY_HEAVY, POLICY_SHARED, POLICY_BUNDLES, POLICY_TOP, POLICY_TEXT = 300 };
+
+static void policy_setup(setup *s, uint64_t i) {
+  lattn_head snap = {.policy = LATTN_HEAD_SNAP, .window = 8, .budget = 60, .kernel = 5};
+  setup_init(s, 4, 2, 20, 16, POLICY_TEXT);
+  setup_rotate(s, 0, 0, 20);
+  s->config.value_type = LATTN_BF16;
+  if (i == POLICY_SNAP) s->config.key_type = LATTN_I8;
+  if (i == POLICY_SHARED) snap.flags = LATTN_SNAP_SHARED | LATTN_SNAP_AVERAGE;
+  for (int g = 0; g < 2 && i <= POLICY_SHARED; g++) s->heads[g] = snap;
+  if (i == POLICY_HEAVY) {
+    s->heads[0].policy = LATTN_HEAD_HEAVY;
+    s->heads[0].kernel = 0;
+  }
+  if (i == POLICY_BUNDLES) {
+    s->config.n_value_heads = 4;
+    setup_stream(s, 1, 4, 50, 0, LATTN_POSITIONS_DEFAULT);
+  }
 }
+
+/* The text in calls of `step` tokens, with a mark at two thirds: rows, and the bytes saved. */
+static uint64_t policy_hash(const setup *s, const token_list *tokens, int32_t top, int64_t step,
+                            int32_t n_threads) {
+  int64_t heads = setup_heads(s), n = tokens->n, outputs = n * heads * setup_value_dim(s);
+  size_t bytes = lattn_pool_bytes(NULL, &s->config, 1);
+  float *memory = (float *)ref_memory(outputs + 2 * n * heads, sizeof *memory);
+  void *arena = ref_memory((int64_t)bytes, 1);
+  uint64_t hash = HASH_SEED;
+  lattn_pool *pool = NULL;
+  text_run t = {s,    tokens, NULL, memory, memory + outputs, memory + outputs + n * heads,
+                NULL, {0},    top};
+  CHECK_STATUS(lattn_pool_init(&pool, arena, bytes, NULL), LATTN_OK);
+  CHECK_STATUS(lattn_cache_init(&t.cache, pool, &s->config), LATTN_OK);
+  t.exec.size = sizeof t.exec;
+  t.exec.n_threads = n_threads;
+  t.exec.parallel_for = test_parallel_scrambled;
+  t.exec.scratch_bytes = lattn_cache_scratch(&s->config, n, n_threads);
+  t.exec.scratch = ref_memory((int64_t)t.exec.scratch_bytes, 1);
+  for (int64_t first = 0, end; first < n && t.cache; first = end) {
+    end = first + step < n ? first + step : n;
+    if (first < n / 3 * 2 && end > n / 3 * 2) end = n / 3 * 2;
+    if (first == n / 3 * 2)
+      CHECK_STATUS(lattn_cache_mark(t.cache, LATTN_PROMPT_END, &t.exec), LATTN_OK);
+    feed_some(&t, first, end - first, 0);
+  }
+  hash = hash_f32(hash, memory, outputs + n * heads);
+  if (top) hash = hash_f32(hash, t.bound, n * heads);
+  if (t.cache) CHECK_STATUS(lattn_cache_save(t.cache, hash_write, &hash, NULL), LATTN_OK);
+  free(t.exec.scratch);
+  free(arena);
+  free(memory);
+  return hash;
+}
+
+static void golden_policy_case(uint64_t i) {
+  static const char *const names[] = {"SNAP", "HEAVY", "shared SNAP", "bundles", "top values"};
+  static const int64_t steps[] = {1, 77};
+  test_rng r = rng_seed(i + 7000);
+  int32_t top = i == POLICY_TOP ? 20 : 0;
+  setup s;
+  token_list tokens;
+  uint64_t hash;
+  check_case("golden policy: %s", names[i]);
+  policy_setup(&s, i);
+  tokens = tokens_new(&s, POLICY_TEXT);
+  tokens_make(&tokens, POLICY_TEXT, &r);
+  tokens.n = POLICY_TEXT;
+  hash = hashes_policy[i] = policy_hash(&s, &tokens, top, POLICY_TEXT, 1);
+  check_golden(hash, golden_policy[i]);
+  for (int k = 0; k < 2; k++)
+    if (policy_hash(&s, &tokens, top, steps[k], 3) != hash)
+      FAIL("calls of %d tokens, 3 threads: other bits", (int)steps[k]);
+  tokens_free(&tokens);
+}
+
+/* ---- golden cases of states ---- */
 
 enum state_feed { STATE_WHOLE, STATE_CUTS, STATE_DRAFTED, STATE_FEEDS };
 
@@ -764,6 +845,7 @@ static int print_golden(void) {
   print_hashes("golden_sigmoid", hashes_sigmoid, N_SIGMOID);
   print_hashes("golden_sigmoid_cache", hashes_sigmoid_cache, N_SIGMOID_CACHE);
   print_hashes("golden_compensated", hashes_compensated, N_COMPENSATED);
+  print_hashes("golden_policy", hashes_policy, N_POLICY);
   print_hashes("golden_state", hashes_state, N_STATE);
   print_hashes("golden_flow", hashes_flow, N_FLOW);
   print_hashes("golden_profile", hashes_profile, N_PROFILE);
@@ -783,6 +865,7 @@ int main(int argc, char **argv) {
     golden_cache_case(i, CACHE_SIGMOID, &hashes_sigmoid_cache[i], golden_sigmoid_cache[i]);
   for (uint64_t i = 0; i < N_COMPENSATED; i += test_is_quick() ? 4 : 1)
     golden_cache_case(i + 900, CACHE_COMPENSATED, &hashes_compensated[i], golden_compensated[i]);
+  for (uint64_t i = 0; i < N_POLICY; i++) golden_policy_case(i);
   for (uint64_t i = 0; i < N_STATE; i++) golden_state_case(i);
   for (uint64_t i = 0; i < N_FLOW; i++) golden_flow_case(i);
   for (uint64_t i = 0; i < N_PROFILE; i += test_is_quick() ? 2 : 1) golden_profile_case(i);

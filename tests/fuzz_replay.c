@@ -92,26 +92,30 @@ static void file_put(const char *name, const uint8_t *bytes, size_t n) {
   if (!file || fwrite(bytes, 1, n, file) != n || fclose(file)) exit(1);
 }
 
-/* Saved caches of every config: empty; a few tokens; with a hole; truncated; where they are short,
-   more than a block. */
+/* Saved caches of every config: empty; a few tokens; with a hole or, where there are no holes, a
+   mark; truncated; where they are short, more than a block. */
 static void make_saved(int kind, int what) {
   static uint8_t arena[LOAD_ARENA], memory[FUZZ_FILE];
   static const int64_t lengths[] = {0, 1, 9, 12, 11, 140};
-  int64_t left = lengths[what], heads;
+  int64_t left = lengths[what];
   lattn_pool *pool = NULL;
   lattn_cache *cache = NULL;
   char name[80];
   fuzz_file f;
   fuzz_config_make(&load_configs[kind], kind);
-  heads = load_configs[kind].config.n_heads;
   MUST_OK(lattn_pool_init(&pool, arena, sizeof arena, NULL));
   MUST_OK(lattn_cache_init(&cache, pool, &load_configs[kind].config));
-  MUST(load_extend(cache, heads, left) >= 0);
+  MUST(load_extend(cache, kind, left) >= 0);
   if (what == 3) (void)lattn_cache_remove(cache, 5, 7);
   if (what == 4) (void)lattn_cache_truncate(cache, 8);
   if (what == 5) (void)lattn_cache_remove(cache, 12, 132);
+  if (what % 2 && kind >= FUZZ_CHOSEN) {
+    MUST_OK(lattn_cache_mark(cache, LATTN_PROMPT_END, NULL));
+    MUST(load_extend(cache, kind, 2) >= 0);
+  }
   f = fuzz_save(cache, memory + 1);
-  memory[0] = (uint8_t)(kind | (what & 1) << 2 | (what ? 8 : 0) | (what > 2 ? 16 : 0));
+  memory[0] = (uint8_t)((kind & 3) | (kind & 4) << 3 | (what & 1) << 2 | (what ? 8 : 0) |
+                        (what > 2 ? 16 : 0));
   snprintf(name, sizeof name, "%s/config-%d-%s", targets[0].folder, kind,
            (const char *const[]){"empty", "one", "few", "hole", "truncated", "blocks"}[what]);
   if (f.n < 1000) file_put(name, memory, f.n + 1);

@@ -111,6 +111,9 @@ static const uint64_t golden_compensated[40] = {
     0x5e6e604feb6b3815, 0x3ea0313a15fd80e2, 0xa7a6d5c24f428936, 0xa0f4ab31ecfb48eb,
     0x08e940e329d8e297, 0x4b94c18598069500, 0xfb2aaf606e6a2756, 0x2170c286ddd4d5fd,
     0xb388ead458e54bf4, 0x94c42f750fd79abb, 0xafe25a63bb559e4f, 0xd22cdc5f146aaf60};
+static const uint64_t golden_policy[5] = {0x31a2acf11cc36c47, 0xb971f0a7bda2ffe4,
+                                          0xf1d0d6d53ee55e01, 0xe193b90af932cc7b,
+                                          0x3d8467b9518637b6};
 static const uint64_t golden_state[150] = {
     0x7c1bac18f221eaf3, 0xefbca01204a873da, 0x4a5ab50804cc2423, 0xdb50a3774fefe1b2,
     0xc0650b2778cf5c9a, 0x5d5d88db95510b25, 0x8bf94fea1be22808, 0x010635fa660c1d8c,

@@ -277,6 +277,43 @@ static const mutation attention_plain[] = {
     PTR(out.data, NULL, FINE),
     PTR(options.s.partial, NULL, FINE),
 };
+/* Selective values. `o`: the options of a call, which are valid with top_values and dropped. */
+#define TOP(o)                                                                                    \
+  I32(o.top_values, -1, AS(SHAPE)), I32(o.top_values, INT32_MIN, AS(SHAPE)),                      \
+      I32(o.top_values, INT32_MAX, FINE), I32(o.top_values, 0, FINE), I32(o.top_values, 1, FINE), \
+      I32(o.top_mode, -1, AS(FIELD)), I32(o.top_mode, 2, AS(FIELD)),                              \
+      I32(o.top_mode, INT32_MAX, AS(FIELD)), I32(o.top_mode, LATTN_TOP_NORMALISE, FINE),          \
+      PTR(o.dropped, NULL, FINE), PTR(o.dropped, world.out, AS(ALIAS)),                           \
+      PTR(o.dropped, world.lse, AS(ALIAS)), PTR(o.dropped, world.q, AS(ALIAS)),                   \
+      PTR(o.lse_low, world.weights, AS(ALIAS)), PTR(lse, world.weights, AS(ALIAS)),               \
+      PTR(out.data, world.weights, AS(ALIAS))
+static const mutation attention_top[] = {
+    TOP(options.s),
+    I32(options.s.size, offsetof(lattn_attn, top_values), FINE), /* of version 0.3 */
+    I32(options.s.weighting, LATTN_SIGMOID, FINE),
+    PTR(options.s.dropped, world.k, AS(ALIAS)),
+    PTR(options.s.dropped, world.v + 1, AS(ALIAS)),
+};
+static const mutation attention_top_packed[] = {
+    TOP(options.s),
+    PTR(options.s.dropped, world.key_bias, AS(ALIAS)),
+    PTR(options.s.dropped, world.pair_bias, AS(ALIAS)),
+    PTR(options.s.dropped, world.gate, AS(ALIAS)),
+    PTR(options.s.dropped, world.slopes, AS(ALIAS)),
+    PTR(options.s.dropped, world.sinks, AS(ALIAS)),
+    PTR(options.s.dropped, world.from, AS(ALIAS)),
+    PTR(options.s.dropped, world.key_positions, AS(ALIAS)),
+    PTR(options.s.dropped, world.row_starts, AS(ALIAS)),
+};
+static const mutation attention_top_partial[] = {
+    TOP(options.s),
+    PTR(options.s.dropped, world.maximum[0], AS(ALIAS)),
+    PTR(options.s.dropped, world.sum[0] + 1, AS(ALIAS)),
+    PTR(options.s.dropped, world.output[0], AS(ALIAS)),
+};
+static const mutation attention_top_sigmoid[] = {
+    I32(options.s.top_mode, LATTN_TOP_NORMALISE, AS(CONFIG)),
+};
 static const mutation attention_at[] = {
     I64(options.s.query_position, -1, AS(VALUE)),
     I64(options.s.query_position, INT64_C(1) << 31, AS(OVERFLOW)),
@@ -296,6 +333,35 @@ static void attention_reset_bare(void) {
   attention.options.s.partial = NULL;
 }
 
+static void attention_add_top(void) {
+  attention.options.s.top_values = 3;
+  attention.options.s.dropped = world.weights;
+}
+static void attention_reset_top(void) {
+  attention_reset_bare();
+  attention_add_top();
+}
+static void attention_reset_top_packed(void) {
+  attention_reset_packed();
+  attention_add_top();
+}
+static void attention_reset_top_partial(void) {
+  attention_reset_plain();
+  attention_add_top();
+}
+static void attention_reset_top_sigmoid(void) {
+  attention_reset_top();
+  attention.options.s.weighting = LATTN_SIGMOID;
+}
+
+VARIANT(attention_top_target, "attention (top)", attention, attention_reset_top, attention_invoke,
+        1);
+VARIANT(attention_top_packed_target, "attention (top, packed)", attention,
+        attention_reset_top_packed, attention_invoke, 1);
+VARIANT(attention_top_partial_target, "attention (top, partial)", attention,
+        attention_reset_top_partial, attention_invoke, 1);
+VARIANT(attention_top_sigmoid_target, "attention (top, sigmoid)", attention,
+        attention_reset_top_sigmoid, attention_invoke, 1);
 VARIANT(attention_bare_target, "attention", attention, attention_reset_bare, attention_invoke, 1);
 VARIANT(attention_packed_target, "attention (packed)", attention, attention_reset_packed,
         attention_invoke, 1);
@@ -331,6 +397,10 @@ static void test_attention(void) {
   RUN(attention_packed_target, attention_packed);
   RUN(attention_plain_target, attention_plain);
   RUN(attention_at_target, attention_at);
+  RUN(attention_top_target, attention_top);
+  RUN(attention_top_packed_target, attention_top_packed);
+  RUN(attention_top_partial_target, attention_top_partial);
+  RUN(attention_top_sigmoid_target, attention_top_sigmoid);
   attention_scratch_of(attention_tensors, sizeof attention_tensors / sizeof *attention_tensors);
   attention_scratch_of(attention_packed, sizeof attention_packed / sizeof *attention_packed);
 }
@@ -773,6 +843,9 @@ static void object_reset_waiting(void) {
   object.exec_at = &object.exec.s;
 }
 
+static const float chosen_q[KEYS * HEADS * KEY_DIM] = {1};
+static float chosen_out[KEYS * HEADS * VALUE_DIM];
+
 static lattn_status object_pool_init(void) {
   const object_args *a = &object;
   return lattn_pool_init(a->pool_at, a->arena, a->arena_bytes, a->pool_config_at);
@@ -859,7 +932,7 @@ static const mutation pool_init_list[] = {
     FIELD(M_I64, arena_bytes, "63", 63, 0, NULL, AS(MEMORY)),
     PTR(pool_config_at, NULL, FINE),
 };
-#define HEAD(i)                                                            \
+#define HEAD(i)                                                             \
   I32(heads[i].policy, 99, AS(FIELD)), I32(heads[i].policy, -1, AS(FIELD)), \
       I32(heads[i].positions, 3, AS(FIELD)), I32(heads[i].positions, -1, AS(FIELD))
 static const mutation config_list[] = {
@@ -937,6 +1010,79 @@ static const mutation cache_init_list[] = {
     I32(config.s.key_dim, 1 << 30, AS(FULL) | AS(OVERFLOW)),
     I32(config.s.n_kv_heads, INT32_MAX, AS(SHAPE)),
 };
+/* Head 0 is SNAP and shares its budget, head 1 HEAVY. */
+#define CHOSEN(i)                                                                              \
+  I32(heads[i].mark, 2, AS(FIELD)), I32(heads[i].mark, -1, AS(FIELD)),                         \
+      I32(heads[i].mark, LATTN_PROMPT_END, FINE), I32(heads[i].zero, 1, AS(FIELD)),            \
+      I64(heads[i].sinks, 1, AS(CONFIG)), I64(heads[i].sinks, INT64_MIN, AS(CONFIG)),          \
+      I64(heads[i].window_divisor, 1, AS(CONFIG)), I64(heads[i].window, -1, AS(VALUE)),        \
+      I64(heads[i].window, INT64_MIN, AS(VALUE)), I64(heads[i].window, INT64_MAX, AS(VALUE)),  \
+      I64(heads[i].window, 7, AS(VALUE)), I64(heads[i].slack, -1, AS(VALUE)),                  \
+      I64(heads[i].budget, 0, AS(VALUE)), I64(heads[i].budget, -1, AS(VALUE)),                 \
+      I64(heads[i].budget, INT64_MIN, AS(VALUE)), I64(heads[i].budget, INT64_MAX, FINE),       \
+      I32(heads[i].kernel, -1, AS(VALUE)), I32(heads[i].kernel, 2, AS(VALUE)),                 \
+      I32(heads[i].kernel, 65, AS(VALUE)), I32(heads[i].kernel, INT32_MAX, AS(VALUE)),         \
+      F64(heads[i].floor_alpha, 1.5, AS(VALUE)), F64(heads[i].floor_alpha, NAN, AS(VALUE)),    \
+      F64(heads[i].floor_alpha, INFINITY, AS(VALUE)),                                          \
+      I32(heads[i].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG)),                           \
+      I32(heads[i].positions, LATTN_POSITIONS_ABSOLUTE, FINE),                                 \
+      I32(heads[i].flags, LATTN_HEAD_LOST, AS(FIELD)),                                         \
+      I32(heads[i].flags, LATTN_HEAD_VARIANCE, AS(FIELD)), I32(heads[i].flags, -1, AS(FIELD)), \
+      I32(heads[i].flags, 2048, AS(FIELD)), I32(heads[i].policy, 5, AS(FIELD)),                \
+      I32(heads[i].policy, LATTN_HEAD_FULL, AS(CONFIG)),                                       \
+      I32(heads[i].policy, LATTN_HEAD_STREAMING, AS(CONFIG)),                                  \
+      I32(heads[i].policy, LATTN_HEAD_COMPENSATED, AS(CONFIG)),                                \
+      I32(heads[i].key_type, 9, AS(TYPE)), I32(heads[i].value_type, -1, AS(TYPE)),             \
+      I32(heads[i].key_type, LATTN_I8, AS(CONFIG))
+static const mutation config_chosen_list[] = {
+    HEAD(0),
+    HEAD(1),
+    CHOSEN(0),
+    CHOSEN(1),
+    I64(heads[0].window, 6, AS(VALUE)), /* = budget; HEAVY keeps the newest alone: */
+    I64(heads[1].window, 6, FINE),
+    I64(heads[1].window, 0, FINE),
+    I64(heads[0].window, 0, AS(VALUE)), /* 32 */
+    I64(heads[0].budget, 2, AS(VALUE)),
+    I64(heads[0].slack, INT64_MAX, FINE),
+    I64(heads[1].slack, 1, AS(CONFIG)),
+    I32(heads[0].kernel, 63, FINE),
+    I32(heads[1].kernel, 3, AS(CONFIG)),
+    I32(heads[0].flags, 0, FINE),
+    I32(heads[0].flags, 1024 + 512 + 256, FINE),
+    I32(heads[1].flags, LATTN_SNAP_SHARED, AS(CONFIG)),
+    F64(heads[0].floor_alpha, -INFINITY, FINE),
+    F64(heads[0].floor_alpha, 1, FINE),
+    F64(heads[1].floor_alpha, 0.5, AS(CONFIG)),
+    F64(heads[1].floor_alpha, -0.0, FINE),
+    I32(config.s.max_drafts, 1, AS(CONFIG)),
+    I32(config.s.n_value_heads, 1, AS(CONFIG)),
+    I32(config.s.n_value_heads, 4, AS(CONFIG)),
+    I32(config.s.n_value_heads, 2, FINE),
+    I64(config.s.capacity, 0, AS(CONFIG)),
+    I32(config.s.weighting, LATTN_SIGMOID, FINE),
+    I32(config.s.head_size, offsetof(lattn_head, budget), AS(VALUE)), /* without a budget */
+    PTR(config.s.heads, NULL, FINE),
+};
+static const mutation config_bundle_list[] = {
+    I32(config.s.n_value_heads, -1, AS(SHAPE)),
+    I32(config.s.n_value_heads, INT32_MIN, AS(SHAPE)),
+    I32(config.s.n_value_heads, INT32_MAX, AS(SHAPE)),
+    I32(config.s.n_value_heads, 3, AS(SHAPE)),
+    I32(config.s.n_value_heads, 8, AS(SHAPE)),
+    I32(config.s.n_value_heads, 0, FINE),
+    I32(config.s.n_value_heads, 2, FINE),
+    I32(config.s.n_kv_heads, 3, AS(SHAPE)),
+    I32(config.s.n_heads, 0, AS(SHAPE)),
+    I32(config.s.n_heads, 2, AS(SHAPE)),
+    I32(config.s.zero, 1, AS(FIELD)),
+    I32(config.s.zero, -1, AS(FIELD)),
+    I32(heads[0].flags, LATTN_HEAD_LOST, AS(CONFIG)),
+    I32(heads[1].flags, LATTN_HEAD_LOST, AS(CONFIG)),
+    I32(heads[1].policy, LATTN_HEAD_COMPENSATED, AS(CONFIG)),
+    I32(heads[1].mark, LATTN_PROMPT_END, FINE),
+    I32(config.s.size, offsetof(lattn_cache_config, n_value_heads), FINE), /* of version 0.3 */
+};
 /* A stats struct of a newer caller: what this version does not know is the caller's own
    business. */
 #define OUT_SIZES(f, type)                                \
@@ -976,12 +1122,62 @@ static const mutation mark_list[] = {
     SIZES_AS(exec, lattn_exec, AS(SIZE) | MUTE),
     I32(exec.s.n_threads, 3, FINE),
 };
+static const mutation mark_chosen_list[] = {
+    PTR(cache_in, NULL, AS(NULL)),
+    PTR(exec_at, NULL, FINE),
+    I32(mark, 0, AS(FIELD)),
+    I32(mark, 2, AS(FIELD)),
+    I32(mark, INT32_MAX, AS(FIELD)),
+    EXEC(exec),
+    I32(exec.s.n_threads, 3, FINE),
+    FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),
+    PTR(exec.s.scratch, NULL, FINE),
+};
 static const mutation no_cache_list[] = {PTR(cache_in, NULL, AS(NULL))};
 static const mutation save_list[] = {
     PTR(cache_in, NULL, AS(NULL)),
     I32(file_fails, 1, AS(IO)),
 };
 #undef ARGS
+
+/* Heads that marks choose the tokens of. */
+static void object_set_chosen(void) {
+  lattn_head *h = object.heads;
+  object_reset_pool();
+  memset(h, 0, sizeof object.heads);
+  h[0].policy = LATTN_HEAD_SNAP, h[1].policy = LATTN_HEAD_HEAVY;
+  h[0].window = 2, h[1].window = 2;
+  h[0].budget = 6, h[1].budget = 6;
+  h[0].flags = LATTN_SNAP_SHARED;
+}
+static void object_set_bundle(void) {
+  object_reset_pool();
+  object.config.s.n_value_heads = HEADS; /* two bundles of a key head and two value heads */
+}
+
+/* 7 tokens, of which a mark drops one a head. */
+static void object_reset_chosen(void) {
+  object_set_chosen();
+  CHECK_STATUS(lattn_cache_init(&object.cache_in, object.pool_in, &object.config.s), LATTN_OK);
+  CHECK_STATUS(lattn_cache_extend(
+                   object.cache_in, NULL, tensor_of(chosen_q, LATTN_F32, KEYS, HEADS, KEY_DIM),
+                   tensor_of(world.k, LATTN_F32, KEYS, KV_HEADS, KEY_DIM),
+                   tensor_of(world.v, LATTN_F32, KEYS, KV_HEADS, VALUE_DIM),
+                   tensor_of(chosen_out, LATTN_F32, KEYS, HEADS, VALUE_DIM), NULL, NULL),
+               LATTN_OK);
+  object.mark = LATTN_PROMPT_END;
+  exec_reset(&object.exec.s);
+  object.exec_at = &object.exec.s;
+}
+
+/* Only extend and drafts bring queries: a mark of appended tokens finds none. */
+static void object_reset_appended(void) {
+  object_reset_chosen();
+  CHECK_STATUS(
+      lattn_cache_append(object.cache_in, tensor_of(world.k, LATTN_F32, 1, KV_HEADS, KEY_DIM),
+                         tensor_of(world.v, LATTN_F32, 1, KV_HEADS, VALUE_DIM), NULL),
+      LATTN_OK);
+}
 
 static void object_reset_plain(void) {
   object_reset_pool();
@@ -990,6 +1186,10 @@ static void object_reset_plain(void) {
 
 VARIANT(pool_init_target, "pool_init", object, object_set, object_pool_init, 0);
 VARIANT(config_target, "cache_init", object, object_reset_pool, object_cache_init, 1);
+VARIANT(config_chosen_target, "cache_init (chosen)", object, object_set_chosen, object_cache_init,
+        1);
+VARIANT(config_bundle_target, "cache_init (bundles)", object, object_set_bundle, object_cache_init,
+        1);
 VARIANT(config_plain_target, "cache_init (no rotary)", object, object_reset_plain,
         object_cache_init, 1);
 VARIANT(cache_init_target, "cache_init (pool)", object, object_reset_pool, object_cache_init, 0);
@@ -1001,21 +1201,32 @@ VARIANT(truncate_target, "cache_truncate", object, object_reset_cache, object_tr
 VARIANT(save_target, "cache_save", object, object_reset_cache, object_save, 0);
 VARIANT(mark_target, "cache_mark", object, object_reset_cache, object_mark, 1);
 VARIANT(mark_waiting_target, "cache_mark (waiting)", object, object_reset_waiting, object_mark, 1);
+VARIANT(mark_chosen_target, "cache_mark (chosen)", object, object_reset_chosen, object_mark, 1);
+VARIANT(mark_appended_target, "cache_mark (appended)", object, object_reset_appended, object_mark,
+        1);
 VARIANT(clear_target, "cache_clear", object, object_reset_cache, object_clear, 0);
 VARIANT(release_target, "cache_release", object, object_reset_cache, object_release, 0);
 
 /* lattn_cache_bytes, lattn_pool_bytes, lattn_cache_scratch: 0 exactly where init refuses the
    config. */
-static void config_sizes(void) {
-  for (size_t i = 0; i < sizeof config_list / sizeof *config_list; i++) {
-    check_case("cache_bytes: %s", config_list[i].name);
+static void config_sizes_of(const target *t, const mutation *list, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    check_case("cache_bytes: %s", list[i].name);
     world_reset();
-    object_reset_pool();
-    patch(&config_target, &config_list[i]);
+    t->reset();
+    patch(t, &list[i]);
     lattn_status status = object_cache_init();
     lattn_status sizes = object_sizes();
     if (status != LATTN_E_FULL) CHECK(!status == !sizes);
   }
+}
+
+#define SIZES_OF(target, list) config_sizes_of(&(target), list, sizeof(list) / sizeof *(list))
+
+static void config_sizes(void) {
+  SIZES_OF(config_target, config_list);
+  SIZES_OF(config_chosen_target, config_chosen_list);
+  SIZES_OF(config_bundle_target, config_bundle_list);
   check_case("pool_bytes: counts");
   world_reset();
   object_set();
@@ -1071,6 +1282,8 @@ static void test_objects(void) {
   pool_callbacks();
   RUN(config_target, config_list);
   RUN(config_plain_target, config_plain_list);
+  RUN(config_chosen_target, config_chosen_list);
+  RUN(config_bundle_target, config_bundle_list);
   RUN(cache_init_target, cache_init_list);
   config_sizes();
   RUN(pool_stats_target, pool_stats_list);
@@ -1079,6 +1292,10 @@ static void test_objects(void) {
   RUN(truncate_target, truncate_list);
   RUN(mark_target, mark_list);
   RUN(mark_waiting_target, mark_list);
+  RUN(mark_chosen_target, mark_chosen_list);
+  check_case("cache_mark: appended tokens");
+  world_reset(), object_reset_appended();
+  expect(&mark_appended_target, AS(STATE));
   RUN(save_target, save_list);
   test_load();
   RUN(clear_target, no_cache_list);
@@ -1148,10 +1365,11 @@ static lattn_status use_attend(void) {
 #define ARGS use_args
 #define USE_COMMON                                                                                 \
   PTR(cache, NULL, AS(NULL)), PTR(call_at, NULL, FINE), PTR(exec_at, NULL, FINE),                  \
-      PTR(lse, NULL, FINE), SIZES(call, lattn_call), EXEC(exec), I32(call.s.inexact, 2, AS(FIELD)),\
-      INPUT(q), OUTPUT(out), PTR(out.data, NULL, AS(NULL)), INPUT_ROW(key_bias), INPUT(pair_bias), \
-      INPUT(gate), I64(key_bias.n_tokens, 2, AS(SHAPE)), I64(key_bias.dim, BEFORE - 1, AS(SHAPE)), \
-      I64(pair_bias.n_tokens, NEW - 1, AS(SHAPE)), I64(gate.n_tokens, NEW - 1, AS(SHAPE)),         \
+      PTR(lse, NULL, FINE), SIZES(call, lattn_call), EXEC(exec),                                   \
+      I32(call.s.inexact, 2, AS(FIELD)), INPUT(q), OUTPUT(out), PTR(out.data, NULL, AS(NULL)),     \
+      INPUT_ROW(key_bias), INPUT(pair_bias), INPUT(gate), I64(key_bias.n_tokens, 2, AS(SHAPE)),    \
+      I64(key_bias.dim, BEFORE - 1, AS(SHAPE)), I64(pair_bias.n_tokens, NEW - 1, AS(SHAPE)),       \
+      I64(gate.n_tokens, NEW - 1, AS(SHAPE)),                                                      \
       FIELD(M_I64, exec.s.scratch_bytes, "1", 1, 0, NULL, AS(SCRATCH)),                            \
       PTR(lse, world.out, AS(ALIAS)), PTR(lse, world.q, AS(ALIAS)),                                \
       PTR(out.data, world.q + 1, AS(ALIAS)), PTR(out.data, world.gate, AS(ALIAS)),                 \
@@ -1192,6 +1410,19 @@ static const mutation attend_list[] = {
     I64(out.n_tokens, NEW - 1, AS(SHAPE)),
     I64(q.n_tokens, NEW - 1, AS(SHAPE)),
 };
+static const mutation use_top_list[] = {
+    TOP(call.s),
+    I32(call.s.size, offsetof(lattn_call, top_values), FINE), /* of version 0.3 */
+    PTR(call.s.dropped, use_bias, AS(ALIAS)),
+    PTR(call.s.dropped, use_pair, AS(ALIAS)),
+    PTR(call.s.dropped, world.gate, AS(ALIAS)),
+    PTR(call.s.lost_bound, world.weights, AS(ALIAS)),
+    PTR(call.s.lost_estimate, world.weights, AS(ALIAS)),
+};
+static const mutation extend_top_list[] = {
+    PTR(call.s.dropped, world.k, AS(ALIAS)),
+    PTR(call.s.dropped, world.v, AS(ALIAS)),
+};
 static const mutation attend_partial_list[] = {
     SIZES(partial, lattn_partial),
     I64(partial.s.n_rows, N_ROWS - 1, AS(SHAPE)),
@@ -1203,6 +1434,14 @@ static const mutation attend_partial_list[] = {
 #undef ARGS
 
 VARIANT(extend_target, "cache_extend", use, use_reset, use_extend, 1);
+static void use_reset_top(void) {
+  use_reset();
+  use.call.s.top_values = 3;
+  use.call.s.dropped = world.weights;
+}
+
+VARIANT(extend_top_target, "cache_extend (top)", use, use_reset_top, use_extend, 1);
+VARIANT(attend_top_target, "cache_attend (top)", use, use_reset_top, use_attend, 1);
 VARIANT(append_target, "cache_append", use, use_reset, use_append, 1);
 VARIANT(attend_target, "cache_attend", use, use_reset, use_attend, 1);
 VARIANT(attend_partial_target, "cache_attend (partial)", use, use_reset_partial, use_attend, 1);
@@ -1300,6 +1539,9 @@ static void test_use(void) {
   RUN(append_target, append_list);
   RUN(attend_target, attend_list);
   RUN(attend_partial_target, attend_partial_list);
+  RUN(extend_top_target, use_top_list);
+  RUN(extend_top_target, extend_top_list);
+  RUN(attend_top_target, use_top_list);
   test_limits();
   test_drafts_pending();
   test_notes();
@@ -1339,6 +1581,18 @@ static void count_task(void *context, int32_t index) {
   int32_t *count = (int32_t *)context;
   CHECK(index == *count);
   (*count)++;
+}
+
+/* Any six numbers: 0, or a budget. */
+static void test_pyramid(void) {
+  static const int64_t edges[] = {INT64_MIN, -1, 0, 1, 8, 64, INT32_MAX, INT64_MAX};
+  check_case("pyramid_budget: extremes");
+  for (int i = 0; i < 8 * 8 * 8 * 8 * 8 * 8; i++) {
+    int64_t x[6], got;
+    for (int j = 0; j < 6; j++) x[j] = edges[i >> 3 * j & 7];
+    got = lattn_pyramid_budget(x[0], x[1], x[2], x[3], x[4], x[5]);
+    if (got) CHECK(got > 0 && got <= 2 * x[0] && x[0] > x[1] && x[1] >= 0 && x[4] < x[5]);
+  }
 }
 
 static void test_plain_functions(void) {
@@ -1393,6 +1647,7 @@ int main(void) {
   test_use();
   test_page_sizes();
   test_capacities();
+  test_pyramid();
   test_plain_functions();
   test_statuses();
   return test_summary();

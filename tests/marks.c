@@ -621,6 +621,11 @@ static void test_pyramid(void) {
           CHECK(sum >= layers * budget && sum <= layers * budget + layers * (layers - 1) / 2);
         }
   CHECK_I64(lattn_pyramid_budget(128, 8, 0, 0, 0, 32), 240 - 6 + 8);
+  for (int64_t l = 0; l < 32; l++) { /* a window longer than C: budgets never rise with depth */
+    CHECK_I64(lattn_pyramid_budget(96, 64, 0, 70, l, 32), 96);
+    CHECK_I64(lattn_pyramid_budget(96, 64, 0, 96, l, 32), 96);
+    CHECK(lattn_pyramid_budget(96, 64, 0, 97, l, 32) <= 97);
+  }
   CHECK_I64(lattn_pyramid_budget(8, 8, 0, 0, 0, 32), 0);
   CHECK_I64(lattn_pyramid_budget(128, -1, 0, 0, 0, 32), 0);
   CHECK_I64(lattn_pyramid_budget(128, 8, -1, 0, 0, 32), 0);

@@ -24,6 +24,23 @@ static inline int64_t setup_heads(const setup *s) {
 static inline int64_t setup_value_dim(const setup *s) {
   return s->config.value_dim ? s->config.value_dim : s->config.key_dim;
 }
+static inline int64_t setup_value_heads(const setup *s) {
+  return s->config.n_value_heads ? s->config.n_value_heads : s->config.n_kv_heads;
+}
+/* KV heads: bundles, where keys and values have different numbers of heads. */
+static inline int64_t setup_bundles(const setup *s) {
+  int64_t a = s->config.n_kv_heads, b = setup_value_heads(s);
+  while (b) {
+    int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+/* Is the head one whose tokens marks choose? */
+static inline int setup_chosen(const lattn_head *h) {
+  return h->policy == LATTN_HEAD_SNAP || h->policy == LATTN_HEAD_HEAVY;
+}
 static inline int64_t setup_max_append(const setup *s) {
   return s->config.max_append ? s->config.max_append : 512;
 }
@@ -109,7 +126,8 @@ static inline int setup_streams(const lattn_head *h, int64_t mark) {
 static inline int setup_sums(const setup *s) {
   int sums = 0;
   for (int g = 0; g < s->config.n_kv_heads; g++)
-    sums |= s->heads[g].policy == LATTN_HEAD_COMPENSATED || s->heads[g].flags;
+    sums |= s->heads[g].policy == LATTN_HEAD_COMPENSATED ||
+            (s->heads[g].flags & (LATTN_HEAD_LOST | LATTN_HEAD_VARIANCE)) != 0;
   return sums;
 }
 static inline int setup_waits(const setup *s) {
@@ -202,7 +220,7 @@ static inline token_list tokens_new(const setup *s, int64_t capacity) {
   token_list t = {NULL, NULL, NULL, 0, capacity, 0, 0, 0, NULL};
   t.q_row = setup_heads(s) * s->config.key_dim;
   t.k_row = s->config.n_kv_heads * s->config.key_dim;
-  t.v_row = s->config.n_kv_heads * setup_value_dim(s);
+  t.v_row = setup_value_heads(s) * setup_value_dim(s);
   t.q = (float *)ref_memory(capacity * t.q_row, sizeof(float));
   t.k = (float *)ref_memory(capacity * t.k_row, sizeof(float));
   t.v = (float *)ref_memory(capacity * t.v_row, sizeof(float));
@@ -231,7 +249,7 @@ static inline lattn_tensor tokens_k(const token_list *t, const setup *s, int64_t
   return tensor_of(t->k + first * t->k_row, LATTN_F32, n, s->config.n_kv_heads, s->config.key_dim);
 }
 static inline lattn_tensor tokens_v(const token_list *t, const setup *s, int64_t first, int64_t n) {
-  return tensor_of(t->v + first * t->v_row, LATTN_F32, n, s->config.n_kv_heads, setup_value_dim(s));
+  return tensor_of(t->v + first * t->v_row, LATTN_F32, n, setup_value_heads(s), setup_value_dim(s));
 }
 
 /* ---- the reference of a cache ---- */

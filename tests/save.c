@@ -206,11 +206,13 @@ enum op_kind {
   OP_CHECKPOINT,
   OP_ROLLBACK,
   OP_CLEAR,
+  OP_MARK,
   OP_KINDS
 };
 
-static const char *const op_names[OP_KINDS] = {
-    "extend", "append", "attend", "truncate", "remove", "fork", "checkpoint", "rollback", "clear"};
+static const char *const op_names[OP_KINDS] = {"extend", "append", "attend",     "truncate",
+                                               "remove", "fork",   "checkpoint", "rollback",
+                                               "clear",  "mark"};
 
 typedef struct operation {
   enum op_kind kind;
@@ -218,6 +220,22 @@ typedef struct operation {
 } operation;
 
 enum { TEXT = 700, MOST = 200 }; /* tokens of the list; of one operation */
+
+/* Of a SNAP head, a file has the queries of its window, not of its slack: what was loaded cannot be
+   marked after truncating. */
+static int setup_snap_slack(const setup *s) {
+  int slack = 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++)
+    slack |= s->heads[g].policy == LATTN_HEAD_SNAP && s->heads[g].slack;
+  return slack;
+}
+
+/* Nothing can be removed, but marks change something. */
+static int setup_marks(const setup *s) {
+  int marks = setup_sums(s) || setup_waits(s);
+  for (int g = 0; g < s->config.n_kv_heads; g++) marks |= setup_chosen(&s->heads[g]);
+  return marks;
+}
 
 /* An operation that is within bounds for a cache of n tokens. */
 static operation op_random(test_rng *r, const setup *s, int64_t n) {
@@ -229,6 +247,7 @@ static operation op_random(test_rng *r, const setup *s, int64_t n) {
   int64_t most =
       s->config.capacity && s->config.capacity - n < MOST ? s->config.capacity - n : MOST;
   if (op.kind == OP_CLEAR && rng_chance(r, 60)) op.kind = OP_EXTEND;
+  if (op.kind == OP_REMOVE && setup_marks(s) && rng_chance(r, 70)) op.kind = OP_MARK;
   switch (op.kind) {
     case OP_EXTEND:
     case OP_APPEND:
@@ -316,6 +335,8 @@ static lattn_status op_run(actor *t, const operation *op, uint64_t *hash) {
       return t->checkpoint ? lattn_cache_rollback(t->cache, t->checkpoint) : LATTN_OK;
     case OP_CLEAR:
       return lattn_cache_clear(t->cache);
+    case OP_MARK:
+      return lattn_cache_mark(t->cache, LATTN_PROMPT_END, NULL);
     default:
       return op_rows(t, op, hash);
   }
@@ -326,7 +347,8 @@ static int op_may(const operation *op, lattn_status status) {
   if (!status) return 1;
   if (status == LATTN_E_EVICTED)
     return op->kind == OP_ATTEND || op->kind == OP_TRUNCATE || op->kind == OP_REMOVE;
-  if (status == LATTN_E_CONFIG) return op->kind == OP_REMOVE; /* sinks */
+  if (status == LATTN_E_CONFIG) return op->kind == OP_REMOVE; /* sinks; sums, marks */
+  if (status == LATTN_E_STATE) return op->kind == OP_MARK;    /* tokens that were appended */
   return status == LATTN_E_FULL && op->kind == OP_REMOVE;     /* holes */
 }
 
@@ -351,6 +373,11 @@ static void live_alike(actor *first, actor *other, int roomier, int64_t n_steps,
     lattn_status status, status_other;
     if (op.kind == OP_ROLLBACK && (!first->checkpoint || !other->checkpoint))
       op.kind = OP_CHECKPOINT;
+    if (op.kind == OP_MARK && setup_snap_slack(first->s)) {
+      if (op_run(other, &op, &hash_other) == LATTN_E_STATE) continue;
+      CHECK_STATUS(op_run(first, &op, &hash), LATTN_OK);
+      continue;
+    }
     status = op_run(first, &op, &hash);
     if (status && roomier) continue;
     status_other = op_run(other, &op, &hash_other);
@@ -360,7 +387,8 @@ static void live_alike(actor *first, actor *other, int roomier, int64_t n_steps,
   }
 }
 
-/* Streaming heads let go what an append left beyond their window: it is not saved. */
+/* Streaming heads let go what an append left beyond their window: it is not saved, unless the head
+   keeps sums, which take it up. */
 static void trim(actor *t) {
   operation op = {OP_EXTEND, 0, 0, 0};
   uint64_t hash = HASH_SEED;
@@ -430,16 +458,61 @@ static void world_close(world *w) {
   tokens_free(&w->tokens);
 }
 
+/* Some of its heads get the other policies; or it gets bundles. */
+static void random_policies(setup *s, test_rng *r) {
+  int32_t kv = s->config.n_kv_heads, heads = (int32_t)setup_heads(s), most = 64;
+  int shared = rng_chance(r, 50) ? LATTN_SNAP_SHARED : 0;
+  if (rng_chance(r, 25)) {
+    s->config.n_value_heads = rng_chance(r, 50) || kv == 1 ? heads : 1;
+    if (rng_chance(r, 50) && s->heads[0].policy) s->heads[0].mark = LATTN_PROMPT_END;
+    return;
+  }
+  for (int g = 0; g < kv; g++) {
+    lattn_head *h = &s->heads[g];
+    int kind = (int)rng_below(r, 5);
+    if (kind < 2) memset(h, 0, sizeof *h);
+    if (kind == 0) h->policy = LATTN_HEAD_SNAP, h->flags = shared;
+    if (kind == 0 && rng_chance(r, 40)) h->slack = rng_below(r, 20);
+    if (kind == 1) h->policy = LATTN_HEAD_HEAVY, most = 0;
+    if (kind < 2) h->window = rng_range(r, 1, 9), h->budget = h->window + rng_range(r, 1, 40);
+    if (kind > 3 || !h->policy || kind < 2) continue;
+    if (kind == 2) setup_compensate(s, g, rng_chance(r, 50) ? LATTN_HEAD_VARIANCE : 0);
+    if (rng_chance(r, 50)) h->flags |= LATTN_HEAD_LOST;
+    if (rng_chance(r, 50)) h->mark = LATTN_PROMPT_END;
+    if (h->mark && rng_chance(r, 50)) h->window_divisor = rng_range(r, 1, 5);
+    if (setup_sums(s) && h->window - 1 < most) most = (int32_t)h->window - 1;
+  }
+  if (s->config.max_drafts > most) s->config.max_drafts = most;
+}
+
+static int setup_heavy(const setup *s) {
+  int heavy = 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++) heavy |= s->heads[g].policy == LATTN_HEAD_HEAVY;
+  return heavy;
+}
+
 /* The config with more room; shares what it points to with s. */
 static void setup_roomier(setup *large, const setup *s) {
   *large = *s;
   large->config.heads = large->heads;
   large->config.capacity = 2 * s->config.capacity + 100;
   large->config.max_append = 2 * setup_max_append(s);
-  large->config.max_drafts = s->config.max_drafts + 3;
+  if (!setup_sums(s) && !setup_heavy(s)) large->config.max_drafts = s->config.max_drafts + 3;
   large->config.max_holes = 40;
   for (int g = 0; g < s->config.n_kv_heads; g++)
     if (large->heads[g].policy == LATTN_HEAD_STREAMING) large->heads[g].slack += 150;
+}
+
+/* What a mark keeps goes by the queries and sums that were loaded. */
+static void mark_alike(actor *a, actor *b) {
+  lattn_status status = lattn_cache_mark(a->cache, LATTN_PROMPT_END, NULL);
+  stream mine, its;
+  CHECK_STATUS(lattn_cache_mark(b->cache, LATTN_PROMPT_END, NULL), status);
+  mine = saved(a->cache);
+  its = saved(b->cache);
+  if (!setup_sums(a->s)) CHECK(stream_equal(&mine, &its));
+  stream_free(&mine);
+  stream_free(&its);
 }
 
 enum target { TARGET_EMPTY, TARGET_FILLED, TARGET_ALLOCATOR, TARGET_ROOMIER, TARGET_KINDS };
@@ -471,8 +544,9 @@ static void check_target(world *w, stream *f, enum target kind, test_rng *r) {
   CHECK_I64(cache_stats(t.cache).token_bytes, cache_stats(w->original.cache).token_bytes);
   if (kind != TARGET_ROOMIER)
     CHECK(hash_heads(HASH_SEED, t.cache) == hash_heads(HASH_SEED, w->original.cache));
+  if (kind == TARGET_FILLED && setup_marks(&w->s)) mark_alike(&w->original, &t);
   live_alike(&w->original, &t, kind == TARGET_ROOMIER, 15, r);
-  if (kind != TARGET_ROOMIER) {
+  if (kind != TARGET_ROOMIER && !setup_snap_slack(&w->s) && !setup_sums(&w->s)) {
     stream mine = saved(w->original.cache);
     again = saved(t.cache);
     if (!stream_equal(&mine, &again)) FAIL("later, %s saves other bytes", target_names[kind]);
@@ -486,7 +560,9 @@ static void check_target(world *w, stream *f, enum target kind, test_rng *r) {
 /* Back into the cache itself, which has gone on, and beside a fork that shares its pages. */
 static void check_itself(world *w, test_rng *r) {
   actor fork = {&w->s, &w->tokens, NULL, NULL};
-  stream f = saved(w->original.cache), again;
+  stream f, again;
+  if (setup_sums(&w->s)) trim(&w->original);
+  f = saved(w->original.cache);
   trim(&w->original);
   CHECK_STATUS(lattn_cache_fork(&fork.cache, w->original.cache), LATTN_OK);
   live(&w->original, 5, r);
@@ -502,17 +578,20 @@ static void check_itself(world *w, test_rng *r) {
   actor_end(&fork);
 }
 
-static void test_round_trip(uint64_t seed) {
+static void test_round_trip(uint64_t seed, int policies) {
   test_rng r = rng_seed(seed);
   world w;
-  check_case("round trip, seed %" PRIu64, seed);
+  check_case("round trip, seed %" PRIu64 "%s", seed, policies ? ", all policies" : "");
   memset(&w, 0, sizeof w);
   random_setup(&w.s, &r);
+  if (policies) random_policies(&w.s, &r);
   world_tokens(&w, &r);
   world_open(&w);
   live(&w.original, rng_range(&r, 0, 25), &r);
   for (int kind = 0; kind < TARGET_KINDS; kind++) {
-    stream f = saved(w.original.cache);
+    stream f;
+    if (setup_sums(&w.s)) trim(&w.original);
+    f = saved(w.original.cache);
     check_target(&w, &f, (enum target)kind, &r);
     stream_free(&f);
   }
@@ -937,6 +1016,90 @@ static void test_flipped(void) {
   small_close(&t);
 }
 
+/* ---- heads chosen at a mark: what a file says of them, damaged behind a right checksum ---- */
+
+/* One head drops 4 of 12 tokens, the other 3. Then 2 more come. */
+enum { CHOSEN_HEADER = 192, CHOSEN_TOKEN = 2 * (4 + 3), CHOSEN_KEPT = 8, CHOSEN_HELD = 10 };
+
+static void chosen_setup(setup *s) {
+  setup_init(s, 4, 2, 4, 3, 60);
+  s->config.key_type = s->config.value_type = LATTN_F16;
+  s->heads[0].policy = LATTN_HEAD_SNAP, s->heads[1].policy = LATTN_HEAD_HEAVY;
+  s->heads[0].window = 3, s->heads[1].window = 2;
+  s->heads[0].budget = CHOSEN_KEPT, s->heads[1].budget = CHOSEN_KEPT + 1;
+}
+
+static void chosen_feed(actor *t) {
+  operation extend = {OP_EXTEND, 12, 0, 0}, mark = {OP_MARK, 0, 0, 0};
+  uint64_t hash = HASH_SEED;
+  CHECK_STATUS(op_run(t, &extend, &hash), LATTN_OK);
+  CHECK_STATUS(op_run(t, &mark, &hash), LATTN_OK);
+  extend.a = 2;
+  CHECK_STATUS(op_run(t, &extend, &hash), LATTN_OK);
+}
+
+static void number_set(stream *f, size_t at, int64_t x, int n_bytes) {
+  for (int i = 0; i < n_bytes; i++) f->data[at + (size_t)i] = (unsigned char)(x >> 8 * i & 255);
+}
+
+static void checksums_set(stream *f) {
+  size_t n = f->n;
+  f->n = CHOSEN_HEADER - 16;
+  put_checksum(f);
+  f->n = n - 16;
+  put_checksum(f);
+}
+
+static void test_chosen(void) {
+  enum { LIST = CHOSEN_HEADER + CHOSEN_HELD * CHOSEN_TOKEN };
+  static const struct {
+    size_t at;
+    int64_t x;
+    int n_bytes;
+    lattn_status want;
+  } damage[] = {
+      {8, 1, 4, LATTN_E_FORMAT},           {8, 3, 4, LATTN_E_FORMAT},
+      {128, 0, 8, LATTN_E_FORMAT},         {128, 9, 8, LATTN_E_FORMAT}, /* kept */
+      {128, 2, 8, LATTN_E_FORMAT},         {128, 15, 8, LATTN_E_FORMAT},
+      {128, INT64_MAX, 8, LATTN_E_FORMAT}, {128, -1, 8, LATTN_E_FORMAT},
+      {136, 0, 8, LATTN_E_FORMAT},         {136, 5, 8, LATTN_E_FORMAT}, /* shift */
+      {136, 7, 8, LATTN_E_FORMAT},         {136, -1, 8, LATTN_E_FORMAT},
+      {144, 0, 8, LATTN_E_FORMAT},         {144, 15, 8, LATTN_E_FORMAT}, /* queries from */
+      {144, -1, 8, LATTN_E_FORMAT},        {144, 10, 8, LATTN_E_FORMAT},
+      {152, 10, 8, LATTN_E_FORMAT},        {160, 4, 8, LATTN_E_FORMAT}, /* HEAVY */
+      {168, 15, 8, LATTN_E_FORMAT},        {LIST, 11, 4, LATTN_E_FORMAT},
+      {LIST + 28, 12, 4, LATTN_E_FORMAT},  {LIST + 28, -1, 4, LATTN_E_FORMAT},
+      {LIST + 24, 11, 4, LATTN_E_FORMAT},  {40, 2000, 8, LATTN_E_FORMAT}};
+  test_rng r = rng_seed(8);
+  world w;
+  stream f, bad;
+  uint64_t before;
+  memset(&w, 0, sizeof w);
+  check_case("heads chosen at a mark: damage behind a right checksum");
+  chosen_setup(&w.s);
+  world_tokens(&w, &r);
+  world_open(&w);
+  chosen_feed(&w.original);
+  f = saved(w.original.cache);
+  before = fingerprint(w.original.cache, &w.home);
+  bad = saved(w.original.cache);
+  checksums_set(&bad);
+  CHECK(stream_equal(&f, &bad));
+  for (size_t i = 0; i < sizeof damage / sizeof *damage; i++) {
+    lattn_status status;
+    memcpy(bad.data, f.data, f.n);
+    number_set(&bad, damage[i].at, damage[i].x, damage[i].n_bytes);
+    checksums_set(&bad);
+    status = load_all(w.original.cache, &bad);
+    if (status != damage[i].want) FAIL("damage %zu: status %d", i, (int)status);
+    CHECK(fingerprint(w.original.cache, &w.home) == before);
+    if (!status) CHECK_STATUS(load_all(w.original.cache, &f), LATTN_OK);
+  }
+  stream_free(&bad);
+  stream_free(&f);
+  world_close(&w);
+}
+
 /* The read, then the write, of every number fails. */
 static void test_failing_calls(void) {
   small t;
@@ -1284,7 +1447,10 @@ int main(int argc, char **argv) {
     print_golden();
     return 0;
   }
-  for (uint64_t i = 0; i < (uint64_t)test_count(300); i++) test_round_trip(test_first_seed() + i);
+  for (uint64_t i = 0; i < (uint64_t)test_count(300); i++) {
+    test_round_trip(test_first_seed() + i, 0);
+    if (i % 4 == 0) test_round_trip(test_first_seed() + i, 1);
+  }
   for (uint64_t i = 0; i < (uint64_t)test_count(90); i++) test_cuts(test_first_seed() + 1000 + i);
   test_long(LATTN_F32);
   if (!test_is_quick()) test_long(LATTN_BF16);
@@ -1294,6 +1460,7 @@ int main(int argc, char **argv) {
   test_by_hand("no token", &hand_empty);
   test_truncated();
   test_flipped();
+  test_chosen();
   test_failing_calls();
   test_failing_pages();
   test_no_room();

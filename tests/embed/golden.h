@@ -13,7 +13,9 @@ enum {
   GOLDEN_KV_HEADS = 2,
   GOLDEN_KEY_DIM = 12,
   GOLDEN_VALUE_DIM = 10,
-  GOLDEN_ROWS = 12 /* rows of the stateless call */
+  GOLDEN_ROWS = 12,    /* rows of the stateless call */
+  GOLDEN_PROMPT = 200, /* tokens of the small caches, before a mark and behind it */
+  GOLDEN_REST = 30
 };
 
 /* Static: a freestanding program has a small stack and no heap. */
@@ -134,13 +136,68 @@ static int golden_cache(uint64_t *hash) {
          lattn_cache_init(&cache, pool, &config) == LATTN_OK && golden_extend(cache, &exec, hash);
 }
 
+/* Tokens t ... t + n - 1 into a small cache, with selective values. */
+static int golden_step(lattn_cache *cache, const lattn_cache_config *config, int t, int n,
+                       int32_t top, uint64_t *hash) {
+  int keys = config->n_kv_heads;
+  lattn_call call = {0};
+  call.size = sizeof call;
+  call.top_values = top;
+  lattn_status status = lattn_cache_extend(
+      cache, &call,
+      golden_view(golden_q + t * GOLDEN_HEADS * GOLDEN_KEY_DIM, n, GOLDEN_HEADS, GOLDEN_KEY_DIM),
+      golden_view(golden_k + t * keys * GOLDEN_KEY_DIM, n, keys, GOLDEN_KEY_DIM),
+      golden_view(golden_v + t * GOLDEN_KV_HEADS * GOLDEN_VALUE_DIM, n, GOLDEN_KV_HEADS,
+                  GOLDEN_VALUE_DIM),
+      golden_view(golden_out, n, GOLDEN_HEADS, GOLDEN_VALUE_DIM), golden_lse, NULL);
+  *hash = golden_add(*hash, golden_out, n * GOLDEN_HEADS * GOLDEN_VALUE_DIM);
+  *hash = golden_add(*hash, golden_lse, n * GOLDEN_HEADS);
+  return status == LATTN_OK;
+}
+
+/* A prompt, a mark, and some tokens more. heads NULL: one bundle of a key head and two value heads,
+   in place of two KV heads. */
+static int golden_marked(const lattn_head *heads, int32_t top, uint64_t *hash) {
+  lattn_cache_config config = {0};
+  config.size = sizeof config;
+  config.head_size = sizeof *heads;
+  config.n_kv_heads = heads ? GOLDEN_KV_HEADS : 1;
+  config.n_value_heads = GOLDEN_KV_HEADS;
+  config.n_heads = GOLDEN_HEADS;
+  config.key_dim = GOLDEN_KEY_DIM;
+  config.value_dim = GOLDEN_VALUE_DIM;
+  config.capacity = GOLDEN_PROMPT + GOLDEN_REST;
+  config.heads = heads;
+  lattn_pool *pool;
+  lattn_cache *cache;
+  return lattn_pool_init(&pool, golden_arena, sizeof golden_arena, NULL) == LATTN_OK &&
+         lattn_cache_init(&cache, pool, &config) == LATTN_OK &&
+         golden_step(cache, &config, 0, GOLDEN_PROMPT, 0, hash) &&
+         lattn_cache_mark(cache, LATTN_PROMPT_END, NULL) == LATTN_OK &&
+         golden_step(cache, &config, GOLDEN_PROMPT, GOLDEN_REST, top, hash);
+}
+
+/* Heads chosen at marks, alone and sharing their budgets; bundles; selective values. */
+static int golden_policies(uint64_t *hash) {
+  lattn_head none = {0}, heads[GOLDEN_KV_HEADS];
+  heads[0] = heads[1] = none;
+  heads[0].policy = LATTN_HEAD_SNAP;
+  heads[0].window = 8;
+  heads[1].policy = LATTN_HEAD_HEAVY;
+  heads[0].budget = heads[1].budget = 50;
+  if (!golden_marked(heads, 0, hash)) return 0;
+  heads[0].flags = LATTN_SNAP_SHARED;
+  heads[1] = heads[0];
+  return golden_marked(heads, 20, hash) && golden_marked(NULL, 20, hash);
+}
+
 /* The hash, or 0 where a call failed. */
 static uint64_t golden_hash(void) {
   uint64_t hash = 0xcbf29ce484222325u;
   golden_fill(golden_q, GOLDEN_TOKENS * GOLDEN_HEADS * GOLDEN_KEY_DIM, 1);
   golden_fill(golden_k, GOLDEN_TOKENS * GOLDEN_KV_HEADS * GOLDEN_KEY_DIM, 2);
   golden_fill(golden_v, GOLDEN_TOKENS * GOLDEN_KV_HEADS * GOLDEN_VALUE_DIM, 3);
-  if (!golden_attention(&hash) || !golden_cache(&hash)) return 0;
+  if (!golden_attention(&hash) || !golden_cache(&hash) || !golden_policies(&hash)) return 0;
   return hash;
 }
 

@@ -79,7 +79,7 @@ static int32_t fuzz_read(void *user, void *data, size_t bytes) {
 
 /* ---- configs ---- */
 
-enum { FUZZ_CONFIGS = 4, FUZZ_HEADS = 4, FUZZ_DIM = 4, FUZZ_TOKENS = 512, FUZZ_ROWS = 256 };
+enum { FUZZ_CONFIGS = 8, FUZZ_HEADS = 4, FUZZ_DIM = 4, FUZZ_TOKENS = 512, FUZZ_ROWS = 256 };
 
 typedef struct fuzz_config {
   lattn_cache_config config;
@@ -90,18 +90,44 @@ typedef struct fuzz_config {
 } fuzz_config;
 
 #define FUZZ_STREAMING(p, s, w, more) \
-  {.policy = LATTN_HEAD_STREAMING, .positions = (p), .sinks = (s), .window = (w), .slack = (more)}
+  { .policy = LATTN_HEAD_STREAMING, .positions = (p), .sinks = (s), .window = (w), .slack = (more) }
 
-/* Full; full and streaming, rotated, 16 bits; two windows, ALiBi; two windows without limit. All
-   have 2 KV heads, dims of 4, and 2 or 4 query heads. It points into itself: do not copy. */
+/* More than one value head a bundle. */
+enum { FUZZ_CHOSEN = 4, FUZZ_SHARED = 5, FUZZ_SUMS = 6, FUZZ_BUNDLES = 7 };
+
+/* Two KV heads each. */
+static const lattn_head fuzz_heads[FUZZ_CONFIGS][2] = {
+    {{0}, {0}},
+    {{0}, FUZZ_STREAMING(0, 3, 20, 6)},
+    {FUZZ_STREAMING(0, 0, 1, 2), FUZZ_STREAMING(2, 130, 40, 0)},
+    {FUZZ_STREAMING(0, 4, 130, 0), FUZZ_STREAMING(0, 1, 7, 1)},
+    {{.policy = LATTN_HEAD_SNAP, .window = 3, .budget = 10, .kernel = 3, .slack = 2},
+     {.policy = LATTN_HEAD_HEAVY, .window = 4, .budget = 12}},
+    {{.policy = LATTN_HEAD_SNAP, .window = 2, .budget = 6, .slack = 4, .flags = LATTN_SNAP_SHARED},
+     {.policy = LATTN_HEAD_SNAP,
+      .window = 3,
+      .budget = 9,
+      .kernel = 5,
+      .flags = LATTN_SNAP_SHARED | LATTN_SNAP_AVERAGE | LATTN_SNAP_GROUP_MAX,
+      .floor_alpha = -1}},
+    {{.policy = LATTN_HEAD_COMPENSATED,
+      .sinks = 2,
+      .window = 6,
+      .mark = LATTN_PROMPT_END,
+      .flags = LATTN_HEAD_LOST | LATTN_HEAD_VARIANCE,
+      .window_divisor = 3},
+     {.policy = LATTN_HEAD_STREAMING, .sinks = 1, .window = 9, .flags = LATTN_HEAD_LOST}},
+    {{0}, {.policy = LATTN_HEAD_STREAMING, .sinks = 4, .window = 8, .mark = LATTN_PROMPT_END}}};
+
+static inline int64_t fuzz_values(int kind) { return kind == FUZZ_BUNDLES ? 4 : 2; }
+
+/* Full; full and streaming, rotated, 16 bits; two windows, ALiBi; two windows without limit; heads
+   chosen at marks; such that share their budgets; sums of what was dropped; two bundles of a key
+   head and two value heads. All have 2 KV heads, dims of 4, and 2 or 4 query heads. It points into
+   itself: do not copy. */
 static void fuzz_config_make(fuzz_config *c, int kind) {
-  static const lattn_head heads[FUZZ_CONFIGS][2] = {
-      {{0}, {0}},
-      {{0}, FUZZ_STREAMING(0, 3, 20, 6)},
-      {FUZZ_STREAMING(0, 0, 1, 2), FUZZ_STREAMING(2, 130, 40, 0)},
-      {FUZZ_STREAMING(0, 4, 130, 0), FUZZ_STREAMING(0, 1, 7, 1)}};
   memset(c, 0, sizeof *c);
-  memcpy(c->heads, heads[kind], sizeof c->heads);
+  memcpy(c->heads, fuzz_heads[kind], sizeof c->heads);
   c->turns[0] = (uint64_t)1 << 61;
   c->turns[1] = 0x0123456789abcdef;
   for (int h = 0; h < FUZZ_HEADS; h++) {
@@ -115,18 +141,19 @@ static void fuzz_config_make(fuzz_config *c, int kind) {
   c->config.size = sizeof c->config;
   c->config.head_size = sizeof *c->heads;
   c->config.n_kv_heads = 2;
-  c->config.n_heads = kind < 2 ? 4 : 2;
+  c->config.n_heads = kind < 2 || kind == FUZZ_SHARED || kind == FUZZ_BUNDLES ? 4 : 2;
   c->config.key_dim = FUZZ_DIM;
-  c->config.key_type = kind == 1 ? LATTN_F16 : LATTN_F32;
-  c->config.value_type = kind == 1 ? LATTN_BF16 : LATTN_F32;
-  c->config.capacity = kind < 3 ? 220 : 0;
+  c->config.key_type = kind == 1 || kind == FUZZ_CHOSEN ? LATTN_F16 : LATTN_F32;
+  c->config.value_type = kind == 1 || kind == FUZZ_CHOSEN ? LATTN_BF16 : LATTN_F32;
+  c->config.capacity = kind == 3 ? 0 : kind == FUZZ_CHOSEN ? 150 : 220;
   c->config.max_append = kind == 2 ? 5 : 40;
   c->config.heads = c->heads;
-  if (kind == 1 || kind == 3) c->config.rotary = &c->rotary;
-  if (kind == 2) c->config.alibi_slopes = c->slopes;
+  if (kind == FUZZ_BUNDLES) c->config.n_value_heads = 4;
+  if (kind == 1 || kind == 3 || kind == FUZZ_SHARED) c->config.rotary = &c->rotary;
+  if (kind == 2 || kind == FUZZ_SUMS) c->config.alibi_slopes = c->slopes;
   if (kind == 0) c->config.sink_logits = c->sinks;
   c->config.softcap = kind == 3 ? 5.0f : 0.0f;
-  c->config.max_drafts = kind == 0 ? 64 : kind == 3 ? 0 : 5;
+  c->config.max_drafts = kind == 0 ? 64 : kind == 3 || kind == FUZZ_CHOSEN ? 0 : 5;
   c->config.max_holes = 2;
 }
 
@@ -177,7 +204,16 @@ static lattn_cache_stats fuzz_cache_stats(const lattn_cache *cache) {
   memset(&stats, 0, sizeof stats);
   stats.size = sizeof stats;
   MUST_OK(lattn_cache_stats_get(cache, &stats));
-  MUST(stats.n_tokens >= 0 && stats.n_tokens <= stats.capacity && stats.n_drafts >= 0);
+  MUST(stats.n_tokens >= 0 && stats.n_drafts >= 0);
+  for (int32_t g = 0; g < 2; g++) { /* marks make room */
+    lattn_cache_head_stats head;
+    memset(&head, 0, sizeof head);
+    head.size = sizeof head;
+    MUST_OK(lattn_cache_head_stats_get(cache, g, &head));
+    MUST(head.n_tokens_held >= 0 && head.n_tokens_held <= stats.n_tokens);
+    MUST(head.n_tokens_held <= stats.capacity);
+    if (head.policy < LATTN_HEAD_SNAP) MUST(stats.n_tokens <= stats.capacity);
+  }
   return stats;
 }
 

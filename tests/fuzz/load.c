@@ -3,7 +3,7 @@
  * second load takes.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   Byte 0 of the input: bits 0-1 choose the config; 2: the cache holds something before; 3: the
+   Byte 0 of the input: bits 0-1 and 5 choose the config; 2: the cache holds something before; 3: the
    checksums are made right first, so that the fuzzer meets what lies behind them; 4: sizes too. */
 #ifdef FUZZ_TARGET
 #include <math.h>
@@ -42,13 +42,13 @@ static void load_checksum(uint8_t *bytes, size_t n) {
 }
 
 /* Makes the checksums of a file right, where it is long enough to have them; and its two sizes,
-   from its counts and from how long it is. */
-static void load_repair(uint8_t *bytes, size_t n, int sizes) {
-  uint64_t header, total;
+   from its counts and from how long it is. chosen: heads that are chosen at marks. */
+static void load_repair(uint8_t *bytes, size_t n, int sizes, uint64_t chosen) {
+  uint64_t header, total, heads = load_number(bytes + 48, 4) + load_number(bytes + 52, 4);
   if (n < 128) return;
   if (sizes) load_put(bytes + 40, n, 8);
   if (sizes)
-    load_put(bytes + 12, 112 + 16 * (load_number(bytes + 48, 4) + load_number(bytes + 52, 4)), 4);
+    load_put(bytes + 12, 112 + 16 * heads + 8 * load_number(bytes + 72, 4) + 24 * chosen, 4);
   header = load_number(bytes + 12, 4);
   total = load_number(bytes + 40, 8);
   if (header < 112 || header > n) return;
@@ -56,10 +56,11 @@ static void load_repair(uint8_t *bytes, size_t n, int sizes) {
   if (total >= header + 16 && total <= n) load_checksum(bytes, (size_t)total - 16);
 }
 
-static lattn_status load_extend(lattn_cache *cache, int64_t heads, int64_t n) {
+static lattn_status load_extend(lattn_cache *cache, int kind, int64_t n) {
+  int64_t heads = load_configs[kind].config.n_heads;
   lattn_tensor out = {load_out, LATTN_F32, 0, n, heads, FUZZ_DIM, 0, 0};
   return lattn_cache_extend(cache, NULL, fuzz_rows(3, n, heads), fuzz_rows(1, n, 2),
-                            fuzz_rows(2, n, 2), out, NULL, NULL);
+                            fuzz_rows(2, n, fuzz_values(kind)), out, NULL, NULL);
 }
 
 /* The cache that was loaded can be used; whatever a checked file says, no call goes wild. */
@@ -75,14 +76,19 @@ static void load_use(lattn_cache *cache, int kind) {
   MUST(first.n == again.n && !memcmp(memory[0], memory[1], again.n));
   status = lattn_cache_attend(cache, NULL, fuzz_rows(0, out.n_tokens, heads), out, NULL, NULL);
   MUST(status >= 0 || status == LATTN_E_EVICTED);
-  status = load_extend(cache, heads, 3);
+  status = load_extend(cache, kind, 3);
   MUST(status >= 0 || status == LATTN_E_FULL || status == LATTN_E_OVERFLOW);
   if (status >= 0) MUST(fuzz_cache_stats(cache).n_tokens == n + 3);
-  if (status >= 0) MUST_OK(lattn_cache_truncate(cache, n + 2));
+  if (status >= 0) {
+    status = lattn_cache_truncate(cache, n + 2);
+    MUST(status == LATTN_OK || (kind == FUZZ_CHOSEN && status == LATTN_E_EVICTED));
+  }
   status = lattn_cache_remove(cache, n / 2, n / 2 + (n > 0));
   MUST(status == LATTN_OK || status == LATTN_E_EVICTED || status == LATTN_E_CONFIG ||
        status == LATTN_E_FULL);
-  status = load_extend(cache, heads, 2);
+  status = lattn_cache_mark(cache, LATTN_PROMPT_END, NULL);
+  MUST(status == LATTN_OK || status == LATTN_E_FULL || status == LATTN_E_STATE);
+  status = load_extend(cache, kind, 2);
   MUST(status >= 0 || status == LATTN_E_FULL || status == LATTN_E_OVERFLOW);
 }
 
@@ -93,7 +99,8 @@ static void fuzz_load(const uint8_t *bytes, size_t n) {
   lattn_pool_stats before, after;
   uint64_t seen;
   lattn_status status;
-  int kind = n ? bytes[0] & 3 : 0;
+  int kind = n ? (bytes[0] & 3) + (bytes[0] >> 3 & 4) : 0;
+  int chosen = kind == FUZZ_CHOSEN || kind == FUZZ_SHARED ? 2 : 0;
   fuzz_file f = {copy, n ? n - 1 : 0, 0};
   if (f.n > sizeof copy) return;
   if (f.n) memcpy(copy, bytes + 1, f.n);
@@ -101,8 +108,8 @@ static void fuzz_load(const uint8_t *bytes, size_t n) {
   memset(arena, 0xff, sizeof arena);
   MUST_OK(lattn_pool_init(&pool, arena, sizeof arena, NULL));
   MUST_OK(lattn_cache_init(&cache, pool, &load_configs[kind].config));
-  if (n && bytes[0] & 4) MUST(load_extend(cache, load_configs[kind].config.n_heads, 50) >= 0);
-  if (n && bytes[0] & 8) load_repair(copy, f.n, bytes[0] & 16);
+  if (n && bytes[0] & 4) MUST(load_extend(cache, kind, 50) >= 0);
+  if (n && bytes[0] & 8) load_repair(copy, f.n, bytes[0] & 16, (uint64_t)chosen);
   before = fuzz_pool_stats(pool);
   seen = fuzz_fingerprint(cache);
   status = load_status = lattn_cache_load(cache, fuzz_read, &f);

@@ -27,6 +27,7 @@ typedef struct ops_state {
 static fuzz_config ops_configs[FUZZ_CONFIGS];
 static uint8_t ops_memory[2][FUZZ_FILE];
 static float ops_out[FUZZ_ROWS * FUZZ_HEADS * FUZZ_DIM], ops_lse[FUZZ_ROWS * FUZZ_HEADS];
+static float ops_dropped[FUZZ_ROWS * FUZZ_HEADS];
 
 static int64_t ops_n(const ops_state *t, int c) { return fuzz_cache_stats(t->cache[c]).n_tokens; }
 
@@ -46,25 +47,39 @@ static lattn_tensor ops_view(int64_t n, int64_t heads) {
 
 /* ---- each operation returns the status of its call ---- */
 
+/* Now and then, with selective values. */
+static const lattn_call *ops_call(ops_state *t, lattn_call *call, int wild) {
+  int64_t top = take(&t->in);
+  if (top < 200) return NULL;
+  memset(call, 0, sizeof *call);
+  call->size = sizeof *call;
+  call->top_values = (int32_t)(wild ? take_wild(&t->in) : top - 200);
+  call->top_mode = wild ? (int32_t)take(&t->in) % 4 : (int32_t)top & 1;
+  call->dropped = ops_dropped;
+  return call;
+}
+
 /* Extends, appends or drafts n rows, or attends with them. */
 static lattn_status ops_rows(ops_state *t, int c, int what, int64_t n) {
   static int32_t parents[OPS_MOST];
   int64_t at = take(&t->in), heads = ops_heads(t, c), before = ops_n(t, c);
   int wild = take_below(&t->in, 8) == 7;
-  lattn_tensor q = fuzz_rows(at, n, heads), k = fuzz_rows(at + 1, n, 2), v = fuzz_rows(at, n, 2);
-  lattn_tensor out = ops_view(n, heads);
+  lattn_tensor q = fuzz_rows(at, n, heads), k = fuzz_rows(at + 1, n, 2), out = ops_view(n, heads);
+  lattn_tensor v = fuzz_rows(at, n, fuzz_values(t->kind[c]));
+  lattn_call own;
+  const lattn_call *call = ops_call(t, &own, wild);
   lattn_status status;
   if (wild && what != 3) k.stride_token = take_wild(&t->in) % 5 - 1; /* overlapping rows: good */
   if (wild) q.type = (int32_t)take(&t->in) % 5;
   if (wild && q.type != LATTN_F32 && q.type) q.type = 9;
   if (what == 2)
     for (int i = 0; i < OPS_MOST; i++) parents[i] = (int32_t)take_below(&t->in, 67) - 2;
-  if (what == 0) status = lattn_cache_extend(t->cache[c], NULL, q, k, v, out, ops_lse, NULL);
+  if (what == 0) status = lattn_cache_extend(t->cache[c], call, q, k, v, out, ops_lse, NULL);
   else if (what == 1) status = lattn_cache_append(t->cache[c], k, v, NULL);
   else if (what == 2)
     status =
-        lattn_cache_draft(t->cache[c], NULL, wild ? NULL : parents, q, k, v, out, ops_lse, NULL);
-  else status = lattn_cache_attend(t->cache[c], NULL, q, out, ops_lse, NULL);
+        lattn_cache_draft(t->cache[c], call, wild ? NULL : parents, q, k, v, out, ops_lse, NULL);
+  else status = lattn_cache_attend(t->cache[c], call, q, out, ops_lse, NULL);
   if (status >= 0) MUST(ops_n(t, c) == before + (what < 2 ? n : 0));
   return status;
 }
@@ -119,6 +134,26 @@ static lattn_status ops_mark(ops_state *t, int c) {
   if (status) return status;
   t->marked[m] = ops_saved(t->cache[c]);
   t->mark_kind[m] = t->kind[c];
+  return status;
+}
+
+/* What a mark leaves of heads that are chosen at it: no more than their budgets. */
+static lattn_status ops_prompt_end(ops_state *t, int c) {
+  int64_t before = ops_n(t, c), held = 0, budgets = 1; /* shares are rounded */
+  lattn_status status = lattn_cache_mark(t->cache[c], LATTN_PROMPT_END, NULL);
+  if (status) MUST(status == LATTN_E_FULL || status == LATTN_E_STATE);
+  if (status) return status;
+  MUST(ops_n(t, c) == before);
+  for (int32_t g = 0; g < 2; g++) {
+    lattn_cache_head_stats head;
+    memset(&head, 0, sizeof head);
+    head.size = sizeof head;
+    MUST_OK(lattn_cache_head_stats_get(t->cache[c], g, &head));
+    if (t->kind[c] == FUZZ_CHOSEN) MUST(head.n_tokens_held <= fuzz_heads[FUZZ_CHOSEN][g].budget);
+    held += head.n_tokens_held;
+    budgets += fuzz_heads[FUZZ_SHARED][g].budget;
+  }
+  if (t->kind[c] == FUZZ_SHARED) MUST(held <= budgets);
   return status;
 }
 
@@ -183,7 +218,7 @@ static lattn_status ops_batch(ops_state *t, int c) {
   }
   q = fuzz_rows(at, rows, ops_heads(t, c));
   k = fuzz_rows(at + 2, rows, 2);
-  v = fuzz_rows(at + 1, rows, 2);
+  v = fuzz_rows(at + 1, rows, fuzz_values(t->kind[c]));
   out = ops_view(rows, ops_heads(t, c));
   if (attend) return lattn_batch_attend(n, list, NULL, q, out, ops_lse, NULL);
   status = lattn_batch_extend(n, list, NULL, q, k, v, out, ops_lse, NULL);
@@ -199,13 +234,14 @@ static lattn_status ops_batch(ops_state *t, int c) {
 /* Reads and weighs: nothing changes. */
 static lattn_status ops_look(ops_state *t, int c) {
   int64_t n = ops_n(t, c), first = take(&t->in), rows = take_below(&t->in, 40), keys[3];
-  float top[3], k[40 * FUZZ_DIM], v[40 * FUZZ_DIM];
+  float top[3], k[40 * FUZZ_DIM], v[40 * 2 * FUZZ_DIM];
   lattn_tensor kv = {k, LATTN_F32, 0, rows, 1, FUZZ_DIM, 0, 0}, vv = kv;
   int32_t head = 0;
   int64_t row = 0;
   lattn_weights w;
   memset(&w, 0, sizeof w);
   vv.data = v;
+  vv.n_heads = fuzz_values(t->kind[c]) / 2;
   if (first & 1) first = n - rows;
   if (take_below(&t->in, 3) == 2)
     return lattn_cache_read(t->cache[c], (int32_t)take_wild(&t->in), take_wild(&t->in), kv, vv,
@@ -229,7 +265,8 @@ static lattn_status ops_look(ops_state *t, int c) {
 /* One operation on cache c. */
 static lattn_status ops_one(ops_state *t, int c, int64_t what) {
   int64_t a = take(&t->in), n = ops_n(t, c);
-  int limited = t->kind[c] < 2; /* a wild number of tokens ends at the capacity */
+  int limited = t->kind[c] != 2 && t->kind[c] != 3 &&
+                t->kind[c] != FUZZ_SUMS; /* a wild number of tokens ends at the capacity */
   switch (what) {
     case 0:
       return ops_rows(t, c, 0, a % OPS_MOST);
@@ -254,7 +291,7 @@ static lattn_status ops_one(ops_state *t, int c, int64_t what) {
     case 10:
       return a & 1 ? ops_release(t, c) : ops_mark(t, c);
     case 11:
-      return ops_mark(t, c);
+      return a % 4 ? ops_prompt_end(t, c) : ops_mark(t, c);
     case 12:
       return ops_rollback(t, c);
     case 13:
