@@ -144,6 +144,11 @@ static int is_held(const setup *s, const lattn_cache *cache, int64_t g, int64_t 
   return status == LATTN_OK;
 }
 
+/* A head whose tokens are chosen at a mark. */
+static int setup_chooses(const setup *s, int64_t g) {
+  return s->heads[g].policy == LATTN_HEAD_SNAP || s->heads[g].policy == LATTN_HEAD_HEAVY;
+}
+
 /* Marks, and holds what stays against the reference, which then goes on with it. exact: the keys
    are stored as they are. */
 static void rig_mark(rig *r, int exact) {
@@ -153,7 +158,7 @@ static void rig_mark(rig *r, int exact) {
   for (int64_t g = 0; g < r->s.config.n_kv_heads; g++) {
     int64_t n = 0, held = head_stats(r->cache, g).n_tokens_held;
     double least = (double)INFINITY, most = 0;
-    if (!lattn_chooses_(lattn_cache_rule_(r->cache, (int32_t)g))) continue;
+    if (!setup_chooses(&r->s, g)) continue;
     if (exact || !(r->s.heads[g].flags & LATTN_SNAP_SHARED))
       CHECK_I64(held, r->ref.candidates[g]
                           ? r->ref.take[g] + r->ref.n_held[g] - r->ref.candidates[g]
@@ -432,12 +437,21 @@ static void test_all_kept(uint64_t seed) {
 
 /* ---- what a cache is: what it holds and all that it would answer ---- */
 
+static int32_t file_hash(void *user, const void *data, size_t bytes) {
+  uint64_t *hash = (uint64_t *)user;
+  *hash = hash_bytes(*hash, data, bytes);
+  return 0;
+}
+
+/* What it reads back, and its file: that has the sums and the queries, too, by which it chooses.
+   queries: 0 = caches may differ in how many queries they still have. */
 static uint64_t fingerprint(const rig *r, const lattn_cache *cache, int queries) {
   uint64_t hash = HASH_SEED;
   int64_t n = cache_stats(cache).n_tokens, dk = r->s.config.key_dim, dv = setup_value_dim(&r->s);
   float k[CACHE_DIMS], v[CACHE_DIMS];
+  int has_queries = 0;
   for (int32_t g = 0; g < r->s.config.n_kv_heads; g++) {
-    const lattn_rule_ *rule = lattn_cache_rule_(cache, g);
+    has_queries |= r->s.heads[g].policy == LATTN_HEAD_SNAP;
     for (int64_t j = 0; j < n; j++) {
       lattn_status s = lattn_cache_read(cache, g, j, tensor_of(k, LATTN_F32, 1, 1, dk),
                                         tensor_of(v, LATTN_F32, 1, 1, dv), 0);
@@ -445,13 +459,9 @@ static uint64_t fingerprint(const rig *r, const lattn_cache *cache, int queries)
       if (s) continue;
       hash = hash_f32(hash_f32(hash, k, dk), v, dv);
     }
-    if (rule->c.mass)
-      hash = hash_bytes(hash, lattn_mass_(cache, rule), (size_t)(n - rule->shift) * sizeof(double));
-    for (int64_t j = n - rule->c.recent; queries && rule->c.queries && j < n; j++)
-      if (j >= rule->c.seen_from)
-        hash =
-            hash_bytes(hash, lattn_query_row_(cache, rule, j), (size_t)lattn_query_bytes_(cache));
   }
+  if (queries || !has_queries)
+    CHECK_STATUS(lattn_cache_save(cache, file_hash, &hash, NULL), LATTN_OK);
   return hash;
 }
 
