@@ -1026,7 +1026,7 @@ static const mutation cache_init_list[] = {
       F64(heads[i].floor_alpha, INFINITY, AS(VALUE)),                                          \
       I32(heads[i].positions, LATTN_POSITIONS_IN_CACHE, AS(CONFIG)),                           \
       I32(heads[i].positions, LATTN_POSITIONS_ABSOLUTE, FINE),                                 \
-      I32(heads[i].flags, LATTN_HEAD_LOST, AS(FIELD)),                                         \
+      I32(heads[i].flags, LATTN_HEAD_LOST, FINE),                                              \
       I32(heads[i].flags, LATTN_HEAD_VARIANCE, AS(FIELD)), I32(heads[i].flags, -1, AS(FIELD)), \
       I32(heads[i].flags, 2048, AS(FIELD)), I32(heads[i].policy, 5, AS(FIELD)),                \
       I32(heads[i].policy, LATTN_HEAD_FULL, AS(CONFIG)),                                       \
