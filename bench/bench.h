@@ -209,6 +209,7 @@ void bench_save(const bench_options *options);
 void bench_capacity_of(const bench_options *options);
 void bench_ratios(const bench_options *options);
 void bench_heads(const bench_options *options);
+void bench_marks(const bench_options *options);
 void bench_state(const bench_options *options);
 void bench_flow(const bench_options *options);
 void bench_recall(const bench_options *options);

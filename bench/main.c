@@ -19,6 +19,7 @@ static int questions(const bench_options *options) {
   bench_diffqkv(options);
   bench_ratios(options);
   bench_heads(options);
+  bench_marks(options);
   bench_state(options);
   bench_flow(options);
   bench_batch(options);
