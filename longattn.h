@@ -488,7 +488,10 @@ typedef struct lattn_attn {
                                       without a value (gpt-oss; z = 0 is softmax-off-by-one);
                                       -infinity = none */
   const lattn_tensor *gate;        /* NULL, or [n_queries][heads or 1][1 or value dim]: out *=
-                                      gate */
+                                      gate; where it is 0, out is +0 whatever the row was. Where
+                                      it is 0 for all query heads of a KV head and a block of rows
+                                      (pruned heads: Jin et al., PH3) and nothing but out is
+                                      wanted of the call, no key is looked at */
   lattn_score_function score;      /* NULL, or the score callback */
   void *score_user;
   lattn_partial *partial;          /* NULL, or gets the partial of this call; then out.data may
@@ -6811,7 +6814,7 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
           for (int t = 0; t < n; t++) y[t] = lattn_get_(gate->data, gate->type, gate_at + c + t);
           g = lattn_v_load_(y);
         }
-        x = lattn_v_mul_(x, g);
+        x = lattn_v_if_equal_(g, lattn_v_set_(0), g, lattn_v_mul_(x, g)); /* NaN * 0 is 0, too */
       }
       x = lattn_v_if_equal_(x, lattn_v_set_(0), lattn_v_set_(0), x); /* -0 becomes +0 */
     }
@@ -7378,6 +7381,20 @@ LATTN_NOINLINE_ int lattn_run_picked_(const lattn_job_ *job, const lattn_item_ *
   return lattn_take_picked_(job, it, sp);
 }
 
+/* Whether the gate makes all of the rows +0, which is all that is wanted of them. */
+LATTN_FN_ int lattn_pruned_(const lattn_job_ *job, const lattn_space_ *sp, int64_t rows) {
+  const lattn_tensor *gate = &job->gate;
+  if (!job->o.gate || job->lse || job->partial || job->lost_bound || job->lost_estimate || job->top)
+    return 0;
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t at = (gate->n_tokens > 1 ? sp->rows[r].token * gate->stride_token : 0) +
+                 (gate->n_heads > 1 ? sp->rows[r].head * gate->stride_head : 0);
+    for (int64_t d = 0; d < gate->dim; d++)
+      if (lattn_bits_(lattn_get_(gate->data, gate->type, at + d)) << 1) return 0;
+  }
+  return 1;
+}
+
 LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit, lattn_space_ *sp) {
   int64_t run = it->run[0] + unit, first, end;
   int slot;
@@ -7385,12 +7402,18 @@ LATTN_FN_ void lattn_unit_(lattn_job_ *job, const lattn_item_ *it, int64_t unit,
   lattn_fill_rows_(job, it, sp);
   first = job->log_run >= 62 ? 0 : run << job->log_run;
   end = job->log_run >= 62 ? LATTN_MAX_POSITION_ : (run + 1) << job->log_run;
-  if (it->first_segment) {
-    lattn_push_grouped_(job, it, sp);
-    first = it->first_segment;
-    end = LATTN_MAX_POSITION_;
+  if (lattn_pruned_(job, sp, it->rows)) {
+    slot = lattn_root_(sp, it->rows);
+  } else if (job->top) {
+    slot = lattn_run_picked_(job, it, sp);
+  } else {
+    if (it->first_segment) {
+      lattn_push_grouped_(job, it, sp);
+      first = it->first_segment;
+      end = LATTN_MAX_POSITION_;
+    }
+    slot = lattn_run_segments_(job, it, sp, first, end);
   }
-  slot = job->top ? lattn_run_picked_(job, it, sp) : lattn_run_segments_(job, it, sp, first, end);
   if (it->units == 1) {
     lattn_finish_item_(job, it, sp, slot);
   } else {
@@ -7495,7 +7518,9 @@ LATTN_FN_ void lattn_group_unit_(const lattn_job_ *job, lattn_item_ *it, int pie
   it->lo = first * LATTN_SEGMENT_;
   it->hi = end * LATTN_SEGMENT_;
   lattn_fill_rows_(job, it, sp);
-  from = lattn_space_slot_(sp, lattn_run_segments_(job, it, sp, first, end));
+  from = lattn_space_slot_(sp, lattn_pruned_(job, sp, it->rows)
+                                   ? lattn_root_(sp, it->rows)
+                                   : lattn_run_segments_(job, it, sp, first, end));
   for (int64_t r = 0; r < it->rows; r++) {
     float *to = lattn_grouped_at_(job, piece, sp->rows + r);
     to[0] = from.m[r];

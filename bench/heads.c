@@ -17,8 +17,8 @@ enum { DIM = 128, PIECES = 4, PIECE = 512 };
    parameters that multiply a token, and its attention's multiply-adds for a key. */
 typedef struct geometry {
   const char *name;
-  int32_t group;                 /* query heads of a KV head */
-  double full;                   /* share of full heads */
+  int32_t group; /* query heads of a KV head */
+  double full;   /* share of full heads */
   int64_t sinks, window;
   double weights, token, factors, key_factors;
   double memory, decode, prefill; /* published ratios of the whole program */
@@ -34,6 +34,7 @@ typedef struct side {
   bench_caches c;
   lattn_cache *cache;
   lattn_checkpoint *at[PIECES];
+  const lattn_call *call; /* of a decode step; NULL */
 } side;
 
 typedef struct contest {
@@ -58,8 +59,7 @@ static void side_free(side *s) { bench_caches_free(&s->c); }
 /* An empty cache in a pool for `n` of them; streaming heads have absolute positions. */
 static int side_make(side *s, const bench_shape *shape, int32_t n, int64_t rows) {
   s->c = bench_caches_make(shape, PIECE);
-  for (int32_t g = 0; g < shape->kv_heads; g++)
-    s->c.heads[g].positions = LATTN_POSITIONS_ABSOLUTE;
+  for (int32_t g = 0; g < shape->kv_heads; g++) s->c.heads[g].positions = LATTN_POSITIONS_ABSOLUTE;
   s->c.config.capacity = shape->keys + PIECE;
   if (!bench_caches_pool(&s->c, bench_caches_filled_bytes(&s->c, n),
                          lattn_cache_scratch(&s->c.config, rows, 64)))
@@ -72,7 +72,7 @@ static double extend(contest *c, side *s, lattn_tensor out, int32_t n_threads) {
   lattn_exec exec = bench_caches_exec(&s->c, n_threads);
   lattn_tensor q = c->tokens.q, kv = c->tokens.kv;
   double start = bench_seconds();
-  lattn_status status = lattn_cache_extend(s->cache, NULL, q, kv, kv, out, NULL, &exec);
+  lattn_status status = lattn_cache_extend(s->cache, s->call, q, kv, kv, out, NULL, &exec);
   double seconds = bench_seconds() - start;
   return bench_failed("lattn_cache_extend", status) ? -1 : seconds;
 }
@@ -92,8 +92,7 @@ static double decode_side(contest *c, side *s, lattn_tensor out, int32_t n_threa
 }
 
 static double noted(contest *c, int which, double seconds) {
-  if (seconds > 0 && (c->least[which] == 0 || seconds < c->least[which]))
-    c->least[which] = seconds;
+  if (seconds > 0 && (c->least[which] == 0 || seconds < c->least[which])) c->least[which] = seconds;
   return seconds;
 }
 
@@ -185,10 +184,8 @@ static void program_row(const bench_options *options, const geometry *g, int64_t
                                           {n * g->factors, n * n / 2 * g->key_factors}};
   const double published[3] = {g->memory, g->decode, g->prefill};
   static const char *const what[3] = {"memory", "decode", "prefill"};
-  if (options->json)
-    printf("{\"bench\":\"%s_program\",\"keys\":%lld", g->name, (long long)keys);
-  else
-    printf("%-16s whole program, %lldk tokens:", g->name, (long long)keys / 1000);
+  if (options->json) printf("{\"bench\":\"%s_program\",\"keys\":%lld", g->name, (long long)keys);
+  else printf("%-16s whole program, %lldk tokens:", g->name, (long long)keys / 1000);
   for (int i = 0; i < 3; i++) {
     double ratio = diluted(parts[i][0], parts[i][1], saved[i]);
     if (options->json)
@@ -212,8 +209,8 @@ static int decode_rows(const bench_options *options, const geometry *g, int64_t 
   c.shape = shape_of(name, g, 8, keys, 1);
   c.shape.goal = 0.92;
   if (!bench_wanted(options, name, 0)) return 0;
-  bench_pair pair = {"full", decode_split, decode_full, NULL, bench_shape_bytes(&c.shape), 0,
-                     1 / kept(g, keys, 1), NULL};
+  bench_pair pair = {"full", decode_split,         decode_full, NULL, bench_shape_bytes(&c.shape),
+                     0,      1 / kept(g, keys, 1), NULL};
   int right = contest_open(&c, 0);
   if (right) {
     bench_report_pair(options, &c.shape, &pair, &c);
@@ -324,8 +321,8 @@ static void compensation(const bench_options *options, int64_t window) {
     right = sides[i]->cache && bench_caches_grow(&sides[i]->c, sides[i]->cache, c.shape.keys);
   }
   bench_pair append = {"streaming", append_compensated, append_streaming, NULL, 0, 1, 0, NULL};
-  bench_pair step = {"streaming", step_compensated, step_streaming, NULL,
-                     bench_shape_bytes(&c.shape), 0, 0, NULL};
+  bench_pair step = {
+      "streaming", step_compensated, step_streaming, NULL, bench_shape_bytes(&c.shape), 0, 0, NULL};
   if (right) bench_report_pair(options, &c.shape, &append, &c);
   c.shape.bench = "compensated_step";
   c.shape.goal = 1 / 1.05;
@@ -361,8 +358,8 @@ static void razor(const bench_options *options, int64_t keys) {
   right = right && !bench_failed("lattn_cache_mark",
                                  lattn_cache_mark(c.split.cache, LATTN_PROMPT_END, &exec));
   double ideal = bench_shape_bytes(&full) / bench_shape_bytes(&c.shape);
-  bench_pair pair = {"full", decode_split, decode_full, NULL, bench_shape_bytes(&c.shape), 0, ideal,
-                     NULL};
+  bench_pair pair = {"full", decode_split, decode_full, NULL, bench_shape_bytes(&c.shape),
+                     0,      ideal,        NULL};
   if (right) {
     bench_report_pair(options, &c.shape, &pair, &c);
     c.shape.bench = "razor";
@@ -435,8 +432,10 @@ static void lost_row(const bench_options *options, double common, double units) 
   }
   if (!right) bench_report_failed(&s);
   else if (options->json)
-    printf("{\"bench\":\"lost\",\"common\":%.2f,\"units\":%.2f,\"bound\":%.4f,"
-           "\"estimate\":%.4f,\"lost\":%.4f}\n", common, units, mean[0], mean[1], mean[2]);
+    printf(
+        "{\"bench\":\"lost\",\"common\":%.2f,\"units\":%.2f,\"bound\":%.4f,"
+        "\"estimate\":%.4f,\"lost\":%.4f}\n",
+        common, units, mean[0], mean[1], mean[2]);
   else
     printf("%-16s keys %.1f from 0, queries times %.1f: lost %.4f, estimated %.4f, at most %.4f\n",
            s.bench, common, units, mean[2], mean[1], mean[0]);
@@ -452,9 +451,30 @@ static void lost(const bench_options *options) {
   lost_row(options, 2, 1);
 }
 
+/* Half of the KV heads pruned by a gate of 0, against none; all are appended to. */
+static void pruned(const bench_options *options) {
+  static const geometry gqa = {"pruned_decode", 4, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0};
+  static float numbers[32];
+  contest c = {0};
+  lattn_tensor gate = {.data = numbers, .n_tokens = 1, .n_heads = 32, .dim = 1};
+  lattn_call call = {.size = sizeof call, .gate = &gate};
+  for (int h = 0; h < 32; h++) numbers[h] = (float)(h / 4 % 2);
+  c.steps = 8;
+  c.shape = shape_of("pruned_decode", &gqa, 8, 32768, 1);
+  c.shape.goal = 0.92;
+  if (!bench_wanted(options, c.shape.bench, 1)) return;
+  bench_pair pair = {"none", decode_split, decode_full, NULL, bench_shape_bytes(&c.shape) / 2, 0,
+                     2,      NULL};
+  c.split.call = &call;
+  if (contest_open(&c, 0)) bench_report_pair(options, &c.shape, &pair, &c);
+  else bench_report_failed(&c.shape);
+  contest_close(&c);
+}
+
 void bench_heads(const bench_options *options) {
   for (int i = 0; i < 2; i++) geometry_rows(options, &duo[i], 100000);
   razor(options, 100000);
+  pruned(options);
   compensation(options, 256);
   compensation(options, 4000);
   lost(options);

@@ -1,5 +1,6 @@
 /* extra.c - an extra key (learned sink token, K bias, KV bias) in calls on caches: against the same
  * call without it, to which the reference adds it, and to the bit over cuts, threads and batches.
+ * And pruned heads: a gate of 0.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
    A row's output o and log-sum-exp l without the extra key give those with it: with s its score and
@@ -293,6 +294,61 @@ static void test_batch(void) {
   }
 }
 
+/* Heads with a gate of 0 give +0, whatever they hold; the others, what they give without a gate. Of
+   one sequence, and of a batch that shares its beginning. */
+static void test_pruned(void) {
+  enum { N = 3, EACH = ROWS / N };
+  static answer plain, gated;
+  for (int64_t c = 0, cases = test_count(20); c < cases; c++) {
+    test_rng rng = rng_seed(11000 + test_first_seed() + (uint64_t)c);
+    static rig r;
+    int64_t n = c % 4 ? rng_range(&rng, 20, 600) : 4200;
+    float numbers[ROWS * HEADS];
+    lattn_tensor gate = tensor_of(numbers, LATTN_F32, ROWS, HEADS, 1);
+    rig_open(&r, n, 2, &rng);
+    lattn_call call = call_of(&r, (int)(c % 2), 1);
+    lattn_cache *first = cache_new(&r), *forks[N];
+    lattn_sequence list[N];
+    lattn_tensor q = tokens_q(&r.t, &r.s, n, ROWS);
+    lattn_tensor out = tensor_of(gated.out, LATTN_F32, ROWS, HEADS, VALUE_DIM);
+    check_case("pruned seed %d, %d tokens", (int)c, (int)n);
+    for (int h = 0; h < HEADS; h++) { /* some KV heads for all rows, some query heads for some */
+      int whole = (int)rng_below(&rng, 3), group = HEADS / KV_HEADS;
+      for (int row = 0; row < ROWS; row++) {
+        int own = whole == 0 || (whole == 1 && rng_chance(&rng, 50));
+        numbers[row * HEADS + h] = h % group && whole < 2 ? numbers[row * HEADS + h - 1] : !own;
+      }
+    }
+    extend(&r, first, &call, 0, n, n, NULL);
+    memset(list, 0, sizeof list);
+    for (int64_t i = 0; i < N; i++) {
+      CHECK_STATUS(lattn_cache_fork(&forks[i], first), LATTN_OK);
+      list[i].cache = forks[i];
+      list[i].n_tokens = EACH;
+    }
+    size_t bytes = lattn_batch_scratch(&r.s.config, N, ROWS, 2);
+    free(r.scratch);
+    r.ex.scratch = r.scratch = ref_memory((int64_t)bytes, 1);
+    r.ex.scratch_bytes = bytes;
+    out.data = plain.out;
+    CHECK_STATUS(lattn_batch_extend(N, list, &call, q, tokens_k(&r.t, &r.s, n, ROWS),
+                                    tokens_v(&r.t, &r.s, n, ROWS), out, NULL, &r.ex),
+                 LATTN_OK);
+    call.gate = &gate;
+    out.data = gated.out;
+    for (int both = 0; both < 2; both++) { /* skipped; and not, for lse is wanted */
+      memset(&gated, 0x5a, sizeof gated);
+      CHECK_STATUS(lattn_batch_attend(N, list, &call, q, out, both ? gated.lse : NULL, &r.ex),
+                   LATTN_OK);
+      for (int i = 0; i < ROWS * HEADS * VALUE_DIM; i++)
+        CHECK(same_f32(gated.out[i], numbers[i / VALUE_DIM] > 0 ? plain.out[i] : 0));
+    }
+    for (int i = 0; i < N; i++) CHECK_STATUS(lattn_cache_release(forks[i]), LATTN_OK);
+    CHECK_STATUS(lattn_cache_release(first), LATTN_OK);
+    rig_close(&r);
+  }
+}
+
 /* What is wrong is said, and nothing is written. */
 static void test_wrong(void) {
   test_rng rng = rng_seed(1);
@@ -340,6 +396,7 @@ int main(void) {
   test_caches();
   test_removed();
   test_batch();
+  test_pruned();
   test_wrong();
   return test_summary();
 }

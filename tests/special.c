@@ -645,6 +645,10 @@ static void single_key(void) {
   set_all(p.v, 4, -3);
   probe_run(&p);
   for (int i = 0; i < 8; i++) CHECK(i < 4 ? is_plus_zero(p.out[i]) : p.out[i] == 3);
+  check_case("of NaN, too");
+  set_all(p.v, 4, NAN);
+  probe_run(&p);
+  for (int i = 0; i < 8; i++) CHECK(i < 4 ? is_plus_zero(p.out[i]) : isnan(p.out[i]));
   probe_free(&p);
 }
 
