@@ -811,6 +811,12 @@ static void test_arguments(void) {
     b.size = (uint32_t)size;
     CHECK_STATUS(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_OK);
   }
+  /* A bundle of 2^30 key heads of 2^30 dims, all at one place: its scratch is beyond 64 bits. */
+  q.n_heads = k.n_heads = q.dim = k.dim = (int64_t)1 << 30;
+  q.stride_head = k.stride_head = q.stride_token = k.stride_token = LATTN_BROADCAST;
+  wrong = v, wrong.n_heads = 1;
+  CHECK(lattn_attention_scratch(&a, q, k, wrong, 1) == 0);
+  CHECK(lattn_attention_scratch(&a, q, k, wrong, 16) == 0);
   result_free(&r);
   tokens_free(&t);
 }
