@@ -6746,7 +6746,7 @@ LATTN_NOINLINE_ void lattn_finish_picks_(const lattn_job_ *job, const lattn_spac
   if (dropped) {
     less = l - s.l[r];
     if (job->o.weighting == LATTN_SOFTMAX) less = less / l;
-    *dropped = lattn_is_empty_(m) || less < 0 ? 0.0f : less;
+    *dropped = !job->o.top_values || lattn_is_empty_(m) || less < 0 ? 0.0f : less;
   }
   if (!job->top || lattn_is_empty_(m)) return;
   for (int64_t c = 0; lattn_is_nan_(l) && c < job->columns; c++)

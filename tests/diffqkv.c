@@ -443,6 +443,11 @@ static void test_top_special(void) {
     CHECK(isnan(r.out[0]) && isnan(r.out[19]) && isnan(r.lse[0]));
     for (int64_t j = 0; j < t.n * t.dk; j++) t.k[j] = 1;
   }
+  a.top_values = a.top_mode = a.weighting = 0; /* nothing is dropped */
+  t.k[5] = NAN;
+  attend(&a, &t, 0, 1, 1, &r);
+  CHECK(isnan(r.out[0]) && r.dropped[0] == 0 && r.dropped[1] == 0);
+  a.top_values = 3;
   a.window = 1; /* no key: an empty row */
   a.sinks = 0;
   a.mask = LATTN_FULL;
