@@ -6836,7 +6836,7 @@ LATTN_NOINLINE_ void lattn_finish_picks_(const lattn_job_ *job, const lattn_spac
   if (dropped) {
     less = l - s.l[r];
     if (job->o.weighting == LATTN_SOFTMAX) less = less / l;
-    *dropped = lattn_is_empty_(m) || less < 0 ? 0.0f : less;
+    *dropped = !job->o.top_values || lattn_is_empty_(m) || less < 0 ? 0.0f : less;
   }
   if (!job->top || lattn_is_empty_(m)) return;
   for (int64_t c = 0; lattn_is_nan_(l) && c < job->columns; c++)
@@ -7617,7 +7617,9 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
                                     int64_t most_rows) {
   uint64_t most;
   size_t bytes;
+  int64_t width = job->dk * job->n_keys + job->columns * job->n_values; /* of a token */
   int64_t sequences = lattn_sequence_bytes_(job, total_rows / job->group);
+  if (width > (int64_t)1 << 40) return 0; /* of a bundle of many wide heads: products below wrap */
   job->rows = lattn_choose_rows_(total_rows, job->n_kv, job->dk, job->dv, job->n_workers);
   if (job->top) { /* choices take no more than prepared values would, if they can */
     int64_t fit = lattn_max_(1, 1024 * job->columns / (int64_t)lattn_picks_bytes_(job->top));
@@ -7626,7 +7628,7 @@ LATTN_FN_ size_t lattn_plan_worker_(lattn_job_ *job, int64_t total_rows, int dep
   if (most_rows > 0) job->rows = lattn_min_(job->rows, most_rows);
   job->depth = depth;
   most = (uint64_t)job->n_workers *
-         (uint64_t)(1024 * (job->dk * job->n_keys + job->columns * job->n_values + 16) +
+         (uint64_t)(1024 * (width + 16) +
                     (job->rows + 16) * (128 + 8 * job->dk + 8 * job->top) +
                     4 * (job->depth + 16) * (job->rows + 16) * (job->columns + 2));
   if (most > SIZE_MAX / 4 || sequences < 0) return 0;

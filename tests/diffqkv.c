@@ -443,6 +443,11 @@ static void test_top_special(void) {
     CHECK(isnan(r.out[0]) && isnan(r.out[19]) && isnan(r.lse[0]));
     for (int64_t j = 0; j < t.n * t.dk; j++) t.k[j] = 1;
   }
+  a.top_values = a.top_mode = a.weighting = 0; /* nothing is dropped */
+  t.k[5] = NAN;
+  attend(&a, &t, 0, 1, 1, &r);
+  CHECK(isnan(r.out[0]) && r.dropped[0] == 0 && r.dropped[1] == 0);
+  a.top_values = 3;
   a.window = 1; /* no key: an empty row */
   a.sinks = 0;
   a.mask = LATTN_FULL;
@@ -811,6 +816,12 @@ static void test_arguments(void) {
     b.size = (uint32_t)size;
     CHECK_STATUS(lattn_attention(&b, q, k, v, out, NULL, &exec), LATTN_OK);
   }
+  /* A bundle of 2^30 key heads of 2^30 dims, all at one place: its scratch is beyond 64 bits. */
+  q.n_heads = k.n_heads = q.dim = k.dim = (int64_t)1 << 30;
+  q.stride_head = k.stride_head = q.stride_token = k.stride_token = LATTN_BROADCAST;
+  wrong = v, wrong.n_heads = 1;
+  CHECK(lattn_attention_scratch(&a, q, k, wrong, 1) == 0);
+  CHECK(lattn_attention_scratch(&a, q, k, wrong, 16) == 0);
   result_free(&r);
   tokens_free(&t);
 }
