@@ -3,8 +3,9 @@
  * second load takes.
  * SPDX-License-Identifier: MIT. Copyright 2026 the longattn authors.
 
-   Byte 0 of the input: bits 0-1 and 5 choose the config; 2: the cache holds something before; 3: the
-   checksums are made right first, so that the fuzzer meets what lies behind them; 4: sizes too. */
+   Byte 0 of the input: bits 0-1 and 5 choose the config; 2: the cache holds something before;
+   3: the checksums are made right first, so that the fuzzer meets what lies behind them; 4:
+   sizes too. */
 #ifdef FUZZ_TARGET
 #include <math.h>
 #include <stdio.h>
