@@ -7084,9 +7084,10 @@ LATTN_FN_ float lattn_dropped_score_(const lattn_job_ *job, const lattn_row_ *ro
   return lattn_fma_(0.5f, more, s) + lattn_log_((float)n);
 }
 
-/* No dropped key scores more: neither |q| times the longest, nor the box around all of them, can. A
-   float's rounding of a score is below 2^-14 of |q| |k|, for any dim; that of an integer query
-   (lattn_query_ints_) half a step, which its largest dim has 127 or 127 * 128 of. */
+/* No dropped key scores more: neither |q| times the longest, nor the box around all of them, can.
+   Chains of dk float multiply-adds round a score by below (dk + 3) 2^-24 of |q| |k|, and our own
+   numbers by a few 2^-24: twice as much is allowed. An integer query (lattn_query_ints_) is off by
+   half a step, which its largest dim has 127 or 127 * 128 of. */
 LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *row,
                                      const lattn_dropped_ *d, const float *q) {
   double box = 0, square = 0, sizes = 0, most, step;
@@ -7106,17 +7107,17 @@ LATTN_FN_ float lattn_dropped_bound_(const lattn_job_ *job, const lattn_row_ *ro
     step = (double)lattn_extreme_(q, job->dk) / (d->rule->s.key_type == LATTN_I8 ? 127 * 128 : 127);
     most = lattn_fma64_(step < 0 ? -step : step, sizes * 0.5, most);
   }
-  u = (float)lattn_fma64_((double)length, 0x1p-13, most);
+  u = (float)lattn_fma64_((double)length, (double)(job->dk + 16) * 0x1p-23, most);
   if (job->o.alibi_slopes && job->o.alibi_slopes[row->head] < 0)
     distance = row->position - d->rule->sinks;
-  u = lattn_capped_(job, row, u, (float)distance);
-  return u + lattn_log_((float)d->count);
+  return lattn_capped_(job, row, u, (float)distance);
 }
 
-/* The share of a part with that lse in the whole of it and what is kept. */
-LATTN_FN_ float lattn_lost_share_(float lse, float kept) {
-  float x = lse - kept, e;
-  if (lattn_is_empty_(lse)) return 0;
+/* The share of a part, of that score and logarithm of a count, in the whole of it and what is kept,
+   of that maximum and logarithm of its sum. (Large scores are not rounded once more.) */
+LATTN_FN_ float lattn_lost_share_(float score, float log_count, float most, float log_sum) {
+  float x = (score - most) + (log_count - log_sum), e;
+  if (lattn_is_empty_(score)) return 0;
   if (x <= 0) {
     e = lattn_exp_(x);
     return e / (1.0f + e);
@@ -7137,13 +7138,14 @@ LATTN_NOINLINE_ void lattn_finish_dropped_(const lattn_job_ *job, const lattn_it
   int tells = job->lost_bound || job->lost_estimate;
   if (n > 0 && d->rule->sums && (tells || d->rule->policy == LATTN_HEAD_COMPENSATED)) {
     const float *q = lattn_dropped_query_(job, it, sp, d, r);
-    float score, kept = s->m[r] + lattn_log_(s->l[r]);
+    float score, most = s->m[r], log_sum = lattn_log_(s->l[r]);
     lattn_dropped_reach_(job, it, d, end);
     score = lattn_dropped_score_(job, row, d, q);
     if (d->sums.least) {
-      estimate = lattn_lost_share_(score, kept);
+      estimate = lattn_lost_share_(score, 0, most, log_sum);
       if (job->lost_bound && !(job->o.key_bias || job->o.pair_bias || job->o.score))
-        bound = lattn_lost_share_(lattn_dropped_bound_(job, row, d, q), kept) * 1.00001f;
+        bound = lattn_lost_share_(lattn_dropped_bound_(job, row, d, q), lattn_log_((float)n), most,
+                                  log_sum) * 1.00001f;
       if (bound < 0x1p-126f) bound = 0x1p-126f; /* what exp makes 0 is not nothing */
       if (!(bound <= 1.0f)) bound = 1.0f;
     }

@@ -139,14 +139,26 @@ static const setup *setup_of(int v) { return &w.variants[v].s; }
 /* Whether one's checkpoints and files are the other's too: all but capacity, slack and max_... */
 static int same_config(int a, int b) {
   if (w.variants[a].base != w.variants[b].base) return 0;
-  for (int g = 0; g < setup_of(a)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(a)); g++) {
     const lattn_head *x = &setup_of(a)->heads[g], *y = &setup_of(b)->heads[g];
     if (x->policy != y->policy || x->sinks != y->sinks || x->window != y->window) return 0;
     if (x->flags != y->flags || x->mark != y->mark) return 0;
-    if (x->window_divisor != y->window_divisor) return 0;
+    if (x->window_divisor != y->window_divisor || x->budget != y->budget) return 0;
     if (setup_in_cache(setup_of(a), g) != setup_in_cache(setup_of(b), g)) return 0;
   }
   return 1;
+}
+
+static int setup_choosing(const setup *s) {
+  int chosen = 0;
+  for (int g = 0; g < setup_bundles(s); g++) chosen |= setup_chosen(&s->heads[g]);
+  return chosen;
+}
+/* Its sums of attention go forward only. */
+static int setup_heavy(const setup *s) {
+  int heavy = 0;
+  for (int g = 0; g < setup_bundles(s); g++) heavy |= s->heads[g].policy == LATTN_HEAD_HEAVY;
+  return heavy;
 }
 
 static int64_t max_holes(int v) {
@@ -203,7 +215,7 @@ static void page_drop(int32_t *page) {
 }
 
 static void pages_drop(int v, state *st) {
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     for (int b = 0; b < MAX_BLOCKS; b++) page_drop(&st->page[g][b]);
 }
 
@@ -221,7 +233,7 @@ static void state_copy(state *to, const state *from) {
 static void state_share(int v, state *to, const state *from) {
   state_copy(to, from);
   memcpy(to->page, from->page, sizeof to->page);
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     for (int b = 0; b < MAX_BLOCKS; b++) page_hold(to->page[g][b]);
 }
 
@@ -234,7 +246,7 @@ static int64_t keeps_from(int v, const state *st, int g) {
 
 /* Drops what lies before the sinks, window and slack of the next token, in whole pages. */
 static void state_evict(int v, state *st) {
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++) {
     const lattn_head *head = &setup_of(v)->heads[g];
     int64_t keep = keeps_from(v, st, g);
     if (keep == 0) continue;
@@ -248,7 +260,7 @@ static int needs_pages(int v, const state *st, int64_t n) {
   int64_t b = st->n_slots / REF_BLOCK, used = st->n_slots % REF_BLOCK;
   if (n == 0) return 0;
   if (used == 0 || used + n > REF_BLOCK) return 1;
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     if (w.holders[st->page[g][b]] > 1) return 1;
   return 0;
 }
@@ -258,7 +270,7 @@ static void state_grow(int v, state *st, const uint32_t *ids, int64_t n, int ext
   int64_t first = st->n_slots / REF_BLOCK, used = st->n_slots % REF_BLOCK;
   int64_t end = (st->n_slots + n + REF_BLOCK - 1) / REF_BLOCK;
   state_evict(v, st);
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads && n; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(v)) && n; g++) {
     int32_t *page = st->page[g];
     if (used && w.holders[page[first]] > 1) page_drop(&page[first]);
     for (int64_t b = first; b < end; b++)
@@ -276,7 +288,7 @@ static void state_truncate(int v, state *st, int64_t n) {
   st->n_tokens = n;
   if (n < st->mark) st->mark = -1;
   while (st->n_holes && st->from[st->n_holes - 1] >= st->n_slots) st->n_holes--;
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     for (int64_t b = (st->n_slots + REF_BLOCK - 1) / REF_BLOCK; b < MAX_BLOCKS; b++)
       page_drop(&st->page[g][b]);
 }
@@ -307,14 +319,14 @@ static void token_make(const setup *s, uint32_t id, float *q, float *k, float *v
   test_rng rng = rng_seed(id);
   int64_t n_k = s->config.n_kv_heads * s->config.key_dim;
   for (int64_t i = 0; i < n_k; i++) k[i] = rng_normal(&rng);
-  for (int64_t i = 0; i < s->config.n_kv_heads * setup_value_dim(s); i++) v[i] = rng_normal(&rng);
+  for (int64_t i = 0; i < setup_value_heads(s) * setup_value_dim(s); i++) v[i] = rng_normal(&rng);
   for (int64_t i = 0; i < setup_heads(s) * s->config.key_dim; i++) q[i] = rng_normal(&rng);
 }
 
 /* Fills rows at ... at + n - 1 of the call's arrays. */
 static void tokens_fill(const setup *s, const uint32_t *ids, int64_t at, int64_t n) {
   int64_t q = setup_heads(s) * s->config.key_dim, k = s->config.n_kv_heads * s->config.key_dim;
-  int64_t v = s->config.n_kv_heads * setup_value_dim(s);
+  int64_t v = setup_value_heads(s) * setup_value_dim(s);
   for (int64_t i = at; i < at + n; i++)
     token_make(s, ids[i - at], w.q + i * q, w.k + i * k, w.v + i * v);
 }
@@ -335,7 +347,7 @@ static lattn_tensor view_k(const setup *s, int64_t n) {
   return tensor_of(w.k, LATTN_F32, n, s->config.n_kv_heads, s->config.key_dim);
 }
 static lattn_tensor view_v(const setup *s, int64_t n) {
-  return tensor_of(w.v, LATTN_F32, n, s->config.n_kv_heads, setup_value_dim(s));
+  return tensor_of(w.v, LATTN_F32, n, setup_value_heads(s), setup_value_dim(s));
 }
 static lattn_tensor view_out(const setup *s, float *out, int64_t n) {
   return tensor_of(out, LATTN_F32, n, setup_heads(s), setup_value_dim(s));
@@ -392,7 +404,7 @@ static void check_cache(const live *c) {
   lattn_cache_stats stats = cache_stats(c->cache);
   variant *v = &w.variants[c->v];
   int64_t pages = 0, shared = 0, bytes = stats.full_bytes + stats.streaming_bytes;
-  for (int64_t g = 0; g < v->s.config.n_kv_heads; g++) {
+  for (int64_t g = 0; g < setup_bundles(&v->s); g++) {
     lattn_cache_head_stats head = head_stats(c->cache, g);
     CHECK_I64(head.n_tokens_held, tokens_held(&c->st, g));
     CHECK_I64(head.n_sink_tokens + c->st.n_tokens - head.first_token, head.n_tokens_held);
@@ -532,13 +544,35 @@ static token_list tokens_listed(const setup *s, const state *st, int64_t n, cons
   return t;
 }
 
+/* Query head `head` alone, with its key head and its value head. */
+static token_list list_head(setup *one, const setup *s, const token_list *t, int64_t head) {
+  int64_t heads = setup_heads(s), dk = s->config.key_dim, dv = setup_value_dim(s);
+  int64_t key = head * s->config.n_kv_heads / heads, value = head * setup_value_heads(s) / heads;
+  setup_copy(one, s);
+  one->config.n_heads = one->config.n_kv_heads = 1;
+  one->config.n_value_heads = 0;
+  one->heads[0] = s->heads[head * setup_bundles(s) / heads];
+  one->slopes[0] = s->slopes[head];
+  one->sinks[0] = s->sinks[head];
+  token_list u = tokens_new(one, t->n);
+  for (u.n = 0; u.n < t->n; u.n++) {
+    memcpy(u.q + u.n * dk, t->q + u.n * t->q_row + head * dk, (size_t)dk * sizeof *u.q);
+    memcpy(u.k + u.n * dk, t->k + u.n * t->k_row + key * dk, (size_t)dk * sizeof *u.k);
+    memcpy(u.v + u.n * dv, t->v + u.n * t->v_row + value * dv, (size_t)dv * sizeof *u.v);
+  }
+  u.slots = t->slots;
+  return u;
+}
+
 /* The float64 reference of one head of one row, whose token is the last of the list. */
 static void check_row(const setup *s, const token_list *t, int64_t mark, int64_t head,
                       const float *out, float lse) {
+  static setup one;
+  token_list u = list_head(&one, s, t, head);
   ref_call c;
-  ref_cache_open(&c, s, t);
+  ref_cache_open(&c, &one, &u);
   ref_row row = ref_row_new(&c);
-  ref_cache_attend_marked(&c, s, t->n - 1, head, mark, &row);
+  ref_cache_attend_marked(&c, &one, u.n - 1, 0, mark, &row);
   for (int64_t d = 0; d < setup_value_dim(s); d++) {
     double ratio = ref_ratio((double)out[d], row.out[d], row.bound[d]);
     if (!(ratio <= 1))
@@ -551,6 +585,8 @@ static void check_row(const setup *s, const token_list *t, int64_t mark, int64_t
          t->n - 1, head, (double)lse, row.lse, ratio);
   ref_row_free(&row);
   ref_close(&c);
+  u.slots = NULL;
+  tokens_free(&u);
 }
 
 /* Now and then, one of the call's n newest rows, which begin at row `at` of its arrays. */
@@ -589,8 +625,8 @@ static lattn_cache *twin_new(int v, const state *st) {
   s->config.max_append = MAX_ROWS;
   s->config.max_holes = MAX_HOLES;
   s->config.max_drafts = 0;
-  for (int g = 0; g < s->config.n_kv_heads; g++)
-    if (s->heads[g].policy != LATTN_HEAD_FULL) s->heads[g].slack = MAX_SLOTS;
+  for (int g = 0; g < setup_bundles(s); g++)
+    if (setup_streams(&s->heads[g], 0)) s->heads[g].slack = MAX_SLOTS;
   CHECK_STATUS(lattn_pool_init(&pool, w.twin_arena.data, w.twin_arena.bytes, NULL), LATTN_OK);
   if (!CHECK_STATUS(lattn_cache_init(&twin, pool, &s->config), LATTN_OK)) return NULL;
   for (int32_t i = 0; i < st->n_holes; i++) {
@@ -637,7 +673,7 @@ static void check_decoded(int v, const state *st, const uint32_t *ids, int64_t a
 /* Whether each head holds its window and slack, as a cache does that never went back: what is saved
    is what is held of these. */
 static int holds_slack(const live *c) {
-  for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(c->v)); g++) {
     int64_t keep = keeps_from(c->v, &c->st, g), b = keep ? slot_of(&c->st, keep) : 0;
     for (b /= REF_BLOCK; b * REF_BLOCK < c->st.n_slots; b++)
       if (!c->st.page[g][b] && !in_hole(&c->st, b)) return 0;
@@ -650,7 +686,7 @@ static lattn_cache *twin_fitted(int v, lattn_cache *twin) {
   lattn_pool *pool = (lattn_pool *)(void *)w.twin_arena.data;
   lattn_checkpoint *checkpoint = NULL;
   lattn_cache *fitted = twin;
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     w.twin_setup.heads[g].slack = setup_of(v)->heads[g].slack;
   CHECK_STATUS(lattn_cache_checkpoint(&checkpoint, twin), LATTN_OK);
   CHECK_STATUS(lattn_cache_init(&fitted, pool, &w.twin_setup.config), LATTN_OK);
@@ -668,7 +704,8 @@ static int holds_rows(const live *c, int g, int64_t n) {
 }
 
 /* Newest rows and saved bytes of the cache and of a twin are the same. (A cache with sums is saved
-   with all that it holds, whatever its slack.) */
+   with all that it holds, whatever its slack; a head that marks choose for, with what it knows of
+   queries, which the twin has not met.) */
 static void check_twin(const live *c) {
   static file ours, its;
   const setup *s = setup_of(c->v);
@@ -679,7 +716,7 @@ static void check_twin(const live *c) {
   if (!twin) return;
   ids_newest(&c->st, ids, n);
   tokens_fill(s, ids, 0, n);
-  for (int g = 0; g < s->config.n_kv_heads; g++) resident &= holds_rows(c, g, n);
+  for (int g = 0; g < setup_bundles(s); g++) resident &= holds_rows(c, g, n);
   if (n && resident) {
     CHECK_STATUS(lattn_cache_attend(twin, NULL, view_q(s, n), view_out(s, out, n), lse, NULL),
                  LATTN_OK);
@@ -689,7 +726,7 @@ static void check_twin(const live *c) {
     CHECK(same_rows(out, w.out, n * setup_heads(s) * setup_value_dim(s)));
     CHECK(same_rows(lse, w.lse, n * setup_heads(s)));
   }
-  if (c->n_drafts || !holds_slack(c) || setup_sums(s)) return;
+  if (c->n_drafts || !holds_slack(c) || setup_sums(s) || setup_choosing(s)) return;
   file_save(&ours, c->cache);
   file_save(&its, twin_fitted(c->v, twin));
   CHECK_I64((int64_t)ours.n, (int64_t)its.n);
@@ -816,6 +853,30 @@ static live *op_append(live *c) {
   return c;
 }
 
+/* Selective values of the rows in the call's arrays: the same with threads, scratch or none; the
+   plain rows, where all keys are among the top. */
+static void check_top(const live *c, int64_t n) {
+  const setup *s = setup_of(c->v);
+  static float out[2][20 * CACHE_HEADS * CACHE_DIMS], lse[2][20 * CACHE_HEADS];
+  static float dropped[20 * CACHE_HEADS];
+  int64_t heads = setup_heads(s), floats = n * heads * setup_value_dim(s);
+  lattn_exec exec;
+  lattn_call call;
+  memset(&call, 0, sizeof call);
+  call.size = sizeof call;
+  call.top_values = (int32_t)rng_range(&w.rng, 1, rng_chance(&w.rng, 50) ? 20 : 256);
+  call.top_mode = (int32_t)rng_below(&w.rng, s->config.weighting == LATTN_SOFTMAX ? 2 : 1);
+  call.dropped = dropped;
+  for (int i = 0; i < 2; i++)
+    CHECK_STATUS(lattn_cache_attend(c->cache, &call, view_q(s, n), view_out(s, out[i], n), lse[i],
+                                    i ? random_exec(&exec, w.variants[c->v].scratch) : NULL),
+                 LATTN_OK);
+  CHECK(same_rows(out[0], out[1], floats) && same_rows(lse[0], lse[1], n * heads));
+  if (call.top_values < c->st.n_tokens) return;
+  CHECK(same_rows(out[0], w.out, floats) && same_rows(lse[0], w.lse, n * heads));
+  for (int64_t i = 0; i < n * heads; i++) CHECK(dropped[i] == 0);
+}
+
 static live *op_attend(live *c) {
   const setup *s = setup_of(c->v);
   uint32_t ids[MAX_ROWS], refusals = 0;
@@ -824,19 +885,21 @@ static live *op_attend(live *c) {
   if (n > c->st.n_tokens) n = c->st.n_tokens;
   ids_newest(&c->st, ids, n);
   tokens_fill(s, ids, 0, n);
-  for (int g = 0; g < s->config.n_kv_heads && n; g++)
+  for (int g = 0; g < setup_bundles(s) && n; g++)
     if (!holds_rows(c, g, n)) refusals = REFUSES(LATTN_E_EVICTED);
   probe p = probe_begin(c, 0);
   lattn_status got = lattn_cache_attend(c->cache, NULL, view_q(s, n), view_out(s, w.out, n), w.lse,
                                         random_exec(&exec, w.variants[c->v].scratch));
-  if (settle(&p, got, refusals, TAKES_NOTHING)) check_sampled(c->v, &c->st, 0, n, 3);
+  if (!settle(&p, got, refusals, TAKES_NOTHING)) return c;
+  check_sampled(c->v, &c->st, 0, n, 3);
+  if (n && n <= 20 && rng_chance(&w.rng, 15)) check_top(c, n);
   return c;
 }
 
 /* Whether each head holds the window of the next token at position n (and, with `newest`, the
    token before it in any case); before a mark, that it holds all. */
 static int holds_window(const live *c, const state *st, int64_t n, int newest) {
-  for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(c->v)); g++) {
     const lattn_head *head = &setup_of(c->v)->heads[g];
     int64_t window = setup_window(head, st->mark),
             reach = window - 1 > newest ? window - 1 : newest;
@@ -851,6 +914,7 @@ static live *op_truncate(live *c) {
   uint32_t refusals = pending(c);
   if (to < 0 || rng_chance(&w.rng, 2)) to = rng_below(&w.rng, n + 1);
   if (to < n && !holds_window(c, &c->st, to, 1)) refusals |= REFUSES(LATTN_E_EVICTED);
+  if (to && to < n && setup_heavy(setup_of(c->v))) refusals |= REFUSES(LATTN_E_EVICTED);
   probe p = probe_begin(c, 2);
   int removes = rng_chance(&w.rng, 20); /* to the end: the same */
   lattn_status got =
@@ -882,7 +946,7 @@ static live *op_remove(live *c) {
     memcpy(after.page, c->st.page, sizeof after.page);
     if (state_hole(&after, first, end) > max_holes(c->v)) refusals |= REFUSES(LATTN_E_FULL);
     after.n_tokens -= to - from;
-    for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++)
+    for (int g = 0; g < setup_bundles(setup_of(c->v)); g++)
       if (from < setup_of(c->v)->heads[g].sinks) refusals |= REFUSES(LATTN_E_CONFIG);
     if (!holds_window(c, &after, after.n_tokens, 0)) refusals |= REFUSES(LATTN_E_EVICTED);
     if (setup_sums(setup_of(c->v)) || setup_waits(setup_of(c->v)))
@@ -893,7 +957,7 @@ static live *op_remove(live *c) {
   if (from == to) return c;
   memcpy(c->st.page, after.page, sizeof after.page);
   state_copy(&c->st, &after);
-  for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(c->v)); g++)
     for (int64_t b = 0; b < MAX_BLOCKS; b++)
       if (in_hole(&c->st, b)) page_drop(&c->st.page[g][b]);
   return c;
@@ -967,7 +1031,7 @@ static file *random_file(int v) {
 
 /* A cache with less slack than the checkpoint's need not keep more than its own. */
 static void state_narrow(live *c) {
-  for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(c->v)); g++) {
     const lattn_head *head = &setup_of(c->v)->heads[g];
     int64_t keep = keeps_from(c->v, &c->st, g);
     int64_t b = (head->sinks + REF_BLOCK - 1) / REF_BLOCK, first;
@@ -982,7 +1046,7 @@ static void state_narrow(live *c) {
    allow (they would have to take them up). */
 static int lets_go(int v, int from) {
   int less = 0;
-  for (int g = 0; g < setup_of(v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(v)); g++)
     less |= setup_of(v)->heads[g].slack < setup_of(from)->heads[g].slack ||
             setup_max_append(setup_of(v)) < setup_max_append(setup_of(from));
   return less && setup_sums(setup_of(v));
@@ -1012,7 +1076,7 @@ static void check_point(const point *at) {
   memset(&stats, 0, sizeof stats);
   stats.size = sizeof stats;
   CHECK_STATUS(lattn_checkpoint_stats_get(at->checkpoint, &stats), LATTN_OK);
-  for (int g = 0; g < setup_of(at->v)->config.n_kv_heads; g++)
+  for (int g = 0; g < setup_bundles(setup_of(at->v)); g++)
     for (int b = 0; b < MAX_BLOCKS; b++) {
       pages += at->st.page[g][b] != 0;
       own += w.holders[at->st.page[g][b]] == 1;
@@ -1158,7 +1222,7 @@ static live *op_save(live *c) {
 static void state_loaded(live *c, const state *from) {
   pages_drop(c->v, &c->st);
   state_copy(&c->st, from);
-  for (int g = 0; g < setup_of(c->v)->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(setup_of(c->v)); g++) {
     lattn_cache_head_stats head = head_stats(c->cache, g);
     int64_t first = slot_of(&c->st, head.first_token) / REF_BLOCK;
     int64_t sinks = head.n_sink_tokens ? slot_of(&c->st, head.n_sink_tokens - 1) / REF_BLOCK : -1;
@@ -1203,11 +1267,14 @@ static live *op_load(live *c) {
 static live *op_read(live *c) {
   const setup *s = setup_of(c->v);
   int64_t dk = s->config.key_dim, dv = setup_value_dim(s), n = c->st.n_tokens;
-  int64_t first = rng_below(&w.rng, n + 1), g = rng_below(&w.rng, s->config.n_kv_heads);
-  static float k[30 * CACHE_DIMS], v[30 * CACHE_DIMS];
+  int64_t first = rng_below(&w.rng, n + 1), g = rng_below(&w.rng, setup_bundles(s));
+  int64_t keys = s->config.n_kv_heads / setup_bundles(s);
+  int64_t values = setup_value_heads(s) / setup_bundles(s);
+  static float k[30 * CACHE_HEADS * CACHE_DIMS], v[30 * CACHE_HEADS * CACHE_DIMS];
   int wrong = 0;
   n = n - first < 30 ? n - first : 30;
-  lattn_tensor kt = tensor_of(k, LATTN_F32, n, 1, dk), vt = tensor_of(v, LATTN_F32, n, 1, dv);
+  lattn_tensor kt = tensor_of(k, LATTN_F32, n, keys, dk);
+  lattn_tensor vt = tensor_of(v, LATTN_F32, n, values, dv);
   uint32_t refusals = held(&c->st, g, first, first + n) ? 0 : REFUSES(LATTN_E_EVICTED);
   probe p = probe_begin(c, 0);
   lattn_status got = lattn_cache_read(c->cache, (int32_t)g, first, kt, vt, 0);
@@ -1215,13 +1282,15 @@ static live *op_read(live *c) {
   for (int64_t i = 0; i < n; i++) {
     int64_t slot = slot_of(&c->st, first + i);
     tokens_fill(s, &c->st.ids[slot], 0, 1);
-    lattn_tensor turned = tensor_of(w.k + g * dk, LATTN_F32, 1, 1, dk);
+    const float *its = w.v + g * values * dv;
+    lattn_tensor turned = tensor_of(w.k + g * keys * dk, LATTN_F32, 1, keys, dk);
     if (s->config.rotary)
       CHECK_STATUS(lattn_rotate(s->config.rotary, turned, slot, NULL), LATTN_OK);
-    for (int64_t d = 0; d < dk; d++)
-      wrong += !same_f32(k[i * dk + d], ref_rounded(s->config.key_type, w.k[g * dk + d]));
-    for (int64_t d = 0; d < dv; d++)
-      wrong += !same_f32(v[i * dv + d], ref_rounded(s->config.value_type, w.v[g * dv + d]));
+    for (int64_t d = 0; d < keys * dk; d++)
+      wrong +=
+          !same_f32(k[i * keys * dk + d], ref_rounded(s->config.key_type, w.k[g * keys * dk + d]));
+    for (int64_t d = 0; d < values * dv; d++)
+      wrong += !same_f32(v[i * values * dv + d], ref_rounded(s->config.value_type, its[d]));
   }
   CHECK_I64(wrong, 0);
   return c;
@@ -1465,6 +1534,8 @@ static void random_base(setup *s, int base, int is_long) {
           group = (int32_t)rng_range(&w.rng, 1, 2);
   int32_t dk = PICK(&w.rng, key_dims[base]), pairs = (int32_t)rng_range(&w.rng, 1, dk / 2);
   setup_init(s, kv_heads * group, kv_heads, dk, PICK(&w.rng, value_dims), 0);
+  if (rng_chance(&w.rng, 25)) /* bundles */
+    s->config.n_value_heads = kv_heads > 1 && rng_chance(&w.rng, 50) ? 1 : kv_heads * group;
   s->config.key_type = (int32_t)rng_below(&w.rng, 4); /* 0 and 1 are both float32 */
   s->config.value_type = (int32_t)rng_below(&w.rng, 4);
   int32_t layout = (int32_t)rng_below(&w.rng, 2),
@@ -1478,22 +1549,35 @@ static void random_base(setup *s, int base, int is_long) {
   if (rng_chance(&w.rng, 15)) setup_sigmoid(s, -1.5f);
 }
 
+/* Chosen at marks, with a budget for all that is ever held: what it answers is a full head's. What
+   budgets that drop leave is in marks.c. */
+static void random_chosen(lattn_head *head) {
+  head->policy = rng_chance(&w.rng, 60) ? LATTN_HEAD_SNAP : LATTN_HEAD_HEAVY;
+  head->window = rng_range(&w.rng, 1, 40);
+  head->budget = 100000;
+  if (head->policy == LATTN_HEAD_SNAP && rng_chance(&w.rng, 50)) head->flags = LATTN_SNAP_SHARED;
+}
+
 static void random_heads(setup *s) {
   static const int64_t sinks[] = {0, 0, 1, 4, 4, 16, 130};
   static const int64_t windows[] = {1, 2, 8, 17, 40, 100, 129, 150};
   int has_positions = s->config.rotary || s->config.alibi_slopes;
   int percent = rng_chance(&w.rng, 30) ? 100 : 50;
   memset(s->heads, 0, sizeof s->heads);
-  for (int g = 0; g < s->config.n_kv_heads; g++) {
+  for (int g = 0; g < setup_bundles(s); g++) {
     int64_t n_sinks = PICK(&w.rng, sinks), window = PICK(&w.rng, windows);
     int32_t positions = (int32_t)rng_below(&w.rng, has_positions ? 3 : 2);
     if (rng_chance(&w.rng, percent)) setup_stream(s, g, n_sinks, window, 0, positions);
   }
   if (rng_chance(&w.rng, 60)) return;
-  for (int g = 0; g < s->config.n_kv_heads; g++) { /* nothing can be removed of such caches */
+  for (int g = 0; g < setup_bundles(s); g++) { /* nothing can be removed of such caches */
     lattn_head *head = &s->heads[g];
     int soft = s->config.weighting == LATTN_SOFTMAX, kind = (int)rng_below(&w.rng, 4);
-    if (!head->policy) continue;
+    int bundled =
+        setup_bundles(s) < s->config.n_kv_heads || setup_bundles(s) < setup_value_heads(s);
+    if (!head->policy && !bundled && rng_chance(&w.rng, 60)) random_chosen(head);
+    if (!head->policy || setup_chosen(head)) continue;
+    if (bundled) soft = 0;
     if (soft && kind < 3) setup_compensate(s, g, kind == 1 ? LATTN_HEAD_VARIANCE : 0);
     if (soft && rng_chance(&w.rng, 30)) head->flags |= LATTN_HEAD_LOST;
     if (rng_chance(&w.rng, 50)) head->mark = LATTN_PROMPT_END;
@@ -1507,17 +1591,19 @@ static void random_sizes(setup *s) {
   static const int64_t appends[] = {1, 3, 16, 60, 200, 650};
   static const int32_t drafts[] = {0, 3, 8, MAX_DRAFTS}, holes[] = {1, 2, 5, 0};
   int full = 0;
-  for (int g = 0; g < s->config.n_kv_heads; g++) {
-    if (s->heads[g].policy != LATTN_HEAD_FULL) s->heads[g].slack = PICK(&w.rng, slacks);
+  for (int g = 0; g < setup_bundles(s); g++) {
+    if (s->heads[g].policy != LATTN_HEAD_FULL && s->heads[g].policy != LATTN_HEAD_HEAVY)
+      s->heads[g].slack = PICK(&w.rng, slacks);
     full |= !setup_streams(&s->heads[g], -1);
   }
   s->config.capacity = full || rng_chance(&w.rng, 30) ? rng_range(&w.rng, 20, 500) : 0;
   s->config.max_append = PICK(&w.rng, appends);
   s->config.max_drafts = PICK(&w.rng, drafts);
-  for (int g = 0; g < s->config.n_kv_heads; g++) /* drafts are in no sum */
+  for (int g = 0; g < setup_bundles(s); g++) /* drafts are in no sum */
     if ((s->heads[g].policy == LATTN_HEAD_COMPENSATED || s->heads[g].flags) &&
         s->config.max_drafts >= s->heads[g].window)
       s->config.max_drafts = (int32_t)s->heads[g].window - 1;
+  if (setup_heavy(s)) s->config.max_drafts = 0;
   s->config.max_holes = PICK(&w.rng, holes);
 }
 
@@ -1532,7 +1618,7 @@ static void random_variants(int is_long) {
     if (i % 2 == 0) random_heads(&v->s);
     if (is_long && v->base == 0) { /* the first is full, and no other for long */
       memset(v->s.heads, 0, sizeof *v->s.heads);
-      for (int g = 1; g < v->s.config.n_kv_heads; g++)
+      for (int g = 1; g < setup_bundles(&v->s); g++)
         v->s.heads[g].mark = 0, v->s.heads[g].window_divisor = 0;
     }
     random_sizes(&v->s);
@@ -1566,7 +1652,9 @@ static void pool_open(uint64_t seed, int is_long) {
   for (int i = 0; i < N_VARIANTS; i++) {
     const setup *s = setup_of(i);
     size_t table = lattn_pool_bytes(&config, &s->config, w.ample ? 40 : 7);
-    size_t bytes = (size_t)(REF_BLOCK * (s->config.key_dim + setup_value_dim(s)) * 4 + 128);
+    int64_t row = s->config.n_kv_heads * s->config.key_dim;
+    row = (row + setup_value_heads(s) * setup_value_dim(s)) / setup_bundles(s);
+    size_t bytes = (size_t)(REF_BLOCK * row * 4 + 128);
     tables = table > tables ? table : tables;
     page = bytes > page ? bytes : page;
   }
@@ -1706,6 +1794,7 @@ enum stage_kind {
   DO_ACCEPT,
   DO_LOAD,
   DO_BATCH,
+  DO_MARK,
   TAKE_NONE,
   DO_DRAFT = TAKE_NONE,
   DO_ATTEND,
@@ -1720,8 +1809,8 @@ enum stage_kind {
 };
 
 static const char *const kind_names[N_KINDS] = {
-    "extend",   "append", "accept", "load",       "batch",    "draft", "attend",
-    "truncate", "remove", "fork",   "checkpoint", "rollback", "save",  "read"};
+    "extend",   "append", "accept", "load",       "batch",    "mark", "draft", "attend",
+    "truncate", "remove", "fork",   "checkpoint", "rollback", "save", "read"};
 
 /* Two caches that share a prefix with a checkpoint: the newest page of each head, not full, has
    three holders. A third cache fills the pool. */
@@ -1770,25 +1859,31 @@ static lattn_status stage_draft(stage *g) {
   return status;
 }
 
-/* Pages of the filler are as large as those of the others. */
-static void stage_setups(stage *g) {
+/* Pages of the filler are as large as those of the others. Of marks, all heads are chosen. */
+static void stage_setups(stage *g, enum stage_kind kind) {
   setup_init(&g->s, 4, 2, 6, 5, 600);
   setup_stream(&g->s, 1, 4, 40, 8, LATTN_POSITIONS_DEFAULT);
+  for (int h = 0; h < 2 && kind == DO_MARK; h++) {
+    memset(&g->s.heads[h], 0, sizeof g->s.heads[h]);
+    g->s.heads[h].policy = h ? LATTN_HEAD_HEAVY : LATTN_HEAD_SNAP;
+    g->s.heads[h].window = 10;
+    g->s.heads[h].budget = 70 + 80 * h; /* one page, two */
+  }
   setup_rotate(&g->s, LATTN_ROTARY_HALF_SPLIT, 0, 6);
   g->s.config.key_type = LATTN_F16;
   g->s.config.max_append = 60;
-  g->s.config.max_drafts = STAGE_DRAFTS;
+  g->s.config.max_drafts = kind == DO_MARK ? 0 : STAGE_DRAFTS;
   setup_init(&g->filler_setup, 1, 1, 6, 5, 100 * REF_BLOCK);
   g->filler_setup.config.key_type = LATTN_F16;
 }
 
-static void stage_open(stage *g, int allocates) {
+static void stage_open(stage *g, enum stage_kind kind, int allocates) {
   lattn_pool_config config;
   lattn_cache *spare = NULL;
   lattn_checkpoint *spare_point = NULL;
   memset(&config, 0, sizeof config);
   memset(g, 0, sizeof *g);
-  stage_setups(g);
+  stage_setups(g, kind);
   g->source.most_out = MAX_PAGES;
   config.size = sizeof config;
   config.alloc = allocates ? source_alloc : NULL;
@@ -1847,6 +1942,7 @@ static lattn_status stage_do_taking(stage *g, enum stage_kind kind) {
   if (kind == DO_EXTEND) return stage_extend(g, g->cache, 7000, STAGE_ROWS);
   if (kind == DO_ACCEPT) return lattn_cache_accept(g->fork, 6, path);
   if (kind == DO_LOAD) return lattn_cache_load(g->cache, file_read, &r);
+  if (kind == DO_MARK) return lattn_cache_mark(g->cache, LATTN_PROMPT_END, NULL);
   if (kind == DO_APPEND) {
     stage_tokens(g, 7000, 60);
     return lattn_cache_append(g->cache, view_k(s, 60), view_v(s, 60), NULL);
@@ -1941,7 +2037,12 @@ static int64_t stage_try(stage *g, enum stage_kind kind, int allocates) {
 static uint64_t stage_run(enum stage_kind kind, int allocates, int tries, int64_t *pages) {
   stage g;
   uint64_t result;
-  stage_open(&g, allocates);
+  stage_open(&g, kind, allocates);
+  if (kind == DO_MARK) { /* three pages a head, all shared */
+    CHECK_STATUS(stage_extend(&g, g.cache, 8000, STAGE_ROWS), LATTN_OK);
+    CHECK_STATUS(lattn_cache_release(g.fork), LATTN_OK);
+    CHECK_STATUS(lattn_cache_fork(&g.fork, g.cache), LATTN_OK);
+  }
   if (kind == DO_ACCEPT) CHECK_STATUS(stage_draft(&g), LATTN_OK);
   if (tries && !allocates) stage_fill(&g);
   if (tries) *pages = stage_try(&g, kind, allocates);
@@ -1972,7 +2073,7 @@ static void test_no_table(int allocates) {
   int n_forks = 0, n_points = 0;
   stage g;
   check_case("no room for tables, pages from the %s", allocates ? "allocator" : "arena");
-  stage_open(&g, allocates);
+  stage_open(&g, DO_EXTEND, allocates);
   while (n_forks < 4096 && !lattn_cache_fork(&forks[n_forks], g.cache)) n_forks++;
   while (n_points < 4096 && !lattn_cache_checkpoint(&points[n_points], g.fork)) n_points++;
   CHECK(n_forks > 0 && n_forks < 4096 && n_points < 4096);

@@ -119,7 +119,7 @@ static inline int64_t setup_window(const lattn_head *h, int64_t mark) {
 
 /* Whether the head has a window (by then). */
 static inline int setup_streams(const lattn_head *h, int64_t mark) {
-  return h->policy != LATTN_HEAD_FULL && (!h->mark || mark >= 0);
+  return h->policy != LATTN_HEAD_FULL && !setup_chosen(h) && (!h->mark || mark >= 0);
 }
 
 /* Whether a head keeps sums of what it drops, or waits for marks: then nothing can be removed. */
@@ -132,7 +132,8 @@ static inline int setup_sums(const setup *s) {
 }
 static inline int setup_waits(const setup *s) {
   int waits = 0;
-  for (int g = 0; g < s->config.n_kv_heads; g++) waits |= s->heads[g].mark != 0;
+  for (int g = 0; g < s->config.n_kv_heads; g++)
+    waits |= s->heads[g].mark || setup_chosen(&s->heads[g]);
   return waits;
 }
 

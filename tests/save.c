@@ -231,11 +231,7 @@ static int setup_snap_slack(const setup *s) {
 }
 
 /* Nothing can be removed, but marks change something. */
-static int setup_marks(const setup *s) {
-  int marks = setup_sums(s) || setup_waits(s);
-  for (int g = 0; g < s->config.n_kv_heads; g++) marks |= setup_chosen(&s->heads[g]);
-  return marks;
-}
+static int setup_marks(const setup *s) { return setup_sums(s) || setup_waits(s); }
 
 /* An operation that is within bounds for a cache of n tokens. */
 static operation op_random(test_rng *r, const setup *s, int64_t n) {
