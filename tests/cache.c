@@ -655,7 +655,7 @@ static void random_case(uint64_t seed) {
 }
 
 static void test_random(void) {
-  for (uint64_t i = 0; i < (uint64_t)test_count(160); i++)
+  for (uint64_t i = 0; i < (uint64_t)test_count(100); i++)
     random_case(test_first_seed() + 1000 + i);
 }
 

@@ -902,6 +902,7 @@ static void test_bad(void) {
 }
 
 int main(void) {
+  uint64_t first = 10 * (test_first_seed() - 1);
   case_pool_make();
   test_alone();
   test_ties();
@@ -911,7 +912,7 @@ int main(void) {
   test_cache_ties();
   test_cache_errors();
   test_bad();
-  for (int64_t i = 0; i < test_count(600); i++) array_random(7000 + (uint64_t)i);
-  for (int64_t i = 0; i < test_count(300); i++) cache_random(8000 + (uint64_t)i);
+  for (int64_t i = 0; i < test_count(300); i++) array_random(first + 7000 + (uint64_t)i);
+  for (int64_t i = 0; i < test_count(150); i++) cache_random(first + 8000 + (uint64_t)i);
   return test_summary();
 }

@@ -49,6 +49,10 @@ orders() {
   text renamed "$define" '#include "third party/attention-v1.h"'
   text systems '#define _GNU_SOURCE' '#include <link.h>' '#include <math.h>' \
     '#include <complex.h>' "$define" "$include"
+  text static-renamed-poisoned '#define LONGATTN_STATIC 1' '#include "poison.h"' "$define" \
+    '#include "third party/attention-v1.h"'
+  text thrice-systems-late "$include" "$define" "$include" "$undefine" "$include" \
+    '#include <link.h>' '#include <math.h>' '#include <complex.h>' '#include <stdio.h>'
   text systems-late "$define" "$include" '#include <link.h>' '#include <math.h>' \
     '#include <complex.h>' '#include <stdio.h>' '#include <unistd.h>'
   mkdir -p "$work/third party"
@@ -86,14 +90,17 @@ levels() {
   set -- "first $lowest -DLONGATTN_PREFIX=lowest_" "second $highest"
   [ "$TIER" = quick ] || set -- "$@" "third $highest -DLONGATTN_PREFIX=best_"
   units=
+  object=
   for unit; do
     set -- $unit
     which=$1
     level=$2
     shift 2
+    [ "$TIER:$which" = quick:second ] && set -- "$@" -DLATTN_ELSEWHERE
     $c -std=c11 $WARNINGS $here $(flags_of "$level") "$@" -DGOLDEN=golden_"$which" \
       -c tests/embed/unit.c -o "$work/$which.o" 2>>"$work/output"
-    units="$units $work/$which.o -D$(echo "$which" | tr a-z A-Z)"
+    [ "$TIER:$which" = quick:second ] && object=$BUILD/$level/longattn.o # the tests' own
+    units="$units $object $work/$which.o -D$(echo "$which" | tr a-z A-Z)"
   done
   build levels-in-one-program -std=c11 $main $units
 }
@@ -168,7 +175,7 @@ END
 
 for c in $(compilers); do
   if [ "$TIER" = quick ]; then
-    orders 'thrice renamed-poisoned static' systems-late
+    orders static-renamed-poisoned thrice-systems-late
   elif [ "$c" = "$CC" ]; then
     orders 'once twice late early thrice poisoned static renamed' 'systems systems-late'
   else
