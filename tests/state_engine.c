@@ -232,7 +232,7 @@ static void check_types(engine *e) {
   if (part.call.momentum) all[n++] = &part.momentum;
   if (part.call.forget) all[n++] = &part.forget;
   for (int i = 0; i < n; i++) {
-    float *x = ref_copy(all[i]);
+    float *x = ref_copy(all[i], 0);
     *all[i] = tensor_of(x, LATTN_F32, all[i]->n_tokens, all[i]->n_heads, all[i]->dim);
   }
   {
