@@ -388,18 +388,39 @@ static void lost_fill(float *q, float *k, double common, double units) {
   free(noise);
 }
 
-static void lost_row(const bench_options *options, double common, double units) {
+/* All keys but the newest LOST_ROWS; those before them, of a head chosen at a mark, with queries. */
+static int lost_prompt(lattn_cache *cache, lattn_tensor keys, lattn_tensor rows, lattn_tensor out,
+                       int snap, const lattn_exec *exec) {
+  int64_t end = LOST_KEYS - LOST_ROWS * (snap ? 2 : 1);
+  lattn_tensor new = bench_rows(keys, end, LOST_ROWS);
+  for (int64_t t = 0, n; t < end; t += n) {
+    n = end - t < 512 ? end - t : 512;
+    lattn_tensor some = bench_rows(keys, t, n);
+    if (bench_failed("lattn_cache_append", lattn_cache_append(cache, some, some, NULL))) return 0;
+  }
+  return !snap ||
+         (!bench_failed("lattn_cache_extend",
+                        lattn_cache_extend(cache, NULL, rows, new, new, out, NULL, exec)) &&
+          !bench_failed("lattn_cache_mark", lattn_cache_mark(cache, LATTN_PROMPT_END, exec)));
+}
+
+/* A streaming head; or one that keeps as many tokens by SnapKV, whose queries behind the mark are
+   those before it. */
+static void lost_row(const bench_options *options, int snap, double common, double units) {
   static float bound[LOST_ROWS], estimate[LOST_ROWS], all[LOST_ROWS], lse[LOST_ROWS];
   bench_buffer data = bench_buffer_make((LOST_KEYS * 2 + LOST_ROWS * 2) * DIM * sizeof(float));
   float *k = data.data, *q = k + LOST_KEYS * DIM;
-  bench_shape s = bench_shape_of("lost", 1, 1, DIM, LOST_ROWS, LOST_KEYS, LATTN_F32);
-  s.streaming_heads = 1;
+  const char *name = snap ? "lost_snap" : "lost";
+  bench_shape s = bench_shape_of(name, 1, 1, DIM, LOST_ROWS, LOST_KEYS, LATTN_F32);
+  s.streaming_heads = !snap;
   s.sinks = 4;
   s.window = 1024;
   lost_fill(q, k, common, units);
   bench_caches c = bench_caches_make(&s, 0);
+  if (snap)
+    c.heads[0] = (lattn_head){.policy = LATTN_HEAD_SNAP, .budget = 1028, .window = LOST_ROWS};
+  else c.heads[0].positions = LATTN_POSITIONS_ABSOLUTE;
   c.heads[0].flags = LATTN_HEAD_LOST;
-  c.heads[0].positions = LATTN_POSITIONS_ABSOLUTE;
   int right = bench_caches_pool(&c, lattn_pool_bytes(NULL, &c.config, 1),
                                 lattn_cache_scratch(&c.config, LOST_ROWS, 1));
   lattn_cache *cache = right ? bench_caches_new(&c) : NULL;
@@ -414,16 +435,12 @@ static void lost_row(const bench_options *options, double common, double units) 
   lattn_tensor keys = bench_view(k, LATTN_F32, LOST_KEYS, 1, DIM);
   lattn_tensor rows = bench_view(q, LATTN_F32, LOST_ROWS, 1, DIM);
   lattn_tensor out = bench_view(q + LOST_ROWS * DIM, LATTN_F32, LOST_ROWS, 1, DIM);
-  for (int64_t t = 0, n; right && t < LOST_KEYS; t += n) {
-    int64_t before = LOST_KEYS - LOST_ROWS - t;
-    n = before <= 0 ? LOST_ROWS : before < 512 ? before : 512;
-    lattn_tensor new = bench_rows(keys, t, n);
-    right = !bench_failed("lattn_cache_append", lattn_cache_append(cache, new, new, NULL));
-  }
-  right = right && !bench_failed("lattn_cache_attend",
-                                 lattn_cache_attend(cache, &call, rows, out, lse, &exec));
-  right = right && !bench_failed("lattn_attention",
-                                 lattn_attention(&options_of, rows, keys, keys, out, all, NULL));
+  lattn_tensor new = bench_rows(keys, LOST_KEYS - LOST_ROWS, LOST_ROWS);
+  right = right && lost_prompt(cache, keys, rows, out, snap, &exec) &&
+          !bench_failed("lattn_cache_extend",
+                        lattn_cache_extend(cache, &call, rows, new, new, out, lse, &exec)) &&
+          !bench_failed("lattn_attention",
+                        lattn_attention(&options_of, rows, keys, keys, out, all, NULL));
   double mean[3] = {0, 0, 0};
   for (int i = 0; right && i < LOST_ROWS; i++) {
     mean[0] += (double)bound[i] / LOST_ROWS;
@@ -433,22 +450,23 @@ static void lost_row(const bench_options *options, double common, double units) 
   if (!right) bench_report_failed(&s);
   else if (options->json)
     printf(
-        "{\"bench\":\"lost\",\"common\":%.2f,\"units\":%.2f,\"bound\":%.4f,"
+        "{\"bench\":\"%s\",\"common\":%.2f,\"units\":%.2f,\"bound\":%.4f,"
         "\"estimate\":%.4f,\"lost\":%.4f}\n",
-        common, units, mean[0], mean[1], mean[2]);
+        name, common, units, mean[0], mean[1], mean[2]);
   else
     printf("%-16s keys %.1f from 0, queries times %.1f: lost %.4f, estimated %.4f, at most %.4f\n",
-           s.bench, common, units, mean[2], mean[1], mean[0]);
+           name, common, units, mean[2], mean[1], mean[0]);
   bench_caches_free(&c);
   bench_buffer_free(&data);
 }
 
 static void lost(const bench_options *options) {
   if (!bench_wanted(options, "lost", 1)) return;
-  lost_row(options, 0, 0.1);
-  lost_row(options, 0, 1);
-  lost_row(options, 2, 0.1);
-  lost_row(options, 2, 1);
+  for (int snap = 0; snap < 2; snap++)
+    for (int common = 0; common <= 2; common += 2) {
+      lost_row(options, snap, common, 0.1);
+      lost_row(options, snap, common, 1);
+    }
 }
 
 /* Half of the KV heads pruned by a gate of 0, against none; all are appended to. */
