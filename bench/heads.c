@@ -388,7 +388,7 @@ static void lost_fill(float *q, float *k, double common, double units) {
   free(noise);
 }
 
-/* All keys but the newest LOST_ROWS; those before them, of a head chosen at a mark, with queries. */
+/* All keys but the newest LOST_ROWS; of a head chosen at a mark, those before them with queries. */
 static int lost_prompt(lattn_cache *cache, lattn_tensor keys, lattn_tensor rows, lattn_tensor out,
                        int snap, const lattn_exec *exec) {
   int64_t end = LOST_KEYS - LOST_ROWS * (snap ? 2 : 1);

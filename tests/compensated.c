@@ -247,40 +247,9 @@ static void check_again(run *r, const token_list *t, test_rng *rng) {
 
 /* ---- files ---- */
 
-typedef struct file {
-  unsigned char *bytes;
-  size_t n, room, at;
-} file;
-
-static int32_t file_write(void *user, const void *data, size_t bytes) {
-  file *f = (file *)user;
-  if (f->n + bytes > f->room) {
-    f->room = 2 * (f->n + bytes);
-    f->bytes = (unsigned char *)realloc(f->bytes, f->room);
-  }
-  memcpy(f->bytes + f->n, data, bytes);
-  f->n += bytes;
-  return 0;
-}
-
-static int32_t file_read(void *user, void *data, size_t bytes) {
-  file *f = (file *)user;
-  if (bytes > f->n - f->at) return 1;
-  memcpy(data, f->bytes + f->at, bytes);
-  f->at += bytes;
-  return 0;
-}
-
-static void file_save(file *f, const lattn_cache *cache) {
-  uint64_t bytes = 0;
-  f->n = f->at = 0;
-  CHECK_STATUS(lattn_cache_save(cache, file_write, f, &bytes), LATTN_OK);
-  CHECK_I64((int64_t)bytes, (int64_t)f->n);
-}
-
 static uint64_t saved(const lattn_cache *cache) {
-  static file f;
-  file_save(&f, cache);
+  static memory_file f;
+  memory_file_save(&f, cache);
   return hash_bytes(HASH_SEED, f.bytes, f.n);
 }
 
@@ -1227,7 +1196,7 @@ static void test_forks(void) {
 /* ---- save and load ---- */
 
 /* f with a bit turned, or cut short, is refused, and leaves the cache as it was. */
-static void check_damaged(lattn_cache *cache, file *f, test_rng *rng) {
+static void check_damaged(lattn_cache *cache, memory_file *f, test_rng *rng) {
   uint64_t before = saved(cache);
   for (int damage = 0; damage < (test_is_quick() ? 4 : 24); damage++) {
     size_t at = damage == 0 ? f->n - 1 : (size_t)rng_below(rng, (int64_t)f->n);
@@ -1235,7 +1204,7 @@ static void check_damaged(lattn_cache *cache, file *f, test_rng *rng) {
     unsigned char old = f->bytes[at];
     f->bytes[at] ^= (unsigned char)(1 << (damage % 8));
     f->at = 0;
-    lattn_status got = lattn_cache_load(cache, file_read, f);
+    lattn_status got = lattn_cache_load(cache, memory_file_read, f);
     CHECK(got == LATTN_E_FORMAT || got == LATTN_E_CONFIG || got == LATTN_E_IO ||
           got == LATTN_E_FULL);
     CHECK(saved(cache) == before);
@@ -1244,13 +1213,13 @@ static void check_damaged(lattn_cache *cache, file *f, test_rng *rng) {
   size_t whole = f->n;
   f->n = (size_t)rng_below(rng, (int64_t)whole);
   f->at = 0;
-  CHECK_STATUS(lattn_cache_load(cache, file_read, f), LATTN_E_IO);
+  CHECK_STATUS(lattn_cache_load(cache, memory_file_read, f), LATTN_E_IO);
   CHECK(saved(cache) == before);
   f->n = whole;
 }
 
 /* Caches of other configurations refuse what one saved. */
-static void check_other_configs(file *f, test_rng *rng) {
+static void check_other_configs(memory_file *f, test_rng *rng) {
   setup s, other;
   run r, to;
   token_list t;
@@ -1259,7 +1228,7 @@ static void check_other_configs(file *f, test_rng *rng) {
   stream_new(&t, &s, 300, KEYS_NORMAL, rng);
   run_open(&r, &s, 300, 1);
   run_to(&r, &t, 100, rng);
-  file_save(f, r.cache);
+  memory_file_save(f, r.cache);
   for (int kind = 0; kind < 6; kind++) {
     setup_copy(&other, &s);
     lattn_head *h = &other.heads[2];
@@ -1272,7 +1241,7 @@ static void check_other_configs(file *f, test_rng *rng) {
     run_open(&to, &other, 300, 2);
     run_to(&to, &t, 20, rng);
     f->at = 0;
-    CHECK_REFUSED(&to, lattn_cache_load(to.cache, file_read, f), LATTN_E_CONFIG);
+    CHECK_REFUSED(&to, lattn_cache_load(to.cache, memory_file_read, f), LATTN_E_CONFIG);
     run_close(&to);
   }
   run_close(&r);
@@ -1285,7 +1254,7 @@ static void test_saved(void) {
   token_list t;
   test_rng rng = rng_seed(25);
   static const int64_t stages[] = {0, 3, 25, 129, 200, -200, 201, 240, 420};
-  file f = {NULL, 0, 0, 0}, again = {NULL, 0, 0, 0};
+  memory_file f = {NULL, 0, 0, 0}, again = {NULL, 0, 0, 0};
   for (int types = 0; types < 2; types++) {
     int64_t mark = -1;
     mixed_setup(&s, 700, 60, LATTN_PROMPT_END);
@@ -1303,12 +1272,12 @@ static void test_saved(void) {
       run_open(&to, &other, 700, 2);
       run_to(&to, &t, 40, &rng); /* it has tokens of its own, and a mark */
       run_mark(&to, 1);
-      file_save(&f, r.cache);
+      memory_file_save(&f, r.cache);
       check_damaged(to.cache, &f, &rng);
       f.at = 0;
-      CHECK_STATUS(lattn_cache_load(to.cache, file_read, &f), LATTN_OK);
+      CHECK_STATUS(lattn_cache_load(to.cache, memory_file_read, &f), LATTN_OK);
       CHECK(f.at == f.n);
-      file_save(&again, to.cache);
+      memory_file_save(&again, to.cache);
       if (other.heads[1].slack >= 60) CHECK(again.n == f.n && !memcmp(again.bytes, f.bytes, f.n));
       to.n = r.n;
       to.marked = mark >= 0;

@@ -137,8 +137,7 @@ static void check_mark(rig *r, int64_t first, memory_file *file) {
   lattn_cache *other = NULL;
   CHECK_STATUS(lattn_cache_mark(r->cache, LATTN_PROMPT_END, NULL), LATTN_OK);
   CHECK_STATUS(lattn_cache_fork(&other, r->cache), LATTN_OK);
-  file->n = file->at = 0;
-  CHECK_STATUS(lattn_cache_save(r->cache, memory_file_write, file, NULL), LATTN_OK);
+  memory_file_save(file, r->cache);
   extend(r->cache, &r->s, &r->t, first, ROWS, &a);
   extend(r->full, &r->f, &r->t, first, ROWS, &all);
   check_rows(&r->s, &r->t, r->cache, r->full, first, &a, &all);

@@ -701,31 +701,9 @@ static void test_beyond_capacity(void) {
 
 /* ---- fork, checkpoint, rollback, truncate, save, load, drafts, batches ---- */
 
-typedef struct file {
-  unsigned char *bytes;
-  size_t n, at;
-} file;
-
-static int32_t file_write(void *user, const void *data, size_t bytes) {
-  file *f = (file *)user;
-  f->bytes = (unsigned char *)realloc(f->bytes, f->n + bytes);
-  memcpy(f->bytes + f->n, data, bytes);
-  f->n += bytes;
-  return 0;
-}
-static int32_t file_read(void *user, void *data, size_t bytes) {
-  file *f = (file *)user;
-  if (bytes > f->n - f->at) return 1;
-  memcpy(data, f->bytes + f->at, bytes);
-  f->at += bytes;
-  return 0;
-}
-
-static file saved(const lattn_cache *cache) {
-  file f = {NULL, 0, 0};
-  uint64_t bytes = 0;
-  CHECK_STATUS(lattn_cache_save(cache, file_write, &f, &bytes), LATTN_OK);
-  CHECK_I64((int64_t)bytes, (int64_t)f.n);
+static memory_file saved(const lattn_cache *cache) {
+  memory_file f = {0};
+  memory_file_save(&f, cache);
   return f;
 }
 
@@ -775,9 +753,9 @@ static void life_lead(life *l, uint64_t seed) {
 /* Its file, in another cache, which no damaged file changes. */
 static void life_in_a_file(life *l) {
   rig *r = &l->r;
-  file f = saved(r->cache), g;
+  memory_file f = saved(r->cache), g;
   lattn_cache *loaded = cache_new(r->pool, &r->s);
-  CHECK_STATUS(lattn_cache_load(loaded, file_read, &f), LATTN_OK);
+  CHECK_STATUS(lattn_cache_load(loaded, memory_file_read, &f), LATTN_OK);
   CHECK(fingerprint(r, loaded, 1) == l->marked);
   g = saved(loaded);
   CHECK(f.n == g.n && !memcmp(f.bytes, g.bytes, f.n));
@@ -785,7 +763,7 @@ static void life_in_a_file(life *l) {
     size_t at = (size_t)rng_below(&l->rng, (int64_t)f.n);
     f.bytes[at] ^= 16;
     f.at = 0;
-    CHECK(lattn_cache_load(loaded, file_read, &f) < 0);
+    CHECK(lattn_cache_load(loaded, memory_file_read, &f) < 0);
     CHECK(fingerprint(r, loaded, 1) == l->marked);
     f.bytes[at] ^= 16;
   }
@@ -826,7 +804,7 @@ static void test_other_configs(void) {
     test_rng rng = rng_seed(15);
     setup other;
     lattn_cache *cache;
-    file f;
+    memory_file f;
     check_case("a file of another config, kind %d", kind);
     memset(&r, 0, sizeof r);
     setup_init(&r.s, 1, 1, 16, 16, MOST);
@@ -844,7 +822,8 @@ static void test_other_configs(void) {
     if (kind == 4) memset(other.heads, 0, sizeof other.heads);
     if (kind == 5) other.config.capacity = 50;
     cache = cache_new(r.pool, &other);
-    CHECK_STATUS(lattn_cache_load(cache, file_read, &f), kind == 5 ? LATTN_E_FULL : LATTN_E_CONFIG);
+    CHECK_STATUS(lattn_cache_load(cache, memory_file_read, &f),
+                 kind == 5 ? LATTN_E_FULL : LATTN_E_CONFIG);
     free(f.bytes);
     CHECK_STATUS(lattn_cache_release(cache), LATTN_OK);
     rig_close(&r);
@@ -922,8 +901,8 @@ static void history_draft(rig *r, history *h, test_rng *rng) {
 }
 
 static void history_file(rig *r) {
-  file f = saved(r->cache);
-  CHECK_STATUS(lattn_cache_load(r->cache, file_read, &f), LATTN_OK);
+  memory_file f = saved(r->cache);
+  CHECK_STATUS(lattn_cache_load(r->cache, memory_file_read, &f), LATTN_OK);
   free(f.bytes);
 }
 
@@ -1148,7 +1127,7 @@ static void test_mixed(int kind) {
   for (int alone = -1; alone < 4; alone++) {
     test_rng rng = rng_seed(12);
     lattn_checkpoint *c = NULL;
-    file f;
+    memory_file f;
     rig r;
     memset(&r, 0, sizeof r);
     setup_init(&r.s, 4, 4, 16, 16, MOST);
@@ -1170,7 +1149,7 @@ static void test_mixed(int kind) {
     rig_extend(&r, r.cache, n + m, m, 5);
     CHECK_STATUS(lattn_cache_rollback(r.cache, c), LATTN_OK);
     f = saved(r.cache);
-    CHECK_STATUS(lattn_cache_load(r.cache, file_read, &f), LATTN_OK);
+    CHECK_STATUS(lattn_cache_load(r.cache, memory_file_read, &f), LATTN_OK);
     free(f.bytes);
     rig_extend(&r, r.cache, n + m, m, 3);
     if (alone < 0) memcpy(all, r.out, (size_t)((n + 2 * m) * 64) * 4);

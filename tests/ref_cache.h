@@ -208,6 +208,13 @@ static inline int32_t memory_file_read(void *user, void *data, size_t bytes) {
   return 0;
 }
 
+static inline void memory_file_save(memory_file *f, const lattn_cache *cache) {
+  uint64_t bytes = 0;
+  f->n = f->at = 0;
+  CHECK_STATUS(lattn_cache_save(cache, memory_file_write, f, &bytes), LATTN_OK);
+  CHECK_I64((int64_t)bytes, (int64_t)f->n);
+}
+
 /* ---- the list of tokens that a cache stands for ---- */
 
 typedef struct token_list {
