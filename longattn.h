@@ -10906,9 +10906,9 @@ LATTN_FN_ int32_t lattn_common_basis_(const lattn_cache *cache) {
 }
 
 LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, int appends,
-                                    const lattn_call *call, lattn_tensor q, lattn_tensor *k,
-                                    lattn_tensor *v, lattn_tensor out, float *lse,
-                                    const lattn_exec *exec) {
+                                    const lattn_call *call, const lattn_tensor *q,
+                                    lattn_tensor *k, lattn_tensor *v, const lattn_tensor *out,
+                                    float *lse, const lattn_exec *exec) {
   lattn_batch_ b;
   lattn_status s;
   LATTN_MEMSET_(&b, 0, sizeof b);
@@ -10917,12 +10917,12 @@ LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, 
   b.list = list;
   b.n = n;
   b.appends = appends;
-  if (q.n_tokens >= LATTN_MAX_POSITION_)
+  if (q->n_tokens >= LATTN_MAX_POSITION_)
     return lattn_fail_(b.ex.fault, LATTN_E_OVERFLOW, "q.n_tokens");
   if (n < 0 || n >= LATTN_MAX_POSITION_ / 4)
     return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "n");
   if (n > 0 && !list) return lattn_fail_(b.ex.fault, LATTN_E_NULL, "sequences");
-  if (n == 0 && q.n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
+  if (n == 0 && q->n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
   if (n == 0) {
     if (b.ex.tokens_done) *b.ex.tokens_done = 0;
     return LATTN_OK;
@@ -10931,14 +10931,14 @@ LATTN_FN_ lattn_status lattn_batch_call_(int64_t n, const lattn_sequence *list, 
   if (appends) {
     s = lattn_check_tokens_(list[0].cache, k, v, b.ex.fault);
     if (s) return s;
-    if (k->n_tokens != q.n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
+    if (k->n_tokens != q->n_tokens) return lattn_fail_(b.ex.fault, LATTN_E_SHAPE, "q.n_tokens");
     b.job.k = *k;
     b.job.v = *v;
     b.w.k = k;
     b.w.v = v;
     b.w.turning = lattn_cache_turning_(list[0].cache);
   }
-  s = lattn_batch_check_(&b, call, q, out, lse);
+  s = lattn_batch_check_(&b, call, *q, *out, lse);
   if (s) return s;
   if (b.job.partial) {
     b.job.partial->basis = lattn_common_basis_(list[0].cache);
@@ -10952,27 +10952,27 @@ LATTN_API lattn_status lattn_batch_extend(int64_t n, const lattn_sequence *seque
                                           const lattn_call *call, lattn_tensor q, lattn_tensor k,
                                           lattn_tensor v, lattn_tensor out, float *lse,
                                           const lattn_exec *exec) {
-  return lattn_batch_call_(n, sequences, 1, call, q, &k, &v, out, lse, exec);
+  return lattn_batch_call_(n, sequences, 1, call, &q, &k, &v, &out, lse, exec);
 }
 
 LATTN_API lattn_status lattn_batch_attend(int64_t n, const lattn_sequence *sequences,
                                           const lattn_call *call, lattn_tensor q, lattn_tensor out,
                                           float *lse, const lattn_exec *exec) {
-  return lattn_batch_call_(n, sequences, 0, call, q, 0, 0, out, lse, exec);
+  return lattn_batch_call_(n, sequences, 0, call, &q, 0, 0, &out, lse, exec);
 }
 
 LATTN_API lattn_status lattn_cache_extend(lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor k, lattn_tensor v,
                                           lattn_tensor out, float *lse, const lattn_exec *exec) {
   lattn_sequence one = {cache, q.n_tokens, 0};
-  return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
+  return lattn_batch_call_(1, &one, 1, call, &q, &k, &v, &out, lse, exec);
 }
 
 LATTN_API lattn_status lattn_cache_attend(const lattn_cache *cache, const lattn_call *call,
                                           lattn_tensor q, lattn_tensor out, float *lse,
                                           const lattn_exec *exec) {
   lattn_sequence one = {(lattn_cache *)(uintptr_t)cache, q.n_tokens, 0};
-  return lattn_batch_call_(1, &one, 0, call, q, 0, 0, out, lse, exec);
+  return lattn_batch_call_(1, &one, 0, call, &q, 0, 0, &out, lse, exec);
 }
 
 #define LATTN_COUNT8_(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
@@ -10988,7 +10988,7 @@ LATTN_API lattn_status lattn_cache_draft(lattn_cache *cache, const lattn_call *c
       LATTN_COUNT32_(-1), LATTN_COUNT32_(31), LATTN_COUNT32_(63), LATTN_COUNT32_(95)};
   lattn_sequence one = {cache, q.n_tokens, parents};
   if (!parents && cache) one.parents = chain + cache->n_drafts;
-  return lattn_batch_call_(1, &one, 1, call, q, &k, &v, out, lse, exec);
+  return lattn_batch_call_(1, &one, 1, call, &q, &k, &v, &out, lse, exec);
 }
 #undef LATTN_COUNT32_
 #undef LATTN_COUNT8_
