@@ -11813,7 +11813,7 @@ LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache,
   for (int32_t i = 0; i < cache->n_kv; i++) /* what sums do not know of cannot be let go */
     if (lattn_cache_rule_(cache, i)->sums &&
         lattn_ring_short_(lattn_cache_rule_(cache, i), lattn_checkpoint_heads_(c)[i].first_block,
-                          lattn_blocks_(c->n_tokens)))
+                          lattn_blocks_(c->n_tokens - lattn_checkpoint_heads_(c)[i].shift)))
       return LATTN_E_FULL;
   for (int32_t i = 0; i < cache->n_kv; i++)
     if ((!cache->open || lattn_chooses_(lattn_cache_rule_(cache, i))) &&
