@@ -5596,11 +5596,11 @@ LATTN_FN_ const char *lattn_head_of_(const lattn_tensor *t, int32_t head) {
 LATTN_FN_ void lattn_find_arrays_(const lattn_job_ *job, const lattn_item_ *it, int64_t base,
                                   lattn_block_ *b) {
   b->k = lattn_head_of_(&job->k, it->kv * job->n_keys);
-  b->k_part = job->k.stride_head * (int64_t)lattn_type_size_(job->k.type);
+  if (job->n_keys > 1) b->k_part = job->k.stride_head * (int64_t)lattn_type_size_(job->k.type);
   b->k_type = job->k.type;
   b->k_stride = job->k.stride_token;
   b->v = lattn_head_of_(&job->v, it->kv * job->n_values);
-  b->v_part = job->v.stride_head * (int64_t)lattn_type_size_(job->v.type);
+  if (job->n_values > 1) b->v_part = job->v.stride_head * (int64_t)lattn_type_size_(job->v.type);
   b->v_type = job->v.type;
   b->v_stride = job->v.stride_token;
   b->k_index = b->v_index = it->k0 + base - it->key_position;
