@@ -5835,7 +5835,8 @@ LATTN_FN_ float *lattn_side_values_(const lattn_job_ *job, const lattn_space_ *s
 /* Panel p of a block, into one side of the worker's memory. */
 LATTN_FN_ void lattn_prepare_panel_(const lattn_job_ *job, const lattn_space_ *sp,
                                     const lattn_block_ *b, int side, int p) {
-  float *keys = lattn_side_keys_(job, sp, side), *values = lattn_side_values_(job, sp, side);
+  float *keys = lattn_side_keys_(job, sp, side);
+  float *values = sp->values ? lattn_side_values_(job, sp, side) : 0;
   int from = b->lo > 16 * p ? b->lo : 16 * p, to = lattn_last_lane_(b);
   to = to < 16 * p + 16 ? to : 16 * p + 16;
   for (int i = 0; lattn_prepares_keys_(b) && i < job->n_keys; i++)
