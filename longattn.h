@@ -12419,9 +12419,8 @@ LATTN_FN_ uint64_t lattn_saved_bytes_(const lattn_cache *cache) {
   for (int32_t i = 0; i < cache->n_kv; i++) {
     lattn_rule_ rule = lattn_saved_rule_(cache, i);
     int64_t sink_end, first;
-    bytes += (uint64_t)(lattn_saved_range_(cache, &rule, &sink_end, &first) *
-                            lattn_token_bytes_(&rule.s) +
-                        rule.sums_bytes);
+    bytes += (uint64_t)lattn_saved_range_(cache, &rule, &sink_end, &first) *
+                 (uint64_t)lattn_token_bytes_(&rule.s) + (uint64_t)rule.sums_bytes;
     if (lattn_chooses_(&rule)) bytes += (uint64_t)lattn_saved_extra_(cache, &rule);
   }
   return bytes;
@@ -12674,9 +12673,8 @@ LATTN_FN_ lattn_status lattn_load_(lattn_stream_ *st, lattn_cache *own, int *tak
   for (int32_t i = 0; i < own->n_kv; i++) {
     int64_t sink_end, first;
     const lattn_rule_ *rule = lattn_cache_rule_(own, i);
-    bytes += (uint64_t)(lattn_saved_range_(own, rule, &sink_end, &first) *
-                            lattn_token_bytes_(&rule->s) +
-                        rule->sums_bytes);
+    bytes += (uint64_t)lattn_saved_range_(own, rule, &sink_end, &first) *
+                 (uint64_t)lattn_token_bytes_(&rule->s) + (uint64_t)rule->sums_bytes;
     if (lattn_chooses_(rule)) bytes += (uint64_t)lattn_saved_extra_(own, rule);
   }
   if (bytes != h.bytes) return LATTN_E_FORMAT;
