@@ -6683,7 +6683,7 @@ LATTN_FN_ int lattn_root_(lattn_space_ *sp, int64_t rows) {
   int slot;
   if (sp->n_stack == 0) {
     lattn_slot_ s = lattn_space_slot_(sp, 0);
-    for (int64_t r = 0; r < rows; r++) s.m[r] = -LATTN_INFINITY_;
+    for (int64_t r = 0; r < rows; r++) s.m[r] = -LATTN_INFINITY_, s.l[r] = 0;
     return 0;
   }
   while (sp->n_stack > 1) lattn_fold_top_(sp, rows);
