@@ -17766,15 +17766,18 @@ LATTN_FN_ lattn_status lattn_check_parts_of_(const lattn_profile *p, const lattn
   return LATTN_OK;
 }
 
-/* A stateless call that is looked at, not run: checks all but its outputs. */
-LATTN_FN_ lattn_status lattn_check_watched_(lattn_job_ *job, const lattn_attn *options,
-                                            int64_t *segments, lattn_fault *f) {
+/* A stateless call that is looked at, not run: checks all but its outputs. Not gated: without the
+   gate; not valued: without the extra key's value. */
+LATTN_FN_ lattn_status lattn_check_watched_(lattn_job_ *job, const lattn_attn *options, int gated,
+                                            int valued, int64_t *segments, lattn_fault *f) {
   lattn_status s = lattn_check_options_(job, options, f);
   int64_t n_keys = job->k.n_tokens;
   if (!s && job->o.n_sequences > 1) s = lattn_fail_(f, LATTN_E_CONFIG, "options.n_sequences");
   if (!s) s = lattn_check_shapes_(job, 1, f);
   if (!s) s = lattn_check_sequences_(job, f);
   if (!s) s = lattn_check_numbers_(job, f);
+  if (!gated) job->o.gate = 0;
+  if (!valued) job->o.extra_value = 0;
   if (!s) s = lattn_check_extras_(job, n_keys, 1, f);
   if (!s) s = lattn_check_positions_(job, segments, f);
   if (s) return s;
@@ -17813,6 +17816,7 @@ LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn
   lattn_exec ex;
   lattn_tensor residual;
   int64_t segments = 0;
+  int valued;
   int32_t which = 0;
   lattn_status s = lattn_exec_in_(&ex, exec);
   if (s) return s;
@@ -17823,8 +17827,9 @@ LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn
   lattn_job_init_(&job);
   job.q = q;
   job.k = k;
-  job.v = (o.scores ? o.scores : profile->c.scores) & LATTN_PARTS_ ? v : k;
-  s = lattn_check_watched_(&job, options, &segments, ex.fault);
+  valued = ((o.scores ? o.scores : profile->c.scores) & LATTN_PARTS_) != 0;
+  job.v = valued ? v : k;
+  s = lattn_check_watched_(&job, options, 0, valued, &segments, ex.fault);
   if (s) return s;
   if (q.n_heads != profile->c.n_heads) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "q.n_heads");
   if (k.n_heads != profile->c.n_kv_heads) return lattn_fail_(ex.fault, LATTN_E_SHAPE, "k.n_heads");
@@ -17833,7 +17838,6 @@ LATTN_API lattn_status lattn_profile_observe(lattn_profile *profile, const lattn
   if (!s && which & LATTN_PARTS_)
     s = lattn_check_parts_of_(profile, &job, &o, &residual, ex.fault);
   if (s) return s;
-  job.o.gate = 0;
   if (!(which & LATTN_PARTS_)) job.dv = 1, job.columns = 16;
   s = lattn_check_scratch_(&job, &ex, lattn_depth_(segments));
   if (s) return s;
@@ -18515,7 +18519,7 @@ LATTN_NOINLINE_ lattn_status lattn_check_calibrated_(lattn_job_ *job, lattn_cali
   lattn_status s = lattn_import_(own, sizeof *own, sizeof *own, calibration);
   if (!calibration) return lattn_fail_(f, LATTN_E_NULL, "calibration");
   if (s) return lattn_fail_(f, s, "calibration.size");
-  s = lattn_check_watched_(job, options, segments, f);
+  s = lattn_check_watched_(job, options, 1, 1, segments, f);
   if (s) return s;
   if (options && options->partial) return lattn_fail_(f, LATTN_E_CONFIG, "options.partial");
   if (job->o.weighting == LATTN_SIGMOID) return lattn_fail_(f, LATTN_E_CONFIG, "weighting");

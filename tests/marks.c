@@ -699,6 +699,30 @@ static void test_beyond_capacity(void) {
   rig_close(&alone);
 }
 
+/* Heads that tell what they lost go back to a checkpoint although the cache has seen far more
+   tokens than it has room for. */
+static void test_back_beyond_capacity(void) {
+  rig r;
+  lattn_checkpoint *kept = NULL;
+  test_rng rng = rng_seed(9);
+  check_case("rollback beyond the capacity");
+  memset(&r, 0, sizeof r);
+  setup_init(&r.s, 1, 1, 16, 16, 60);
+  head_heavy(&r.s, 0, 32, 8);
+  r.s.heads[0].flags = LATTN_HEAD_LOST;
+  r.s.config.max_holes = 1; /* the head's table has room for three pages */
+  rig_open(&r, 2, 1, &rng);
+  for (int64_t at = 0; at < 690; at += 10) {
+    rig_extend(&r, r.cache, at, 10, 10);
+    CHECK_STATUS(lattn_cache_mark(r.cache, LATTN_PROMPT_END, NULL), LATTN_OK);
+  }
+  if (CHECK_STATUS(lattn_cache_checkpoint(&kept, r.cache), LATTN_OK)) {
+    CHECK_STATUS(lattn_cache_rollback(r.cache, kept), LATTN_OK);
+    CHECK_STATUS(lattn_checkpoint_release(kept), LATTN_OK);
+  }
+  rig_close(&r);
+}
+
 /* ---- fork, checkpoint, rollback, truncate, save, load, drafts, batches ---- */
 
 static memory_file saved(const lattn_cache *cache) {
@@ -1372,6 +1396,7 @@ int main(void) {
   test_lost();
   test_groups();
   test_beyond_capacity();
+  test_back_beyond_capacity();
   test_other_configs();
   test_configs();
   test_statuses();

@@ -1215,6 +1215,26 @@ static void test_extras(void) {
   call_close(&c);
 }
 
+/* A gate, and the value of an extra key, have as many dims as values: keys may have others. */
+static void test_watched_dims(void) {
+  call c;
+  void *held;
+  check_case("observed: a gate and an extra value of other dims than keys");
+  call_open(&c, 2, 2, 8, 6, 30, 125);
+  lattn_tensor gate = tensor_of(c.q, 0, 30, 2, 6);
+  lattn_tensor key = tensor_of(c.k, 0, 1, 1, 8), extra = tensor_of(c.v, 0, 1, 1, 6);
+  c.a.gate = &gate, c.a.extra_key = &key, c.a.extra_value = &extra;
+  CHECK_STATUS(lattn_attention(&c.a, q_of(&c), k_of(&c), v_of(&c), out_of(&c), c.lse, &c.exec),
+               LATTN_OK);
+  lattn_profile_config config = config_of(&c, LATTN_PROFILE_ECHO);
+  lattn_profile *p = profile_open(&config, &held);
+  lattn_observed o = observed_of(&c);
+  o.period = 10;
+  observe_rows(p, &o, &c, 0, 30);
+  free(held);
+  call_close(&c);
+}
+
 /* ---- published tables, if there are: in LONGATTN_HEADS, or ../shared/heads ---- */
 
 enum { PUBLISHED = 1600 };
@@ -1337,6 +1357,7 @@ int main(void) {
   test_calibrated_rows_that_stay();
   test_calibrated_merge();
   test_extras();
+  test_watched_dims();
   test_published_gates();
   test_published_scores();
   return test_summary();
