@@ -420,14 +420,15 @@ enum lattn_weighting {
 
 /* Selective values (DiffQKV: Lin et al., Sigma): of the keys that a row sees, only those with the
    top_values largest scores, the newer of equals first, give it their values; no other value is
-   read. All scores are. With top_values not below the number of keys that it sees, a row has the
-   bits of a plain call. Exact whatever `inexact` says. The chosen keys are found among all that the
-   call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen key, which
-   lattn_attention_scratch counts and which have room in that of caches up to 100 * value_dim;
-   beyond, add 8 * top_values bytes a thread. Without scratch, top_values is at most 256. Threads
-   share KV heads and blocks of rows, never the keys of a row. Learned sinks, an extra key and that
-   of a compensated head are not chosen among: they join the row whatever they score, and dropped is
-   the share of the weights without them. lost_bound and lost_estimate go by all keys, with
+   read. All scores are computed. With top_values not below the number of keys that it sees, a row
+   has the bits of a plain call. Exact whatever `inexact` says. The chosen keys are found among all
+   that the call sees: parts of one row choose each for itself. Scratch: 8 bytes a row and chosen
+   key. lattn_attention_scratch counts them; lattn_cache_scratch and lattn_batch_scratch have room
+   for top_values up to 100 * value_dim: beyond, add 8 * top_values bytes a thread. Without scratch,
+   top_values below the number of keys is at most 256 (LATTN_E_SCRATCH). Threads share KV heads and
+   blocks of rows, never the keys of a row. Learned sinks, an extra key and that of a compensated
+   head are not chosen among: they join the row whatever they score, and dropped is the share of the
+   weights without them. lost_bound and lost_estimate go by all keys, with
    LATTN_TOP_NORMALISE by the chosen ones. Heads that are chosen at marks go by all keys. */
 enum lattn_top_mode {
   LATTN_TOP_KEEP = 0,       /* weights as they are: out is off by at most dropped * the largest
@@ -511,8 +512,8 @@ typedef struct lattn_attn {
   /* NULL, or [1][heads][dk]: one key more, that every row sees whatever its mask: a learned sink
      token (Xiao et al., StreamingLLM), a K bias, or with extra_value a KV bias (Gu et al., When
      Attention Sink Emerges). heads divides H: query head h uses h * heads / H. It is not rotated,
-     and has no distance: softcap joins its score, ALiBi, biases and the score function do not. It
-     is merged into a row after all segments, before the learned sink, and is part of lse and of a
+     and has no distance: softcap applies to its score; ALiBi, biases and callback do not. It is
+     merged into a row after all segments, before the learned sink, and is part of lse and of a
      partial: of parts that will be merged, give it to one. Not with LATTN_SIGMOID, nor in
      lattn_attention_calibrated (LATTN_E_CONFIG). */
   const lattn_tensor *extra_key;
@@ -570,11 +571,12 @@ typedef struct lattn_weights {
                             their order, is added */
 } lattn_weights;
 
-/* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial, lse_low
-   and top_values are not used, nor is extra_key, which lse knows). Keys count from the first of k.
-   Scratch as for lattn_attention with these q and k; threads share the KV heads. Thread-safe.
-   Errors: as lattn_attention; SHAPE also for a row or head that is not there; CONFIG for
-   n_sequences > 1, and top_keys without top_weights. exec: progress is not used. */
+/* Weights of a stateless call: options, q and k as lattn_attention got them (gate, partial,
+   lse_low, inexact, top_values and dropped are not used, nor is extra_key, which lse knows of).
+   Keys count from the first of k. Scratch as for lattn_attention with these q and k; threads share
+   the KV heads. Thread-safe. Errors: as lattn_attention; SHAPE also for a row or head that is not
+   there; CONFIG for n_sequences > 1, and top_keys without top_weights. exec: progress is not
+   used. */
 LATTN_API lattn_status lattn_attention_weights(const lattn_attn *options, lattn_tensor q,
                                                lattn_tensor k, const lattn_weights *weights,
                                                const lattn_exec *exec);
@@ -754,7 +756,8 @@ typedef struct lattn_cache_config {
   uint32_t size;            /* sizeof(lattn_cache_config) */
   uint32_t head_size;       /* sizeof(lattn_head) if heads is given (an older one's will do) */
   int32_t n_kv_heads;       /* >= 1; see also n_value_heads */
-  int32_t n_heads;          /* query heads, a multiple of n_kv_heads; 0 = n_kv_heads */
+  int32_t n_heads;          /* query heads, a multiple of n_kv_heads (and of n_value_heads); 0 =
+                               n_kv_heads */
   int32_t key_dim;          /* >= 1 */
   int32_t value_dim;        /* 0 = key_dim */
   int32_t key_type;         /* enum lattn_type of storage; 0 = LATTN_F32. LATTN_I8 and LATTN_I4: */
@@ -770,7 +773,8 @@ typedef struct lattn_cache_config {
   int64_t max_append;       /* most tokens of one append, and of an extend's inner step; 0 = 512 */
   float scale;              /* as in lattn_attn */
   float softcap;
-  const lattn_head *heads;  /* NULL = all full, or [n_kv_heads] (bundles: one each); copied */
+  const lattn_head *heads;  /* NULL = all full, or [n_kv_heads] (with n_value_heads: [bundles]);
+                               copied */
   const lattn_rotary *rotary;  /* NULL = none: keys and queries are taken as they are; else the
                                   cache rotates both at their positions, in float32, before
                                   storage; copied */
@@ -870,8 +874,9 @@ LATTN_API lattn_status lattn_pool_stats_get(const lattn_pool *pool, lattn_pool_s
 /* Makes an empty cache in pool. Errors: NULL, SIZE, FIELD, SHAPE, TYPE, OVERFLOW, VALUE, CONFIG
    (in-cache positions without rotary or ALiBi; no capacity with a full head; integer types with
    dims below 16 or above 1024; more than 8 page sizes in a pool; LATTN_SIGMOID with learned sinks;
-   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY; a head that is compensated or tells
-   what it lost with a window of max_drafts or less; heads that bundles cannot be), FULL. */
+   sigmoid_bias without it; max_drafts with LATTN_HEAD_HEAVY; a window of max_drafts or less of a
+   compensated head, or a streaming one that tells what it lost; heads that bundles cannot be),
+   FULL. */
 LATTN_API lattn_status lattn_cache_init(lattn_cache **cache, lattn_pool *pool,
                                         const lattn_cache_config *config);
 
@@ -909,15 +914,16 @@ typedef struct lattn_call {
      biases or a callback change scores. Bound: count * exp(u) against the sum of what is kept
      (without learned sinks and extra key, which could only lessen it), u the least of |q| times
      the longest key and of the box that holds all keys. Estimate: count * exp(score of the mean
-     key), as a compensated head weighs it. Not of LATTN_SIGMOID. Not in lattn_cache_weights. */
+     key), as a compensated head weighs it; of heads chosen at marks, ALiBi as if they had dropped
+     all up to the newest that the last mark could. Not of LATTN_SIGMOID (LATTN_E_CONFIG). */
   float *lost_bound;
   float *lost_estimate;
-  int32_t top_values;             /* as in lattn_attn */
+  int32_t top_values;             /* as in lattn_attn: these three */
   int32_t top_mode;
   float *dropped;
   const lattn_tensor *extra_key;  /* as in lattn_attn; if the cache rotates, a query meets it
                                      rotated at its position, also where heads have in-cache ones */
-  const lattn_tensor *extra_value;
+  const lattn_tensor *extra_value; /* as in lattn_attn */
 } lattn_call;
 
 /* Bytes of scratch for calls of up to n_tokens rows on a cache of this config, with exactly that
@@ -991,9 +997,9 @@ LATTN_API lattn_status lattn_cache_checkpoint(lattn_checkpoint **checkpoint,
 /* Makes the cache what it was at the checkpoint, bit for bit, as if it had never seen what came
    after. The checkpoint stays. The cache may be another of the same pool and config (a fork; its
    capacity, slack and max_... may differ). Never takes a page. Errors: NULL; CONFIG (another pool
-   or config); FULL (more tokens than its capacity, more holes than its max_holes; less slack or
-   max_append than such a head's pages at the checkpoint take that is compensated or tells what it
-   lost); STATE. */
+   or config); FULL (more tokens than its capacity, more holes than its max_holes; of a head that is
+   compensated or tells what it lost, less slack or max_append than its pages at the checkpoint
+   take); STATE. */
 LATTN_API lattn_status lattn_cache_rollback(lattn_cache *cache, const lattn_checkpoint *checkpoint);
 
 /* The checkpoint is then gone. Errors: NULL. */
@@ -1115,8 +1121,9 @@ LATTN_API size_t lattn_batch_scratch(const lattn_cache_config *config, int64_t n
 
 /* What the newest n rows attended to: as lattn_attention_weights, with the rows, call and lse of a
    lattn_cache_extend or _attend whose last row is the newest token. n_keys = n_tokens of the cache;
-   keys are positions. Scratch: lattn_cache_scratch. Errors: as lattn_cache_attend and
-   lattn_attention_weights. */
+   keys are positions. Of the call, key_bias, pair_bias and score are used; the rest must be right,
+   and is not used: lse knows of extra_key, dropped and lost_... are not written. Scratch:
+   lattn_cache_scratch. Errors: as lattn_cache_attend and lattn_attention_weights. */
 LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn_call *call,
                                            lattn_tensor q, const lattn_weights *weights,
                                            const lattn_exec *exec);
@@ -1579,7 +1586,7 @@ LATTN_API lattn_status lattn_profile_init(lattn_profile **profile, void *memory,
 LATTN_API lattn_status lattn_profile_clear(lattn_profile *profile);
 
 /* Observes one call of lattn_attention: options, q, k and v as it got them (the output gate,
-   partial, lse_low and top_values are not used), with the lse that it gave. v is looked at for
+   partial, lse_low, inexact and top_values are not used), with its lse. v is looked at for
    GATES and LOST only, which are always observed together; they want as many value heads as key
    heads. Cost, beside that of the attention: SINKS the scores of `columns` keys a row; GATES and
    LOST attention of the chosen rows; ECHO a few keys a row; RETRIEVAL the scores of the answer's
@@ -1747,8 +1754,8 @@ typedef struct lattn_calibration {
 /* lattn_attention with that. lse is required, and gets that of plain attention. out must not be q's
    array. Cost: attention, its scores once more (not if given), and attention again for the heads
    that have sinks; no n x n. Scratch: lattn_calibrated_scratch. Errors: as lattn_attention; SHAPE
-   (stride); VALUE (threshold, beta); CONFIG for n_sequences > 1, partial, LATTN_SIGMOID and learned
-   sinks. lse_low, inexact, top_values and exec.progress are not used. */
+   (stride); VALUE (threshold, beta); CONFIG for n_sequences > 1, partial, LATTN_SIGMOID, learned
+   sinks and an extra key. lse_low, inexact, top_values, dropped and exec.progress are not used. */
 LATTN_API lattn_status lattn_attention_calibrated(const lattn_calibration *calibration,
                                                   const lattn_attn *options, lattn_tensor q,
                                                   lattn_tensor k, lattn_tensor v, lattn_tensor out,
@@ -6231,7 +6238,7 @@ LATTN_INLINE_ void lattn_tile_values_(const lattn_job_ *job, const lattn_item_ *
 
 /* Scores, which are in sp->s, become weights, and are folded into the rows' partials. */
 LATTN_INLINE_ void lattn_fold_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_space_ *sp,
-                                lattn_block_ *b, lattn_against_ *t, lattn_slot_ to) {
+                                    lattn_block_ *b, lattn_against_ *t, lattn_slot_ to) {
   lattn_v16_ sums[LATTN_TILE_ROWS_];
   const int sigmoid = job->o.weighting == LATTN_SIGMOID;
   const void *v;
@@ -6319,7 +6326,7 @@ LATTN_FN_ void lattn_pick_key_(lattn_picks_ *c, int64_t top, float score, int64_
 /* The scores of a row of a tile; visible NULL: it sees all. NaN is never chosen: it shows in the
    sum. */
 LATTN_NOINLINE_ void lattn_pick_row_(lattn_picks_ *c, int64_t top, int64_t base,
-                                 const uint32_t *visible, const float *s, float largest) {
+                                     const uint32_t *visible, const float *s, float largest) {
   const lattn_pick_ *heap = (const lattn_pick_ *)(const void *)(c + 1);
   lattn_v16_ zero = lattn_v_set_(0), infinite = lattn_v_set_(LATTN_INFINITY_);
   if (c->n == top && largest < heap[0].score) return;
@@ -6440,7 +6447,7 @@ LATTN_FN_ void lattn_tile_(const lattn_job_ *job, const lattn_item_ *it, lattn_s
   for (int a = 0; sp->picking && a < m; a++)
     if (!t.masked || !t.empty[a])
       lattn_pick_row_(lattn_picks_of_(sp, r + a), job->top, base,
-                        t.masked ? t.visible + 8 * a : 0, sp->s + a * LATTN_BLOCK_, t.top[a]);
+                      t.masked ? t.visible + 8 * a : 0, sp->s + a * LATTN_BLOCK_, t.top[a]);
   lattn_fold_tile_(job, it, sp, b, &t, to);
 }
 
@@ -6704,9 +6711,9 @@ LATTN_FN_ lattn_slot_ lattn_begin_slot_(const lattn_job_ *job, const lattn_item_
   return to;
 }
 
-/* Rows of a tile, if there are few: all tiles as large, and below the most, which do not ask for
-   what comes next. In caches of 16 bits 4 + 4 decode 8 rows in 0.8 of the time of 6 + 2, 3 + 3 six
-   in 0.85 of it; tiles of integers ask anyway, and float32 is slower to read. */
+/* Rows of a tile, if the item has few: tiles of one size, smaller than the largest, whose kernels
+   do not prefetch. In caches of 16 bits, 4 + 4 rows decode in 0.8 of the time of 6 + 2, and 3 + 3
+   in 0.85 of that of 6; kernels of LATTN_I8 always prefetch, and float32 is slower to read. */
 LATTN_FN_ int64_t lattn_few_rows_(const lattn_job_ *job, const lattn_item_ *it,
                                   const lattn_block_ *b) {
   int is_half = b->k_type == LATTN_F16 || b->k_type == LATTN_BF16;
@@ -6827,7 +6834,7 @@ LATTN_FN_ int lattn_finish_row_(float m, float l, float *acc, float z, int64_t d
 /* What a row dropped. Its sum becomes that of all keys, unless it is to be normalised; a NaN among
    the scores, which nobody chose, reaches it. */
 LATTN_NOINLINE_ void lattn_finish_picks_(const lattn_job_ *job, const lattn_space_ *sp, int64_t r,
-                                     lattn_slot_ s, float *dropped) {
+                                         lattn_slot_ s, float *dropped) {
   float m = s.m[r], l = s.l[r], less;
   if (job->top) {
     m = lattn_picks_of_(sp, r)->m;
@@ -6850,8 +6857,8 @@ LATTN_NOINLINE_ void lattn_finish_picks_(const lattn_job_ *job, const lattn_spac
    page, from which any row that can still be asked for is reached, and up to what the next row has
    lost, so that a row of decode finds its own. */
 
-/* Tokens [sinks, this) are those that a row at that position no longer sees; of heads chosen at
-   marks, whose rows all lie behind the last one, some of these. */
+/* Tokens [sinks, this) are those that a row at that position no longer sees. Of heads chosen at
+   marks (rows all come after the last mark) some of these: all but what that mark had to keep. */
 LATTN_FN_ int64_t lattn_dropped_end_(const lattn_rule_ *rule, int64_t position) {
   if (rule->kept) return rule->kept + rule->shift - rule->c.recent;
   if (rule->window == 0) return rule->sinks;
@@ -12078,9 +12085,10 @@ LATTN_API lattn_status lattn_cache_stats_get(const lattn_cache *cache, lattn_cac
          checksum of all before
      The fingerprint is 0xcbf29ce484222325 at first; each 64-bit word enters by hash = (hash ^
      word) * 0x100000001b3, hash ^= hash >> 29: those of lattn_fingerprint_, in that order.
-     Then, for each KV head: if it keeps sums (lattn_sums_), of its tokens between sinks and `to`,
-     u64 to, f64 longest, k [key_dim], and, as far as it has them, v [value_dim], squares [key_dim],
-     f32 least [key_dim], most [key_dim]; of its tokens in order, keys [count][key_dim] as stored
+     Then, for each KV head: if it keeps sums (lattn_sums_), of its tokens between sinks and `to`
+     (of a head chosen at marks: of the `to` tokens that it dropped), u64 to, f64 longest, k
+     [key_dim], and, as far as it has them, v [value_dim], squares [key_dim], f32 least [key_dim],
+     most [key_dim]; of its tokens in order, keys [count][key_dim] as stored
      (rotated, if the cache rotates), then values [count][value_dim] (of a bundle, keys of each of
      its key heads, then values of each of its value heads); of a head chosen at marks then u32
      positions [kept], rising; of LATTN_HEAD_SNAP the f32 queries of the newest tokens, [as many as
@@ -17515,8 +17523,8 @@ LATTN_NOINLINE_ void lattn_split_items_(void *context, int32_t index, char *memo
     it.rows = lattn_min_(job->rows, rows - it.row);
     s = lattn_space_slot_(&sp, lattn_run_part_(job, &it, &sp, split->parts));
     for (int64_t r = 0; r < it.rows; r++) {
-      if (job->o.extra_key) lattn_merge_extra_(job, sp.rows + r, r, &s, 0);
       int64_t at = (it.row + r) / job->group * job->n_kv * job->group + sp.rows[r].head;
+      if (job->o.extra_key) lattn_merge_extra_(job, sp.rows + r, r, &s, 0);
       split->ends[2 * at] = s.m[r];
       split->ends[2 * at + 1] = s.l[r];
       if (lattn_is_empty_(s.m[r])) continue;
