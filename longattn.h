@@ -11059,6 +11059,7 @@ LATTN_API lattn_status lattn_cache_weights(const lattn_cache *cache, const lattn
   if (!s) s = lattn_check_weights_(&b.job, weights, &own, keys, b.ex.fault);
   if (s) return s;
   b.job.top = 0;
+  b.job.o.extra_key = 0; /* lse knows it */
   lattn_batch_seq_(&b, 0, 0, &b.one);
   b.job.seqs = &b.one;
   return lattn_weigh_(&b.job, &b.ex, 1);
