@@ -13,7 +13,7 @@
 
 #include "cases.h"
 
-enum { N_ANY = 2500, N_LONG = 30, N_INEXACT = 1500, REPEAT_EVERY = 20, ROW_WORK = 1 << 18 };
+enum { N_ANY = 3000, N_LONG = 36, N_INEXACT = 1500, REPEAT_EVERY = 20, ROW_WORK = 1 << 18 };
 
 typedef struct attend_stats {
   long cases, rows;
