@@ -250,6 +250,14 @@ static void test_removed(void) {
   }
 }
 
+/* Scratch for n sequences of ROWS rows in all, on two threads. */
+static void rig_batch(rig *r, int64_t n) {
+  size_t bytes = lattn_batch_scratch(&r->s.config, n, ROWS, 2);
+  free(r->scratch);
+  r->ex.scratch = r->scratch = ref_memory((int64_t)bytes, 1);
+  r->ex.scratch_bytes = bytes;
+}
+
 /* Sequences of one call that share their beginning, against each alone. */
 static void test_batch(void) {
   enum { N = 3, EACH = ROWS / N };
@@ -278,10 +286,7 @@ static void test_batch(void) {
       list[i].cache = forks[i];
       list[i].n_tokens = EACH;
     }
-    size_t bytes = lattn_batch_scratch(&r.s.config, N, ROWS, 2);
-    free(r.scratch);
-    r.ex.scratch = r.scratch = ref_memory((int64_t)bytes, 1);
-    r.ex.scratch_bytes = bytes;
+    rig_batch(&r, N);
     CHECK_STATUS(lattn_batch_extend(N, list, &call, tokens_q(&r.t, &r.s, n, ROWS),
                                     tokens_k(&r.t, &r.s, n, ROWS), tokens_v(&r.t, &r.s, n, ROWS),
                                     tensor_of(together.out, LATTN_F32, ROWS, HEADS, VALUE_DIM),
@@ -326,10 +331,7 @@ static void test_pruned(void) {
       list[i].cache = forks[i];
       list[i].n_tokens = EACH;
     }
-    size_t bytes = lattn_batch_scratch(&r.s.config, N, ROWS, 2);
-    free(r.scratch);
-    r.ex.scratch = r.scratch = ref_memory((int64_t)bytes, 1);
-    r.ex.scratch_bytes = bytes;
+    rig_batch(&r, N);
     out.data = plain.out;
     CHECK_STATUS(lattn_batch_extend(N, list, &call, q, tokens_k(&r.t, &r.s, n, ROWS),
                                     tokens_v(&r.t, &r.s, n, ROWS), out, NULL, &r.ex),

@@ -149,12 +149,8 @@ static void test_compensated(void) {
     for (int g = 0; g < KV_HEADS; g++)
       setup_stream(&r.s, g, rng_below(&rng, 20), rng_range(&rng, 1, 150), ROWS,
                    LATTN_POSITIONS_ABSOLUTE);
-    plain = r;
-    plain.s.config.heads = plain.s.heads;
-    plain.s.config.fault = &plain.s.fault;
-    if (r.s.config.rotary) plain.s.config.rotary = &plain.s.rotary;
-    if (r.s.config.rotary) plain.s.rotary.turns = plain.s.turns;
-    if (r.s.config.sink_logits) plain.s.config.sink_logits = plain.s.sinks;
+    memset(&plain, 0, sizeof plain);
+    setup_copy(&plain.s, &r.s);
     for (int g = 0; g < KV_HEADS; g++) setup_compensate(&r.s, g, LATTN_HEAD_LOST);
     other = rng;
     check_case("compensated seed %d, %d tokens, %d threads", (int)c, (int)n, (int)threads);
@@ -235,12 +231,8 @@ static void test_chosen(void) {
       r.s.heads[g].budget = rng_range(&rng, 40, 140);
       r.s.heads[g].window = rng_range(&rng, 1, 30);
     }
-    plain = r;
-    plain.s.config.heads = plain.s.heads;
-    plain.s.config.fault = &plain.s.fault;
-    if (r.s.config.rotary) plain.s.config.rotary = &plain.s.rotary;
-    if (r.s.config.rotary) plain.s.rotary.turns = plain.s.turns;
-    if (r.s.config.sink_logits) plain.s.config.sink_logits = plain.s.sinks;
+    memset(&plain, 0, sizeof plain);
+    setup_copy(&plain.s, &r.s);
     other = rng;
     check_case("chosen seed %d, %d tokens, %d threads", (int)c, (int)n, (int)threads);
     rig_open(&r, threads, &rng);
